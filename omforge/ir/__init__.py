@@ -1,0 +1,1 @@
+"""The intermediate representation: onnx-ir's classes, and what onnx-ir lacks."""

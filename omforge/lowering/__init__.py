@@ -1,0 +1,1 @@
+"""Lowering: targets, legality, the ATC dialect, the atc command and the bundle."""

@@ -1,0 +1,1 @@
+"""Running a bundle: sessions, the KV cache, generation and comparison."""

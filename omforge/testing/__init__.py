@@ -1,0 +1,1 @@
+"""For pass authors: assertions on ONNX text, and graph strategies."""
