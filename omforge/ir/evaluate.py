@@ -1,0 +1,168 @@
+"""Run a cut-out part of a graph on ONNX Runtime, to recognise it by what it computes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_ir as ir
+
+from omforge.ir import dims as d
+from omforge.ir.errors import OmforgeError
+from omforge.ir.infer import constant_tensor, dims, known
+
+Array = npt.NDArray[Any]
+
+MAX_CONSTANT_BYTES = 1 << 26
+"""A cut-out that needs a larger constant is a computation on weights, and not to be run for recognition."""
+
+
+class EvaluationError(OmforgeError):
+    """The part cannot be run alone: it depends on something that was not given."""
+
+
+class Cutout:
+    """The nodes between `inputs` and `outputs`, ready to run.
+
+    Values whose symbolic value is known (shapes, mostly) are leaves: they are computed from the numbers that `run`
+    binds to symbols, so that `Shape(embedding)` does not drag the embedding in.
+
+    Args:
+        outputs: What to compute.
+        inputs: Where to cut; `run` feeds these.
+        opset: The version of the default domain that the nodes are written in.
+
+    Raises:
+        EvaluationError: The part depends on a graph input that is not among `inputs`, on a large weight, or on a
+            node that holds a subgraph.
+    """
+
+    def __init__(self, outputs: Sequence[ir.Value], inputs: Iterable[ir.Value], opset: int) -> None:
+        self.outputs = list(outputs)
+        self.inputs = {_name(value): value for value in inputs}
+        self._leaves: dict[str, ir.Value] = {}
+        constants: dict[str, ir.TensorProtocol] = {}
+        nodes: list[ir.Node] = []
+        self._collect(nodes, constants)
+        self.nodes = nodes
+        proto = onnx.ModelProto(ir_version=10)
+        proto.opset_import.add(domain="", version=opset)
+        proto.graph.name = "cutout"
+        proto.graph.node.extend(ir.to_proto(node) for node in nodes)
+        for name, tensor in constants.items():
+            written = ir.to_proto(tensor)
+            written.name = name
+            proto.graph.initializer.append(_inline(written, tensor))
+        for name, value in {**self.inputs, **self._leaves}.items():
+            if value.dtype is None:
+                raise EvaluationError(f"{name} has no dtype", "inference did not reach it")
+            proto.graph.input.add(name=name).type.tensor_type.elem_type = int(value.dtype)
+        for output in self.outputs:
+            proto.graph.output.add(name=_name(output))
+        self._proto = proto
+        self._session: Any = None
+
+    def _collect(self, nodes: list[ir.Node], constants: dict[str, ir.TensorProtocol]) -> None:
+        seen: set[str] = set()
+        stack: list[tuple[ir.Value, bool]] = [(output, False) for output in reversed(self.outputs)]
+        wanted = {_name(output) for output in self.outputs}
+        placed: set[int] = set()
+        while stack:
+            value, done = stack.pop()
+            name = _name(value)
+            node = value.producer()
+            if done:
+                if node is not None and id(node) not in placed:
+                    placed.add(id(node))
+                    nodes.append(node)
+                continue
+            if name in seen:
+                continue
+            seen.add(name)
+            if name in self.inputs:
+                continue
+            tensor = constant_tensor(value)
+            if tensor is not None:
+                if tensor.nbytes > MAX_CONSTANT_BYTES:
+                    raise EvaluationError(f"{name} is a weight of {tensor.nbytes} bytes")
+                constants[name] = tensor
+            elif name not in wanted and known(value) is not None:
+                self._leaves[name] = value
+            elif node is None:
+                raise EvaluationError(f"it depends on {name}", "which is not given")
+            elif any(
+                a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+                for a in node.attributes.values()
+            ):
+                raise EvaluationError(f"{node.op_type} {node.name} holds a subgraph")
+            else:
+                stack.append((value, True))
+                stack.extend((v, False) for v in node.inputs if v is not None)
+
+    def run(self, feeds: Mapping[str, Array], bindings: Mapping[str, int]) -> list[Array]:
+        """Compute the outputs.
+
+        Args:
+            feeds: An array for each of the inputs that is used.
+            bindings: A number for each symbol that shapes depend on.
+
+        Raises:
+            EvaluationError: ONNX Runtime refuses the part.
+        """
+        import onnxruntime  # slow to import, and most commands never evaluate
+
+        given = {name: feeds[name] for name in self.inputs if name in feeds}
+        for name, value in self._leaves.items():
+            given[name] = numbers(value, bindings)
+        try:
+            if self._session is None:
+                options = onnxruntime.SessionOptions()
+                options.log_severity_level = 4
+                options.intra_op_num_threads = 1
+                # These graphs run a handful of times on a few numbers: optimising them costs more than it saves.
+                options.graph_optimization_level = (
+                    onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+                )
+                self._session = onnxruntime.InferenceSession(
+                    self._proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+                )
+            return list(self._session.run([_name(o) for o in self.outputs], given))
+        except Exception as error:  # onnxruntime's own errors share no base class
+            if type(error).__module__.startswith("onnxruntime"):
+                raise EvaluationError("ONNX Runtime refuses the cut-out", str(error)) from error
+            raise
+
+
+def numbers(value: ir.Value, bindings: Mapping[str, int]) -> Array:
+    """The numbers of a value whose symbolic value is known."""
+    array = known(value)
+    assert array is not None and value.dtype is not None
+    flat = [d.evaluate(element, bindings) for element in array.ravel()]
+    return np.array(flat, dtype=value.dtype.numpy()).reshape(array.shape)
+
+
+def sizes(value: ir.Value, bindings: Mapping[str, int]) -> tuple[int, ...]:
+    """The shape of a value in numbers."""
+    shape = dims(value)
+    if shape is None:
+        raise EvaluationError(f"{_name(value)} has no known rank")
+    return tuple(d.evaluate(dim, bindings) for dim in shape)
+
+
+def _name(value: ir.Value) -> str:
+    assert value.name is not None
+    return value.name
+
+
+def _inline(proto: onnx.TensorProto, tensor: ir.TensorProtocol) -> onnx.TensorProto:
+    """External data in place: a cut-out is run from memory and has no folder."""
+    if proto.data_location == onnx.TensorProto.EXTERNAL:
+        name = proto.name
+        proto = onnx.TensorProto(
+            data_type=proto.data_type, dims=proto.dims, raw_data=tensor.tobytes()
+        )
+        proto.name = name
+    return proto

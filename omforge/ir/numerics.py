@@ -1,0 +1,92 @@
+"""How equal is equal: tolerances by dtype in one table, and running a model on ONNX Runtime to compare."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import onnx_ir
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """`|a - b| <= atol + rtol * |b|`, element by element, b being the reference."""
+
+    rtol: float
+    atol: float
+
+
+TOLERANCES: Mapping[str, Tolerance] = {
+    # A rewrite changes the order of a few sums; logits are O(10).
+    "float32": Tolerance(rtol=1e-4, atol=1e-4),
+    # 11 bits of mantissa and two roundings a layer; logits are O(10).
+    "float16": Tolerance(rtol=2e-2, atol=5e-2),
+    "bfloat16": Tolerance(rtol=1e-1, atol=2e-1),
+    "float64": Tolerance(rtol=1e-7, atol=1e-9),
+}
+"""The one table of tolerances. A dtype that is not in it (integers, booleans) must be equal to the bit."""
+
+EXACT = Tolerance(rtol=0.0, atol=0.0)
+
+
+def tolerance(dtype: str) -> Tolerance:
+    """The tolerance of a numpy dtype name."""
+    return TOLERANCES.get(dtype, EXACT)
+
+
+def max_abs_diff(actual: Array, expected: Array) -> float:
+    """The largest absolute difference; infinite where the shapes differ or one side alone is NaN."""
+    if actual.shape != expected.shape:
+        return float("inf")
+    if not actual.size:
+        return 0.0
+    a, b = actual.astype(np.float64), expected.astype(np.float64)
+    same = (a == b) | (np.isnan(a) & np.isnan(b))
+    with np.errstate(invalid="ignore"):
+        difference = np.where(same, 0.0, np.abs(a - b))
+    return float("inf") if np.isnan(difference).any() else float(difference.max())
+
+
+def within(actual: Array, expected: Array, allowed: Tolerance) -> bool:
+    """Whether every element of `actual` is within the tolerance of `expected`."""
+    return actual.shape == expected.shape and bool(
+        np.allclose(
+            actual.astype(np.float64),
+            expected.astype(np.float64),
+            rtol=allowed.rtol,
+            atol=allowed.atol,
+            equal_nan=True,
+        )
+    )
+
+
+def run(model: onnx_ir.Model, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    """Run a model on ONNX Runtime's CPU provider; outputs by name.
+
+    Large weights go through a temporary file, so that models over protobuf's 2 GiB run too.
+    """
+    import onnxruntime  # slow to import, and most of `ir` never runs a model
+
+    from omforge.ir.files import save
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    with tempfile.TemporaryDirectory(prefix="omforge-") as folder:
+        path = Path(folder) / "model.onnx"
+        save(model, path, external="model.bin")
+        session: Any = onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"]
+        )
+        names = [output.name for output in session.get_outputs()]
+        used = {given.name for given in session.get_inputs()}
+        results = session.run(names, {k: v for k, v in feeds.items() if k in used})
+    return dict(zip(names, results, strict=True))
