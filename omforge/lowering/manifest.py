@@ -1,0 +1,421 @@
+"""The manifest: the one description of a bundle that the compiler writes and the runtime reads.
+
+It is plain JSON with sorted keys, so the same bundle gives the same bytes. The fields of the
+dataclasses below *are* the format: a field is added by adding it here, and `Manifest.load` checks
+every value against its annotation and names the field that is wrong.
+
+Letters: B batch, S new tokens, C cache capacity, N query heads, K kv heads, D head size, L layers,
+V vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import re
+import types
+import typing
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+from omforge.ir.errors import InputError
+
+SCHEMA_VERSION = 1
+FILE_NAME = "manifest.json"
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output of a graph; a dim is a number, or a symbol's name where it is dynamic."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class MaskSpec:
+    """One additive mask input [B, 1, S, C+S]; `window` is None for a plain causal mask."""
+
+    name: str
+    window: int | None
+
+
+@dataclass(frozen=True)
+class KvCache:
+    """The cache that the runtime owns.
+
+    `stacked`: one buffer [2*L*B, K, C, D], row (2*l + kv)*B + b. `per-layer`: 2*L buffers
+    [B, K, C, D].
+    """
+
+    layout: Literal["stacked", "per-layer"]
+    layers: int
+    kv_heads: int
+    head_size: int
+    value_head_size: int
+    capacity: int
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """One static graph: its sizes, its files, its interface in order, and its atc command."""
+
+    name: str
+    kind: Literal["prefill", "decode"]
+    batch: int
+    seq: int
+    capacity: int
+    file: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    om: str | None
+    command: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What config.json says of the model, as far as the runtime needs it."""
+
+    model_type: str
+    layers: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    hidden_size: int
+    vocab_size: int
+    eos_token_ids: tuple[int, ...]
+    bos_token_id: int | None
+    pad_token_id: int | None
+    max_positions: int | None
+
+
+@dataclass(frozen=True)
+class Export:
+    """The exported model that the bundle was made from, so that the two can be compared.
+
+    `past` and `present` are the (key, value) names of each layer; `extra` are inputs that the
+    model does not use, and that are fed with zeros.
+    """
+
+    path: str
+    sha256: str
+    input_ids: str | None
+    attention_mask: str | None
+    position_ids: str | None
+    past: tuple[tuple[str, str], ...]
+    present: tuple[tuple[str, str], ...]
+    logits: str
+    extra: tuple[TensorSpec, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All that a runtime must know of a bundle; paths are relative to the manifest's directory."""
+
+    schema_version: int
+    omforge: str
+    target: str
+    dtype: str
+    batch: int
+    context: int
+    model: ModelFacts
+    kv: KvCache
+    masks: tuple[MaskSpec, ...]
+    mask_value: float
+    buckets: tuple[Bucket, ...]
+    canonical: str
+    weights: str
+    export: Export
+    files: dict[str, str]
+    coverage: dict[str, Any]
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Manifest:
+        """Read and check a manifest; `path` is the file, or the bundle's directory.
+
+        Raises:
+            InputError: The file is missing or not JSON, or a field is missing, unknown, of the
+                wrong type, or contradicts another field.
+        """
+        file = pathlib.Path(path)
+        if file.is_dir():
+            file = file / FILE_NAME
+        try:
+            text = file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(
+                f"cannot read the manifest {file}", str(error), "Give the directory of a bundle"
+            ) from error
+        try:
+            data: object = json.loads(text, parse_constant=_refuse_constant)
+        except ValueError as error:
+            raise InputError(f"{file} is not JSON", str(error), "Build the bundle again") from error
+        try:
+            return cls.from_json(data)
+        except InputError as error:
+            raise InputError(f"{file}: {error.what}", error.why, error.next_step) from error
+
+    @classmethod
+    def from_json(cls, data: object) -> Manifest:
+        """Decode and check parsed JSON.
+
+        Raises:
+            InputError: As `load`; `what` starts with the path of the field, as `buckets[0].seq`.
+        """
+        version = cast("dict[str, object]", data).get("schema_version") if _is_map(data) else None
+        if version is not None and version != SCHEMA_VERSION:
+            # Said before anything else: another version's fields would all look wrong.
+            raise _wrong(
+                "schema_version",
+                f"is {version!r}, this omforge reads version {SCHEMA_VERSION}",
+                "Build the bundle with this version of omforge",
+            )
+        manifest = cast("Manifest", _decode(cls, data, ""))
+        manifest.validate()
+        return manifest
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the manifest whole or not at all; `path` is the file, or the bundle's directory.
+
+        Raises:
+            InputError: The manifest is inconsistent (nothing is written), or cannot be written.
+        """
+        file = pathlib.Path(path)
+        if file.is_dir():
+            file = file / FILE_NAME
+        temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+        text = self.to_json()
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(file)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise InputError(f"cannot write the manifest {file}", str(error)) from error
+
+    def to_json(self) -> str:
+        """Return the JSON text: sorted keys, two spaces, a final newline.
+
+        Raises:
+            InputError: The manifest would not load again.
+        """
+        plain = dataclasses.asdict(self)
+        try:
+            text = json.dumps(plain, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise _wrong("manifest", f"does not fit in JSON: {error}") from error
+        Manifest.from_json(json.loads(text))
+        return text + "\n"
+
+    def bucket(self, name: str) -> Bucket:
+        """Return the bucket of that name.
+
+        Raises:
+            InputError: There is none.
+        """
+        for bucket in self.buckets:
+            if bucket.name == name:
+                return bucket
+        known = ", ".join(bucket.name for bucket in self.buckets) or "none"
+        raise InputError(f"the bundle has no bucket {name!r}", f"it has {known}")
+
+    def validate(self) -> None:
+        """Check what the types cannot say.
+
+        Raises:
+            InputError: The first field that is out of range or contradicts another one.
+        """
+        if self.schema_version != SCHEMA_VERSION:
+            raise _wrong("schema_version", f"is {self.schema_version}, not {SCHEMA_VERSION}")
+        if not math.isfinite(self.mask_value) or self.mask_value >= 0:
+            raise _wrong("mask_value", f"is {self.mask_value}, must be finite and below 0")
+        for field in ("batch", "context"):
+            _positive(field, getattr(self, field))
+        _validate_model(self.model)
+        _validate_cache(self.kv, self.model)
+        _unique("masks", [mask.name for mask in self.masks])
+        for index, mask in enumerate(self.masks):
+            if mask.window is not None:
+                _positive(f"masks[{index}].window", mask.window)
+        _unique("buckets", [bucket.name for bucket in self.buckets])
+        for index, bucket in enumerate(self.buckets):
+            _validate_bucket(f"buckets[{index}]", bucket, self.masks)
+        for field in ("canonical", "weights"):
+            _inside(field, getattr(self, field))
+        for name, digest in self.files.items():
+            _inside("files", name)
+            _hash(f"files[{name!r}]", digest)
+        _hash("export.sha256", self.export.sha256)
+        for field in ("past", "present"):
+            pairs: tuple[tuple[str, str], ...] = getattr(self.export, field)
+            if len(pairs) not in (0, self.model.layers):
+                raise _wrong(
+                    f"export.{field}",
+                    f"has {len(pairs)} layers, model.layers is {self.model.layers}",
+                )
+
+
+def _validate_model(model: ModelFacts) -> None:
+    for field in ("layers", "heads", "kv_heads", "head_size", "hidden_size", "vocab_size"):
+        _positive(f"model.{field}", getattr(model, field))
+    if model.heads % model.kv_heads:
+        raise _wrong("model.kv_heads", f"{model.kv_heads} does not divide {model.heads} heads")
+
+
+def _validate_cache(kv: KvCache, model: ModelFacts) -> None:
+    for field in ("layers", "kv_heads", "head_size", "value_head_size", "capacity"):
+        _positive(f"kv.{field}", getattr(kv, field))
+    for field in ("layers", "kv_heads", "head_size"):
+        ours, theirs = getattr(kv, field), getattr(model, field)
+        if ours != theirs:
+            raise _wrong(f"kv.{field}", f"is {ours}, model.{field} is {theirs}")
+    if kv.layout == "stacked" and kv.value_head_size != kv.head_size:
+        raise _wrong(
+            "kv.value_head_size",
+            f"is {kv.value_head_size}, the stacked layout needs head_size = {kv.head_size}",
+        )
+
+
+def _validate_bucket(where: str, bucket: Bucket, masks: tuple[MaskSpec, ...]) -> None:
+    for field in ("batch", "seq", "capacity"):
+        _positive(f"{where}.{field}", getattr(bucket, field))
+    _inside(f"{where}.file", bucket.file)
+    if bucket.om is not None:
+        _inside(f"{where}.om", bucket.om)
+    for kind, specs in (("inputs", bucket.inputs), ("outputs", bucket.outputs)):
+        _unique(f"{where}.{kind}", [spec.name for spec in specs])
+        for index, spec in enumerate(specs):
+            for axis, dim in enumerate(spec.shape):
+                if isinstance(dim, int):
+                    _positive(f"{where}.{kind}[{index}].shape[{axis}]", dim)
+                else:
+                    # A bucket is static: a symbol here is a bucket that was never bound.
+                    raise _wrong(f"{where}.{kind}[{index}].shape[{axis}]", f"is {dim!r}, no number")
+    inputs = {spec.name for spec in bucket.inputs}
+    for index, mask in enumerate(masks):
+        if mask.name not in inputs:
+            raise _wrong(f"{where}.inputs", f"lack {mask.name!r}, which masks[{index}] names")
+
+
+def _wrong(field: str, why: str, next_step: str = "Build the bundle again") -> InputError:
+    return InputError(field, why, next_step)
+
+
+def _positive(field: str, value: int) -> None:
+    if value < 1:
+        raise _wrong(field, f"is {value}, must be 1 or more")
+
+
+def _unique(field: str, names: list[str]) -> None:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise _wrong(field, f"names {', '.join(map(repr, twice))} more than once")
+
+
+def _inside(field: str, name: str) -> None:
+    """A bundle's file must lie inside the bundle: manifests are handed around."""
+    path = pathlib.PurePosixPath(name)
+    if not name or path.is_absolute() or ".." in path.parts or "\\" in name:
+        raise _wrong(field, f"{name!r} is not a relative path inside the bundle")
+
+
+def _hash(field: str, digest: str) -> None:
+    if not _SHA256.fullmatch(digest):
+        raise _wrong(field, f"{digest!r} is not a sha256 in hexadecimal")
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a number that JSON knows")
+
+
+def _is_map(data: object) -> bool:
+    return isinstance(data, dict)
+
+
+def _decode(annotation: Any, data: object, where: str) -> object:
+    """Turn parsed JSON into the annotated type; `where` is the field's path for messages."""
+    if annotation is Any:
+        return data
+    origin: object = typing.get_origin(annotation)
+    arguments: tuple[Any, ...] = typing.get_args(annotation)
+    if origin is types.UnionType:
+        return _decode_union(arguments, data, where)
+    if origin is Literal:
+        if data not in arguments:
+            raise _wrong(where, f"is {data!r}, must be one of {', '.join(map(repr, arguments))}")
+        return data
+    if origin is tuple:
+        return _decode_tuple(arguments, data, where)
+    if origin is dict:
+        entries = _as_map(data, where)
+        return {
+            key: _decode(arguments[1], item, f"{where}[{key!r}]") for key, item in entries.items()
+        }
+    if dataclasses.is_dataclass(annotation):
+        return _decode_dataclass(cast("type[object]", annotation), data, where)
+    return _decode_scalar(annotation, data, where)
+
+
+def _decode_union(arguments: tuple[Any, ...], data: object, where: str) -> object:
+    if data is None and types.NoneType in arguments:
+        return None
+    for argument in arguments:
+        if argument is not types.NoneType and type(data) is argument:
+            return data
+    names = " or ".join("null" if a is types.NoneType else a.__name__ for a in arguments)
+    raise _wrong(where, f"is {_kind(data)}, must be {names}")
+
+
+def _decode_tuple(arguments: tuple[Any, ...], data: object, where: str) -> object:
+    if not isinstance(data, list):
+        raise _wrong(where, f"is {_kind(data)}, must be a list")
+    items = cast("list[object]", data)
+    if arguments[-1] is Ellipsis:
+        arguments = arguments[:1] * len(items)
+    if len(arguments) != len(items):
+        raise _wrong(where, f"has {len(items)} items, must have {len(arguments)}")
+    return tuple(
+        _decode(argument, item, f"{where}[{index}]")
+        for index, (argument, item) in enumerate(zip(arguments, items, strict=True))
+    )
+
+
+def _decode_dataclass(cls: type[object], data: object, where: str) -> object:
+    entries = _as_map(data, where or "manifest")
+    hints = typing.get_type_hints(cls)
+    prefix = f"{where}." if where else ""
+    for name in hints:
+        if name not in entries:
+            raise _wrong(prefix + name, "is missing")
+    for name in entries:
+        if name not in hints:
+            raise _wrong(prefix + name, f"is no field of {cls.__name__}")
+    return cls(
+        **{name: _decode(hint, entries[name], prefix + name) for name, hint in hints.items()}
+    )
+
+
+def _decode_scalar(annotation: Any, data: object, where: str) -> object:
+    if annotation is float and type(data) is int:
+        return float(data)
+    # `type(...) is`, because bool is a subclass of int and `true` is no number.
+    if type(data) is not annotation:
+        raise _wrong(where, f"is {_kind(data)}, must be {annotation.__name__}")
+    return data
+
+
+def _as_map(data: object, where: str) -> dict[str, object]:
+    if not isinstance(data, dict):
+        raise _wrong(where, f"is {_kind(data)}, must be an object")
+    return cast("dict[str, object]", data)
+
+
+def _kind(data: object) -> str:
+    return "null" if data is None else f"{data!r} ({type(data).__name__})"

@@ -1,0 +1,223 @@
+"""A bundle on disk, checked against its manifest before anything is run.
+
+A runtime that is handed a graph or a cache of other sizes than it believes gives garbage without an
+error; so every number that two files state is compared here, and a difference is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from omforge.ir.errors import CheckError, InputError
+from omforge.ir.files import load
+from omforge.lowering.manifest import Bucket, Manifest, TensorSpec
+from omforge.runtime.cache import cache_specs
+from omforge.runtime.session import describe
+from omforge.runtime.text_stream import Tokenizer
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and how much there is."""
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+REBUILD = "Build the bundle again"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A folder and its manifest; make one with `Bundle.open`."""
+
+    folder: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(
+        cls,
+        folder: str | os.PathLike[str],
+        *,
+        verify_hashes: bool = False,
+        progress: Progress | None = None,
+    ) -> Bundle:
+        """Open a bundle.
+
+        Args:
+            folder: The bundle's folder.
+            verify_hashes: Also read every file and compare its sha256 with the manifest's.
+            progress: Told of each file that is hashed, in bytes.
+
+        Raises:
+            InputError: No folder or manifest, or a file is missing, empty or truncated, or a bucket
+                does not fit the cache, the masks or the model.
+            CheckError: A file's hash is not the manifest's.
+        """
+        path = Path(folder)
+        if not path.is_dir():
+            raise InputError(f"{path} is not a folder", "a bundle is one", "Check the path")
+        bundle = cls(path, Manifest.load(path))
+        bundle._check_files()
+        for bucket in bundle.manifest.buckets:
+            _check_bucket(bundle.manifest, bucket)
+        if verify_hashes:
+            bundle._check_hashes(progress)
+        return bundle
+
+    @property
+    def batches(self) -> tuple[int, ...]:
+        """The batch sizes that the bundle has buckets for, in order."""
+        sizes = {bucket.batch for bucket in self.manifest.buckets}
+        return tuple(sorted(sizes or {self.manifest.batch}))
+
+    @property
+    def canonical(self) -> Path:
+        """The canonical graph."""
+        return self.folder / self.manifest.canonical
+
+    @property
+    def export(self) -> Path:
+        """Where the exported model was when the bundle was built; it may be gone."""
+        return self.folder / self.manifest.export.path
+
+    def graph(self, bucket: Bucket) -> Path:
+        """Return a bucket's lowered graph."""
+        return self.folder / bucket.file
+
+    def bucket(self, kind: str, seq: int, batch: int | None = None) -> Bucket:
+        """Return the bucket of these sizes; `batch` is the manifest's unless given.
+
+        Raises:
+            InputError: There is none.
+        """
+        wanted = (kind, seq, self.manifest.batch if batch is None else batch)
+        for bucket in self.manifest.buckets:
+            if (bucket.kind, bucket.seq, bucket.batch) == wanted:
+                return bucket
+        known = ", ".join(
+            f"{b.kind} of {b.seq} tokens at batch {b.batch}" for b in self.manifest.buckets
+        )
+        raise InputError(
+            f"the bundle has no {kind} bucket of {seq} tokens at batch {wanted[2]}",
+            f"it has {known or 'none'}",
+            "Build the bundle with that bucket",
+        )
+
+    def tokenizer(self) -> Tokenizer:
+        """Load the tokenizer from the bundle's folder, without the network.
+
+        Raises:
+            InputError: The folder has no tokenizer, or transformers cannot read it.
+        """
+        if not any((self.folder / name).is_file() for name in TOKENIZER_FILES):
+            raise InputError(
+                f"{self.folder} has no tokenizer",
+                f"none of {', '.join(TOKENIZER_FILES)} is there",
+                "Copy the model's tokenizer files into the bundle, or give token ids",
+            )
+        return _load_tokenizer(self.folder)
+
+    def _check_files(self) -> None:
+        manifest = self.manifest
+        names = {manifest.canonical, manifest.weights, *manifest.files}
+        for bucket in manifest.buckets:
+            names |= {bucket.file} | ({bucket.om} if bucket.om is not None else set())
+        faults: list[str] = []
+        for name in sorted(names):
+            file = self.folder / name
+            if not file.is_file():
+                faults.append(f"{name} is missing")
+            elif file.stat().st_size == 0:
+                faults.append(f"{name} is empty")
+        if faults:
+            raise InputError(f"the bundle {self.folder} is incomplete", ", ".join(faults), REBUILD)
+        # The manifest has no sizes, but a graph says which bytes of the weight file it needs.
+        graphs = [bucket.file for bucket in manifest.buckets] or [manifest.canonical]
+        load(self.folder / graphs[0])
+
+    def _check_hashes(self, progress: Progress | None) -> None:
+        files = self.manifest.files
+        total = sum((self.folder / name).stat().st_size for name in files)
+        done = 0
+        for name, expected in sorted(files.items()):
+            digest = hashlib.sha256()
+            with (self.folder / name).open("rb") as stream:
+                while block := stream.read(1 << 22):
+                    digest.update(block)
+                    done += len(block)
+                    if progress is not None:
+                        progress(f"hashing {name}", done, total)
+            if digest.hexdigest() != expected:
+                raise CheckError(
+                    f"{self.folder / name} is not the file that was built",
+                    f"its sha256 is {digest.hexdigest()}, the manifest says {expected}",
+                    "Copy the bundle again, or build it again",
+                )
+
+
+def _check_bucket(manifest: Manifest, bucket: Bucket) -> None:
+    """Compare a bucket's interface with what the cache, the masks and the model make of it."""
+    kv, batch, seq = manifest.kv, bucket.batch, bucket.seq
+    if bucket.capacity != kv.capacity:
+        raise InputError(
+            f"bucket {bucket.name} does not fit the cache",
+            f"its capacity is {bucket.capacity}, the cache's is {kv.capacity}",
+            REBUILD,
+        )
+    past, present = cache_specs(kv, batch, seq, kv.dtype)
+    masks = tuple(
+        TensorSpec(mask.name, "", (batch, 1, seq, kv.capacity + seq)) for mask in manifest.masks
+    )
+    tokens = TensorSpec("input_ids", "", (batch, seq))
+    logits = TensorSpec("logits", "", (batch, manifest.model.vocab_size))
+    sides = (
+        ("input", bucket.inputs, (tokens, *masks, *past)),
+        ("output", bucket.outputs, (logits, *present)),
+    )
+    for kind, specs, expected in sides:
+        found = {spec.name: spec for spec in specs}
+        for spec in expected:
+            other = found.get(spec.name)
+            if other is None:
+                raise InputError(
+                    f"bucket {bucket.name} has no {kind} {spec.name}",
+                    f"its {kind}s are {', '.join(found)}",
+                    REBUILD,
+                )
+            # The dtype is stated once only, except for the cache's.
+            dtype = spec.dtype or other.dtype
+            if (other.dtype, other.shape) != (dtype, spec.shape):
+                raise InputError(
+                    f"bucket {bucket.name}: {kind} {spec.name} does not fit the manifest",
+                    f"it is {describe(other.dtype, other.shape)}, the cache and the model "
+                    f"make it {describe(dtype, spec.shape)}",
+                    REBUILD,
+                )
+
+
+def _load_tokenizer(folder: Path) -> Tokenizer:
+    import transformers  # takes seconds to import
+
+    auto: Any = transformers.AutoTokenizer
+    fast: Any = transformers.PreTrainedTokenizerFast
+    try:
+        return cast("Tokenizer", auto.from_pretrained(str(folder), local_files_only=True))
+    # Whatever the tokenizer's own code raises; a family that this transformers does not know still
+    # has a tokenizer.json that reads by itself.
+    except Exception as error:
+        if not (folder / "tokenizer.json").is_file():
+            raise InputError(
+                f"transformers cannot load the tokenizer in {folder}",
+                str(error),
+                "Copy the model's tokenizer files into the bundle again",
+            ) from error
+    try:
+        return cast("Tokenizer", fast.from_pretrained(str(folder), local_files_only=True))
+    # tokenizers raises bare Exception for a damaged tokenizer.json.
+    except Exception as error:
+        raise InputError(
+            f"transformers cannot load {folder / 'tokenizer.json'}",
+            str(error),
+            "Copy the model's tokenizer files into the bundle again",
+        ) from error

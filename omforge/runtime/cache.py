@@ -1,0 +1,147 @@
+"""The KV cache: the runtime owns it, because a graph compiled by ATC cannot update it in place.
+
+Each step's graph reads the whole cache and returns only its new keys and values, which one strided
+copy puts behind the valid ones (source: the design of public Ascend LLM runners).
+
+Letters: B batch, S new tokens, C capacity, K kv heads, D head size, L layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from omforge.ir.errors import CheckError, InputError
+from omforge.lowering.manifest import KvCache as KvSpec
+from omforge.lowering.manifest import TensorSpec
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class CacheTensor:
+    """One cache tensor: the graph's input, the output that extends it, and their sizes."""
+
+    past: str
+    present: str
+    rows: int
+    heads: int
+    size: int
+
+
+def cache_tensors(spec: KvSpec, batch: int) -> tuple[CacheTensor, ...]:
+    """Return the cache tensors of a layout, in the order of the graph's inputs.
+
+    `stacked`: one, with 2*L*B rows, row (2*l + kv)*B + b. `per-layer`: key and value of each layer.
+    """
+    if spec.layout == "stacked":
+        rows = 2 * spec.layers * batch
+        names = ("past_key_values", "present_key_values")
+        return (CacheTensor(*names, rows, spec.kv_heads, spec.head_size),)
+    sizes = {"key": spec.head_size, "value": spec.value_head_size}
+    return tuple(
+        CacheTensor(
+            f"past_key_values.{layer}.{kind}",
+            f"present.{layer}.{kind}",
+            batch,
+            spec.kv_heads,
+            size,
+        )
+        for layer in range(spec.layers)
+        for kind, size in sizes.items()
+    )
+
+
+def cache_specs(
+    spec: KvSpec, batch: int, seq: int, dtype: str
+) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Return a bucket's past inputs [rows, K, C, D] and present outputs [rows, K, S, D]."""
+    tensors = cache_tensors(spec, batch)
+    past = tuple(
+        TensorSpec(t.past, dtype, (t.rows, t.heads, spec.capacity, t.size)) for t in tensors
+    )
+    present = tuple(TensorSpec(t.present, dtype, (t.rows, t.heads, seq, t.size)) for t in tensors)
+    return past, present
+
+
+class KvCache:
+    """The cache buffers of one batch, zero at first; `length` slots of every row are valid.
+
+    Args:
+        spec: The manifest's description; its capacity is C.
+        batch: B.
+        dtype: numpy name; the manifest's unless given (the canonical level has the export's).
+    """
+
+    def __init__(self, spec: KvSpec, batch: int, dtype: str | None = None) -> None:
+        self.capacity = spec.capacity
+        self.length = 0
+        self._tensors = cache_tensors(spec, batch)
+        # Zeros, and never garbage: a masked slot's value is multiplied by 0, and 0 * NaN is NaN.
+        self._buffers = {
+            t.past: np.zeros((t.rows, t.heads, spec.capacity, t.size), dtype or spec.dtype)
+            for t in self._tensors
+        }
+
+    @property
+    def feeds(self) -> dict[str, Array]:
+        """The buffers by input name, not copied: they change with the next `append`."""
+        return dict(self._buffers)
+
+    def append(self, outputs: Mapping[str, Array], count: int) -> None:
+        """Copy the first `count` of a step's S new keys and values behind the valid ones.
+
+        Args:
+            outputs: The step's outputs; the present tensors [.., K, S, D] are taken from it.
+            count: Real tokens of the step; what follows them pads the bucket.
+
+        Raises:
+            CheckError: The context is full; nothing is copied.
+            InputError: A present tensor is missing or has another shape or dtype.
+        """
+        end = self.length + count
+        if end > self.capacity:
+            raise full(self.length, count, self.capacity)
+        for t in self._tensors:
+            buffer = self._buffers[t.past]
+            new = outputs.get(t.present)
+            expected = (t.rows, t.heads, t.size)
+            if new is None or new.dtype != buffer.dtype or _without_slots(new) != expected:
+                found = "missing" if new is None else f"{new.dtype.name}{list(new.shape)}"
+                raise InputError(
+                    f"the step's output {t.present} does not fit the cache",
+                    f"it is {found}, the cache takes {buffer.dtype.name}"
+                    f"[{t.rows}, {t.heads}, new tokens, {t.size}]",
+                    "Build the bundle again",
+                )
+            if new.shape[2] < count:
+                raise InputError(
+                    f"the step's output {t.present} does not fit the cache",
+                    f"it holds {new.shape[2]} tokens, the step has {count}",
+                )
+        for t in self._tensors:
+            self._buffers[t.past][:, :, self.length : end] = outputs[t.present][:, :, :count]
+        self.length = end
+
+    def reset(self) -> None:
+        """Forget all tokens, and zero their slots, which an overflow may have left infinite."""
+        for buffer in self._buffers.values():
+            buffer[:, :, : self.length] = 0
+        self.length = 0
+
+
+def full(length: int, count: int, capacity: int) -> CheckError:
+    """The error of a context that has no room for `count` more tokens."""
+    return CheckError(
+        "the context is full",
+        f"{length} tokens are in the cache and {count} more would exceed its capacity {capacity}",
+        "Start a new sequence, or build the bundle with a larger context",
+    )
+
+
+def _without_slots(array: Array) -> tuple[int, ...]:
+    return (*array.shape[:2], *array.shape[3:])

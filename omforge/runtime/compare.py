@@ -1,0 +1,415 @@
+"""Comparison of a bundle's levels with the exported model, on logits.
+
+Every model gets the same tokens: a prompt, then the tokens that the reference would choose. So a
+difference is one of numbers, never of different texts; and the first step at which a model would
+choose another token is the one at which it would leave the reference when it ran freely.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from omforge.ir.errors import InputError
+from omforge.ir.numerics import Tolerance, max_abs_diff, tolerance
+from omforge.lowering.manifest import Manifest
+from omforge.runtime.bundle import Bundle, Progress
+from omforge.runtime.export import ExportModel
+from omforge.runtime.generate import LanguageModel, Level
+from omforge.runtime.sampling import greedy
+
+Array = npt.NDArray[Any]
+EXPORT = "exported"
+
+
+class Decoder(Protocol):
+    """What can be compared: `LanguageModel` at any level, and `ExportModel`."""
+
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> Array:
+        """Return logits [B, V] behind the prompts."""
+        ...
+
+    def decode(self, tokens: Array) -> Array:
+        """Return logits [B, V] behind one more token a row."""
+        ...
+
+    def close(self) -> None:
+        """Free what it holds."""
+        ...
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run: a batch of prompts."""
+
+    name: str
+    prompts: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One level against one reference on one case.
+
+    Attributes:
+        level: What was compared.
+        reference: With what.
+        case: The case's name.
+        lengths: The prompts' lengths; their number is the batch size.
+        max_abs: The largest difference of a logit.
+        max_rel: The same, relative to the largest logit of the reference.
+        worst_step: Where it is; 0 is the prefill.
+        excess: The largest difference as a multiple of the tolerance; above 1 fails.
+        divergence: The first step at which another token would be chosen, or None.
+        gap: There, by how much the reference prefers its own token; the largest of the rows.
+        ok: Whether the case passes.
+    """
+
+    level: str
+    reference: str
+    case: str
+    lengths: tuple[int, ...]
+    max_abs: float
+    max_rel: float
+    worst_step: int
+    excess: float
+    divergence: int | None
+    gap: float | None
+    ok: bool
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One reason why a bundle is not what it was made from."""
+
+    what: str
+    why: str
+    next_step: str
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """All comparisons of one bundle, and what failed."""
+
+    reference: str
+    steps: int
+    seed: int
+    tolerances: dict[str, Tolerance]
+    comparisons: tuple[Comparison, ...]
+    failures: tuple[Failure, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing failed."""
+        return not self.failures
+
+    def worst(self, level: str) -> Comparison:
+        """Return the comparison of `level` that is nearest to its tolerance, or farthest beyond."""
+        return max((c for c in self.comparisons if c.level == level), key=lambda c: c.excess)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON data; an infinite difference, which JSON lacks, becomes "inf"."""
+        plain = cast("dict[str, Any]", _plain(dataclasses.asdict(self)))
+        return {"ok": self.ok, **plain}
+
+
+def verify_bundle(
+    bundle: Bundle,
+    source: str | os.PathLike[str] | None = None,
+    levels: Sequence[Level] = ("canonical", "lowered"),
+    *,
+    prompts: Sequence[Sequence[int]] | None = None,
+    steps: int = 8,
+    seed: int = 0,
+    tolerances: Mapping[str, Tolerance] | None = None,
+    progress: Progress | None = None,
+) -> VerifyReport:
+    """Compare each level's logits with the exported model's, and lowered with canonical.
+
+    Args:
+        bundle: The bundle.
+        source: The exported model; by default where the manifest says. If that is gone, the
+            canonical graph is the reference, and the report says so.
+        levels: What to compare.
+        prompts: Token ids to use instead of the seeded random ones.
+        steps: Decode steps behind each prompt.
+        seed: Of the random prompts.
+        tolerances: By level, instead of the table's for the level's dtype (a quantised bundle).
+        progress: Told of each case.
+
+    Raises:
+        InputError: `source` is missing or is not the model that the bundle was made from.
+    """
+    manifest = bundle.manifest
+    notes: list[str] = []
+    export = _export(bundle, source, notes)
+    allowed = _tolerances(manifest, levels, tolerances)
+    cases = make_cases(bundle, steps, seed, prompts)
+    longest = max((len(row) for case in cases for row in case.prompts), default=0)
+    steps = max(0, min(steps, _room(bundle) - longest))
+    order = ["canonical"] if export is None else [EXPORT]
+    order += [level for level in ("canonical", "lowered") if level in levels and level not in order]
+    if len(order) == 1 or not cases:
+        raise InputError(
+            "there is nothing to compare",
+            f"the reference is {order[0]}, the levels are {', '.join(levels) or 'none'}, "
+            f"and there are {len(cases)} cases",
+            "Give the exported model, another level or a prompt",
+        )
+
+    def opener(name: str, batch: int) -> Decoder:
+        if name == EXPORT and export is not None:
+            return ExportModel(export, manifest.export, manifest.kv)
+        return LanguageModel(bundle, cast("Level", name), batch=batch)
+
+    logits: dict[str, dict[str, list[Array]]] = {}
+    comparisons: list[Comparison] = []
+    failures: list[Failure] = []
+    total = len(order) * len(cases)
+    for name in order:
+
+        def report(case: str, done: int, name: str = name) -> None:
+            if progress is not None:
+                progress(f"{name}: {case}", order.index(name) * len(cases) + done, total)
+
+        # One level at a time, so that no two hold their sessions together.
+        logits[name] = _run_cases(name, cases, steps, logits.get(order[0]), opener, report)
+        for reference in order[: order.index(name)]:
+            for case in cases:
+                found = _compare(
+                    (name, reference),
+                    case,
+                    logits[name][case.name],
+                    logits[reference][case.name],
+                    allowed[name],
+                )
+                comparisons.append(found)
+                if not found.ok:
+                    failures.append(_failure(found, allowed[name]))
+    return VerifyReport(
+        order[0], steps, seed, allowed, tuple(comparisons), tuple(failures), tuple(notes)
+    )
+
+
+def make_cases(
+    bundle: Bundle,
+    steps: int = 8,
+    seed: int = 0,
+    prompts: Sequence[Sequence[int]] | None = None,
+) -> list[Case]:
+    """Return the cases of a bundle: each kind of prompt that takes another way through its graphs.
+
+    One token; shorter than a prefill bucket; longer than the largest (in chunks); longer than each
+    sliding window; and, where a batch has rows, rows of different lengths, padded on the left.
+
+    Args:
+        bundle: The bundle.
+        steps: Room to leave behind each prompt, if the context allows.
+        seed: Of the random tokens.
+        prompts: Use these instead.
+    """
+    manifest = bundle.manifest
+    if prompts is not None:
+        rows = [tuple(prompt) for prompt in prompts]
+        return [
+            Case(f"batch {batch}, prompts {start} to {start + batch - 1}", chunk)
+            for batch in bundle.batches
+            for start in range(0, len(rows), batch)
+            # A last, smaller chunk is filled with its first prompt: exports have no idle rows.
+            for chunk in [_filled(rows[start : start + batch], batch)]
+        ]
+    sizes = sorted({b.seq for b in manifest.buckets if b.kind == "prefill"}) or [8]
+    windows = sorted({mask.window for mask in manifest.masks if mask.window is not None})
+    kinds = {
+        "one token": 1,
+        "shorter than a bucket": max(2, sizes[0] * 3 // 4),
+        "in chunks": sizes[-1] + sizes[0] // 2 + 1,
+        **{f"beyond the window of {window}": window + 3 for window in windows},
+    }
+    longest = max(1, _room(bundle) - steps)
+    kinds = {name: min(length, longest) for name, length in kinds.items()}
+    stream = np.random.default_rng(seed)
+
+    def prompt(length: int) -> tuple[int, ...]:
+        return tuple(stream.integers(0, manifest.model.vocab_size, length).tolist())
+
+    cases: list[Case] = []
+    for batch in bundle.batches:
+        for name, length in kinds.items():
+            label = name if batch == 1 else f"{name}, batch {batch}"
+            cases.append(Case(label, tuple(prompt(length) for _ in range(batch))))
+        if batch > 1:
+            lengths = sorted(kinds.values(), reverse=True)
+            mixed = tuple(prompt(lengths[row % len(lengths)]) for row in range(batch))
+            cases.append(Case(f"padded on the left, batch {batch}", mixed))
+    return cases
+
+
+def _filled(rows: Sequence[tuple[int, ...]], batch: int) -> tuple[tuple[int, ...], ...]:
+    return (*rows, *[rows[0]] * (batch - len(rows)))
+
+
+def _room(bundle: Bundle) -> int:
+    limit = bundle.manifest.model.max_positions
+    capacity = bundle.manifest.kv.capacity
+    return capacity if limit is None else min(capacity, limit)
+
+
+def _export(bundle: Bundle, source: str | os.PathLike[str] | None, notes: list[str]) -> Path | None:
+    path = bundle.export if source is None else Path(source)
+    if not path.is_file():
+        if source is not None:
+            raise InputError(f"{path} does not exist", next_step="Give the exported .onnx file")
+        notes.append(
+            f"the exported model {path} is not there: the canonical graph was the reference"
+        )
+        return None
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    expected = bundle.manifest.export.sha256
+    if digest != expected:
+        raise InputError(
+            f"{path} is not the model that the bundle was made from",
+            f"its sha256 is {digest}, the manifest says {expected}",
+            "Give that model, or build the bundle again",
+        )
+    return path
+
+
+def _tolerances(
+    manifest: Manifest, levels: Sequence[str], given: Mapping[str, Tolerance] | None
+) -> dict[str, Tolerance]:
+    dtypes = {"canonical": manifest.export.dtype, "lowered": manifest.dtype}
+    return {level: (given or {}).get(level) or tolerance(dtypes[level]) for level in levels}
+
+
+def _run_cases(
+    name: str,
+    cases: Sequence[Case],
+    steps: int,
+    reference: dict[str, list[Array]] | None,
+    opener: Callable[[str, int], Decoder],
+    report: Callable[[str, int], None],
+) -> dict[str, list[Array]]:
+    """Return logits by case: steps+1 arrays [B, V]. Without a reference the own tokens are fed."""
+    found: dict[str, list[Array]] = {}
+    for batch in sorted({len(case.prompts) for case in cases}):
+        with closing(opener(name, batch)) as model:
+            for case in cases:
+                if len(case.prompts) != batch:
+                    continue
+                report(case.name, len(found))
+                rows = [model.prefill(case.prompts)]
+                for step in range(steps):
+                    leader = rows if reference is None else reference[case.name]
+                    rows.append(model.decode(greedy(leader[step])))
+                found[case.name] = rows
+    report("done", len(cases))
+    return found
+
+
+def _compare(
+    names: tuple[str, str],
+    case: Case,
+    actual: Sequence[Array],
+    expected: Sequence[Array],
+    allowed: Tolerance,
+) -> Comparison:
+    differences = [max_abs_diff(a, b) for a, b in zip(actual, expected, strict=True)]
+    scale = max(float(np.abs(b).max()) for b in expected)
+    excess = max(_excess(a, b, allowed) for a, b in zip(actual, expected, strict=True))
+    divergence, gap, tie = _divergence(actual, expected, allowed)
+    worst = max(differences)
+    return Comparison(
+        level=names[0],
+        reference=names[1],
+        case=case.name,
+        lengths=tuple(map(len, case.prompts)),
+        max_abs=worst,
+        max_rel=worst / scale if scale else worst,
+        worst_step=differences.index(worst),
+        excess=excess,
+        divergence=divergence,
+        gap=gap,
+        ok=excess <= 1 and tie,
+    )
+
+
+def _excess(actual: Array, expected: Array, allowed: Tolerance) -> float:
+    """Return max |a - b| / (atol + rtol*|b|); infinite if either side is not finite."""
+    if actual.shape != expected.shape or not np.isfinite([actual, expected]).all():
+        return float("inf")
+    difference = np.abs(actual.astype(np.float64) - expected)
+    limit = allowed.atol + allowed.rtol * np.abs(expected.astype(np.float64))
+    # Exact types have a limit of 0, which only equality keeps.
+    ratio = np.divide(difference, limit, out=np.full_like(limit, np.inf), where=limit > 0)
+    return float(np.where(difference == 0, 0.0, ratio).max())
+
+
+def _divergence(
+    actual: Sequence[Array], expected: Sequence[Array], allowed: Tolerance
+) -> tuple[int | None, float | None, bool]:
+    """Return the first step that chooses other tokens, the gap there, and whether all are ties.
+
+    Two logits that are nearer than twice the tolerance can change places by rounding alone.
+    """
+    first: int | None = None
+    first_gap: float | None = None
+    ties = True
+    for step, (mine, theirs) in enumerate(zip(actual, expected, strict=True)):
+        own, chosen = greedy(mine), greedy(theirs)
+        rows = np.flatnonzero(own != chosen)
+        if not rows.size:
+            continue
+        top = theirs[rows, chosen[rows]].astype(np.float64)
+        gaps = top - theirs[rows, own[rows]]
+        ties = ties and bool((gaps <= 2 * (allowed.atol + allowed.rtol * np.abs(top))).all())
+        if first is None:
+            first, first_gap = step, float(gaps.max())
+    return first, first_gap, ties
+
+
+def _failure(found: Comparison, allowed: Tolerance) -> Failure:
+    where = f"{found.level} differs from {found.reference} in case {found.case!r}"
+    if not np.isfinite(found.excess):
+        return Failure(
+            where,
+            f"the logits of step {found.worst_step} hold NaN or infinity",
+            "Look for an overflow (float16 ends at 65504), or build with another dtype",
+        )
+    reasons: list[str] = []
+    if found.excess > 1:
+        reasons.append(
+            f"the largest difference is {found.max_abs:.3g} at step {found.worst_step}, "
+            f"{found.excess:.3g} times the tolerance (rtol {allowed.rtol:g}, atol {allowed.atol:g})"
+        )
+    if found.divergence is not None and found.gap is not None:
+        reasons.append(
+            f"step {found.divergence} chooses another token, whose logit is {found.gap:.3g} lower "
+            f"in {found.reference}"
+        )
+    step = (
+        "Run the pipeline with --compare-each to find the pass"
+        if found.level == "canonical"
+        else "Compare canonical and lowered: if they agree the difference is older than lowering"
+    )
+    return Failure(where, "; ".join(reasons), step)
+
+
+def _plain(data: object) -> object:
+    if isinstance(data, Mapping):
+        return {key: _plain(item) for key, item in cast("Mapping[str, object]", data).items()}
+    if isinstance(data, list | tuple):
+        return [_plain(item) for item in cast("Sequence[object]", data)]
+    if isinstance(data, float) and not np.isfinite(data):
+        return str(data)
+    return data

@@ -1,0 +1,183 @@
+"""The exported model, run as its exporter meant it: the reference of every comparison.
+
+Its cache grows: what a step returns as `present` is the next step's `past`. It never pads: prompts
+of different lengths run row by row. So what padding does to the bundle is compared with no padding;
+and exports that count the tokens from the mask can be a reference too (the logits of
+onnxruntime-genai's GroupQueryAttention were off by 5 for rows padded on the left).
+
+Letters: B batch, S new tokens, K kv heads, D head size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from omforge.ir.errors import InputError
+from omforge.lowering.manifest import Export, KvCache, TensorSpec
+from omforge.runtime.session import OrtSession, zeros
+
+Array = npt.NDArray[Any]
+
+
+@dataclass
+class _Rows:
+    """Rows of equal length that run together: their cache by input name, and their length."""
+
+    past: dict[str, Array]
+    length: int = 0
+
+
+class ExportModel:
+    """An exported model on ONNX Runtime, with the `prefill` and `decode` of `LanguageModel`.
+
+    Args:
+        path: The exported .onnx file.
+        export: The manifest's description of its interface.
+        kv: The manifest's cache: an export may state K and D as symbols only.
+
+    Raises:
+        InputError: The file cannot be loaded, or lacks an input or output that `export` names.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], export: Export, kv: KvCache) -> None:
+        self.export = export
+        self._kv = kv
+        self._session = OrtSession(path)
+        self._inputs = {spec.name: spec for spec in self._session.inputs}
+        self._check_interface()
+        self._groups: list[_Rows] = []
+        self._batch = 0
+
+    def prefill(self, prompts: Sequence[Sequence[int]], *, all_logits: bool = False) -> Array:
+        """Start new sequences.
+
+        Returns:
+            Float32 logits: those behind each prompt [B, V]; with `all_logits`, which takes prompts
+            of one length, those of every token [B, S, V].
+
+        Raises:
+            InputError: No prompts, an empty one, or `all_logits` of different lengths.
+        """
+        if not prompts or not all(len(prompt) for prompt in prompts):
+            raise InputError("a prompt is empty", "there is no token to continue from")
+        lengths = sorted({len(prompt) for prompt in prompts})
+        if all_logits and len(lengths) > 1:
+            raise InputError("cannot return all logits", f"the prompts have lengths {lengths}")
+        batches = [prompts] if len(lengths) == 1 else [[prompt] for prompt in prompts]
+        self._batch = len(prompts)
+        self._groups = [_Rows(self._empty_past(len(batch))) for batch in batches]
+        logits = np.concatenate(
+            [
+                self._step(rows, np.array(batch))[:, 0 if all_logits else -1 :]
+                for rows, batch in zip(self._groups, batches, strict=True)
+            ]
+        )
+        return logits if all_logits else logits[:, -1]
+
+    def decode(self, tokens: Sequence[int] | Array) -> Array:
+        """Append one token to each row; the float32 logits behind it [B, V].
+
+        Raises:
+            InputError: Not one token for each row of the last `prefill`.
+        """
+        column = np.asarray(tokens)
+        if column.shape != (self._batch,) or not self._groups:
+            raise InputError(
+                f"decode got tokens of shape {list(column.shape)}",
+                f"it takes one for each of the {self._batch} rows of the last prefill",
+            )
+        parts = np.split(column[:, None], len(self._groups))
+        steps = zip(self._groups, parts, strict=True)
+        return np.concatenate([self._step(rows, part)[:, -1] for rows, part in steps])
+
+    def close(self) -> None:
+        """Free the session and the cache."""
+        self._session.close()
+        self._groups = []
+
+    def __enter__(self) -> ExportModel:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _empty_past(self, batch: int) -> dict[str, Array]:
+        kv = self._kv
+        sizes = (kv.head_size, kv.value_head_size)
+        return {
+            name: zeros(self._inputs[name], (batch, kv.kv_heads, 0, size))
+            for pair in self.export.past
+            for name, size in zip(pair, sizes, strict=True)
+        }
+
+    def _step(self, rows: _Rows, tokens: Array) -> Array:
+        """Run `tokens` [B, S] and extend the rows' cache; float32 logits [B, S, V]."""
+        batch, seq = len(tokens), int(tokens.shape[1])
+        end = rows.length + seq
+        known: dict[str | None, Array] = {
+            self.export.input_ids: tokens,
+            self.export.attention_mask: np.ones((batch, end), np.int64),
+            self.export.position_ids: np.tile(np.arange(rows.length, end), (batch, 1)),
+        }
+        feeds = {
+            name: array.astype(self._inputs[name].dtype)
+            for name, array in known.items()
+            if name is not None
+        }
+        feeds |= rows.past
+        sizes = self._symbols(feeds)
+        for spec in self.export.extra:
+            shape = [sizes.get(dim, 1) if isinstance(dim, str) else dim for dim in spec.shape]
+            feeds[spec.name] = zeros(spec, shape)
+        outputs = self._session.run(feeds)
+        pairs = zip(self.export.past, self.export.present, strict=True)
+        rows.past = {
+            name: outputs[new]
+            for past, present in pairs
+            for name, new in zip(past, present, strict=True)
+        }
+        rows.length = end
+        return outputs[self.export.logits].astype(np.float32)
+
+    def _symbols(self, feeds: Mapping[str, Array]) -> dict[str, int]:
+        """Return what the symbols in the inputs' shapes stand for in this step."""
+        return {
+            dim: size
+            for name, array in feeds.items()
+            for dim, size in zip(self._inputs[name].shape, array.shape, strict=True)
+            if isinstance(dim, str)
+        }
+
+    def _check_interface(self) -> None:
+        export = self.export
+        if export.input_ids is None or not export.past:
+            raise InputError(
+                f"{self._session.name} cannot be the reference",
+                "the manifest names no token input" if export.past else "it has no KV cache",
+                "Export the model with input_ids and past key values",
+            )
+        names = [export.input_ids, export.attention_mask, export.position_ids]
+        names += [name for pair in export.past for name in pair]
+        names += [spec.name for spec in export.extra]
+        outputs = [export.logits, *(name for pair in export.present for name in pair)]
+        _require(self._session.name, "inputs", names, self._session.inputs)
+        _require(self._session.name, "outputs", outputs, self._session.outputs)
+
+
+def _require(
+    file: str, kind: str, names: Sequence[str | None], specs: Sequence[TensorSpec]
+) -> None:
+    found = [spec.name for spec in specs]
+    missing = [name for name in names if name is not None and name not in found]
+    if missing:
+        raise InputError(
+            f"{file} is not the exported model of this manifest",
+            f"its {kind} lack {', '.join(missing)}; they are {', '.join(found)}",
+            "Give the model that the bundle was built from",
+        )

@@ -1,0 +1,372 @@
+"""A language model made of a bundle's graphs: prefill, decode, generate.
+
+Letters: B batch, S new tokens, C cache capacity, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from omforge.ir.errors import InputError
+from omforge.lowering.manifest import Bucket, Manifest
+from omforge.runtime.bundle import Bundle, Progress
+from omforge.runtime.cache import KvCache, cache_tensors, full
+from omforge.runtime.masks import additive_mask, positions
+from omforge.runtime.sampling import Sampler, Sampling
+from omforge.runtime.session import OrtSession, Session, check_interface
+
+Array = npt.NDArray[Any]
+Level = Literal["lowered", "canonical"]
+StopReason = Literal["eos", "length", "context"]
+
+CANONICAL_CHUNK = 512
+"""The canonical graph takes any length; its masks and scores are S * (C+S) numbers a head."""
+
+
+class LanguageModel:
+    """Runs prompts through a bundle's graphs, at one level, with a KV cache of its own.
+
+    Args:
+        bundle: The bundle.
+        level: `lowered` runs the static buckets (their CPU twins), `canonical` the dynamic graph.
+        batch: B; the manifest's unless given. The canonical graph takes any.
+        open_session: Opens a bucket of the lowered level on another backend.
+
+    Raises:
+        InputError: The bundle has no buckets of that batch.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        level: Level = "lowered",
+        *,
+        batch: int | None = None,
+        open_session: Callable[[Bucket], Session] | None = None,
+    ) -> None:
+        self.bundle = bundle
+        self.level = level
+        self.batch = bundle.manifest.batch if batch is None else batch
+        self._open_session = open_session or self._open_twin
+        self._sessions: dict[str, Session] = {}
+        self._buckets = _buckets(bundle, self.batch) if level == "lowered" else {}
+        self._cache: KvCache | None = None
+        self._first = np.zeros(self.batch, np.int64)
+        self._rows = self.batch
+
+    @property
+    def manifest(self) -> Manifest:
+        """The bundle's manifest."""
+        return self.bundle.manifest
+
+    @property
+    def context(self) -> int:
+        """How many tokens a sequence can have: the capacity, or the model's positions if fewer."""
+        limit = self.manifest.model.max_positions
+        capacity = self.manifest.kv.capacity
+        return capacity if limit is None else min(capacity, limit)
+
+    @property
+    def length(self) -> int:
+        """How many tokens of the longest row are in the cache."""
+        return 0 if self._cache is None else self._cache.length
+
+    def prefill(
+        self, prompts: Sequence[Sequence[int]], *, progress: Progress | None = None
+    ) -> Array:
+        """Start new sequences; return the logits behind each prompt, float32 [rows, V].
+
+        Shorter prompts are padded on the left; the padding is masked, and positions count from each
+        row's first real token. Fewer prompts than the batch are allowed: the rest of the rows idle.
+
+        Raises:
+            InputError: No prompts or too many, an empty one, one longer than the context, or a
+                token outside the vocabulary.
+        """
+        self._check_prompts(prompts)
+        self.reset()
+        rows = [*prompts, *[prompts[-1]] * (self.batch - len(prompts))]
+        self._rows = len(prompts)
+        longest = max(map(len, rows))
+        self._first = np.array([longest - len(row) for row in rows], np.int64)
+        tokens = np.array([[self._pad] * (longest - len(row)) + list(row) for row in rows])
+        logits = np.empty((0, 0), np.float32)
+        done = 0
+        for seq, count in self._plan(longest):
+            logits = self._step(tokens[:, done : done + count], seq)
+            done += count
+            if progress is not None:
+                progress("prefill", done, longest)
+        return logits
+
+    def decode(self, tokens: Sequence[int] | Array) -> Array:
+        """Append one token to each row; return the logits behind it, float32 [rows, V].
+
+        Raises:
+            InputError: Not one token for each row of the last `prefill`, or outside the vocabulary.
+            CheckError: The context is full.
+        """
+        column = np.asarray(tokens)
+        if self.length == 0:
+            raise InputError("decode without a prompt", next_step="Call prefill first")
+        if column.shape != (self._rows,):
+            raise InputError(
+                f"decode got tokens of shape {list(column.shape)}",
+                f"it takes one for each of the {self._rows} rows",
+            )
+        self._check_tokens(column.tolist())
+        if self.length >= self.context:
+            raise full(self.length, 1, self.context)
+        idle = np.repeat(column[-1:], self.batch - self._rows)
+        return self._step(np.concatenate([column, idle])[:, None], self._plan(1)[0][0])
+
+    def generate(
+        self,
+        prompt: Sequence[int],
+        *,
+        max_new_tokens: int = 128,
+        sampling: Sampling | None = None,
+        progress: Progress | None = None,
+    ) -> Generation:
+        """Start generating from one prompt; iterate over the result to get its tokens.
+
+        Raises:
+            InputError: As `prefill`; or max_new_tokens is below 1.
+        """
+        return Generation(self, prompt, max_new_tokens, sampling or Sampling(), progress)
+
+    def generate_batch(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int = 128,
+        sampling: Sampling | None = None,
+        progress: Progress | None = None,
+    ) -> list[tuple[list[int], StopReason]]:
+        """Generate from several prompts at once; each one's new tokens, and why it stopped.
+
+        Raises:
+            InputError: As `prefill`; or max_new_tokens is below 1.
+        """
+        _check_limit(max_new_tokens)
+        sampler = Sampler(sampling or Sampling())
+        found: list[list[int]] = [[] for _ in prompts]
+        reasons: list[StopReason | None] = [None] * len(prompts)
+        logits = self.prefill(prompts, progress=progress)
+        for step in range(max_new_tokens):
+            tokens = sampler(logits)
+            for row, token in enumerate(tokens.tolist()):
+                if reasons[row] is None and token in self.manifest.model.eos_token_ids:
+                    reasons[row] = "eos"
+                if reasons[row] is None:
+                    found[row].append(token)
+            if progress is not None:
+                progress("generate", step + 1, max_new_tokens)
+            if None not in reasons or step + 1 == max_new_tokens:
+                break
+            if self.length >= self.context:
+                reasons = [reason or "context" for reason in reasons]
+                break
+            logits = self.decode(tokens)
+        return [(row, reason or "length") for row, reason in zip(found, reasons, strict=True)]
+
+    def reset(self) -> None:
+        """Forget the sequences."""
+        if self._cache is not None:
+            self._cache.reset()
+
+    def close(self) -> None:
+        """Free the sessions and the cache."""
+        for session in self._sessions.values():
+            session.close()
+        self._sessions = {}
+        self._cache = None
+
+    def __enter__(self) -> LanguageModel:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def _pad(self) -> int:
+        # Any token does, since padding is masked; but some models name one that does not exist.
+        pad = self.manifest.model.pad_token_id or 0
+        return pad if 0 <= pad < self.manifest.model.vocab_size else 0
+
+    def _plan(self, length: int) -> list[tuple[int, int]]:
+        if self.level == "canonical":
+            whole, rest = divmod(length, CANONICAL_CHUNK)
+            return [(CANONICAL_CHUNK, CANONICAL_CHUNK)] * whole + [(rest, rest)] * bool(rest)
+        prefill = [seq for kind, seq in self._buckets if kind == "prefill"]
+        chunks = plan_chunks(length, prefill or [seq for _, seq in self._buckets])
+        if chunks[-1][1] == 1 and ("decode", 1) in self._buckets:
+            chunks[-1] = (1, 1)
+        return chunks
+
+    def _step(self, tokens: Array, seq: int) -> Array:
+        """Run `tokens` [B, count] through the graph of `seq` >= count tokens; extend the cache."""
+        session = self._session(seq)
+        cache = self._cache
+        if cache is None:
+            dtypes = {spec.name: spec.dtype for spec in session.inputs}
+            name = cache_tensors(self.manifest.kv, self.batch)[0].past
+            cache = self._cache = KvCache(self.manifest.kv, self.batch, dtypes.get(name))
+        feeds = self._feeds(session, cache, tokens, seq)
+        outputs = session.run(feeds)
+        cache.append(outputs, tokens.shape[1])
+        return outputs["logits"][: self._rows].astype(np.float32)
+
+    def _feeds(self, session: Session, cache: KvCache, tokens: Array, seq: int) -> dict[str, Array]:
+        count = tokens.shape[1]
+        dtypes = {spec.name: spec.dtype for spec in session.inputs}
+        padding = np.full((self.batch, seq - count), self._pad, np.int64)
+        feeds: dict[str, Array] = {
+            "input_ids": np.concatenate([tokens, padding], axis=1),
+            "position_ids": positions(self._first, past=cache.length, seq=seq, count=count),
+            # Row by row, the flat number of the last real token.
+            "logits_index": np.arange(self.batch) * seq + count - 1,
+        }
+        feeds = {
+            name: array.astype(dtypes[name]) for name, array in feeds.items() if name in dtypes
+        }
+        for mask in self.manifest.masks:
+            feeds[mask.name] = additive_mask(
+                mask.window,
+                self._first,
+                past=cache.length,
+                seq=seq,
+                count=count,
+                capacity=cache.capacity,
+                dtype=dtypes.get(mask.name, "float32"),
+                mask_value=self.manifest.mask_value,
+            )
+        return feeds | cache.feeds
+
+    def _session(self, seq: int) -> Session:
+        if self.level == "canonical":
+            if "canonical" not in self._sessions:
+                self._sessions["canonical"] = OrtSession(self.bundle.canonical)
+            return self._sessions["canonical"]
+        bucket = self._buckets.get(("decode", seq)) or self._buckets["prefill", seq]
+        if bucket.name not in self._sessions:
+            session = self._open_session(bucket)
+            check_interface(bucket.name, "inputs", session.inputs, bucket.inputs)
+            check_interface(bucket.name, "outputs", session.outputs, bucket.outputs)
+            self._sessions[bucket.name] = session
+        return self._sessions[bucket.name]
+
+    def _open_twin(self, bucket: Bucket) -> Session:
+        return OrtSession(self.bundle.graph(bucket), lowered=True)
+
+    def _check_prompts(self, prompts: Sequence[Sequence[int]]) -> None:
+        if not 0 < len(prompts) <= self.batch:
+            raise InputError(
+                f"{len(prompts)} prompts",
+                f"the model was opened for 1 to {self.batch}",
+                "Split them, or build the bundle with a larger batch",
+            )
+        for index, prompt in enumerate(prompts):
+            if not len(prompt):
+                raise InputError(
+                    f"prompt {index} is empty",
+                    "there is no token to continue from",
+                    "Start it with the model's BOS token",
+                )
+            if len(prompt) > self.context:
+                raise InputError(
+                    f"prompt {index} has {len(prompt)} tokens",
+                    f"the bundle's context is {self.context}",
+                    f"Shorten it by {len(prompt) - self.context}, or build the bundle with a "
+                    "larger context",
+                )
+            self._check_tokens(prompt)
+
+    def _check_tokens(self, tokens: Sequence[int]) -> None:
+        vocabulary = self.manifest.model.vocab_size
+        for token in tokens:
+            if not 0 <= token < vocabulary:
+                raise InputError(
+                    f"token {token} is outside the vocabulary",
+                    f"it has ids 0 to {vocabulary - 1}",
+                    "Use the tokenizer that belongs to the model",
+                )
+
+
+class Generation(Iterator[int]):
+    """The new tokens of one prompt, computed as they are asked for.
+
+    The end-of-sequence token is not among them. `reason` is None while there may be more, then
+    `eos`, `length` (max_new_tokens reached) or `context` (the cache is full).
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        prompt: Sequence[int],
+        max_new_tokens: int,
+        sampling: Sampling,
+        progress: Progress | None,
+    ) -> None:
+        _check_limit(max_new_tokens)
+        self.tokens: list[int] = []
+        self.reason: StopReason | None = None
+        self._model = model
+        self._limit = max_new_tokens
+        self._sampler = Sampler(sampling)
+        self._logits = model.prefill([prompt], progress=progress)
+
+    def __next__(self) -> int:
+        model = self._model
+        if self.reason is None and len(self.tokens) == self._limit:
+            self.reason = "length"
+        if self.reason is None and self.tokens:
+            if model.length >= model.context:
+                self.reason = "context"
+            else:
+                self._logits = model.decode(self.tokens[-1:])
+        if self.reason is None:
+            token = int(self._sampler(self._logits)[0])
+            if token not in model.manifest.model.eos_token_ids:
+                self.tokens.append(token)
+                return token
+            self.reason = "eos"
+        raise StopIteration
+
+
+def plan_chunks(length: int, sizes: Sequence[int]) -> list[tuple[int, int]]:
+    """Cut `length` tokens into chunks: (the bucket's tokens, how many of them are real).
+
+    The largest bucket that fits, again and again; the rest goes into the smallest one that holds
+    it, as soon as that computes no more tokens than going on with smaller ones would.
+    """
+    chunks: list[tuple[int, int]] = []
+    while length > 0:
+        fitting = max((size for size in sizes if size <= length), default=0)
+        holding = min((size for size in sizes if size >= length), default=0)
+        going_on = -(-length // fitting) * fitting if fitting else holding
+        if holding and holding <= going_on:
+            return [*chunks, (holding, length)]
+        chunks.append((fitting, fitting))
+        length -= fitting
+    return chunks
+
+
+def _buckets(bundle: Bundle, batch: int) -> dict[tuple[str, int], Bucket]:
+    buckets = {(b.kind, b.seq): b for b in bundle.manifest.buckets if b.batch == batch}
+    if not buckets:
+        raise InputError(
+            f"the bundle has no buckets of batch {batch}",
+            f"it has batch {', '.join(map(str, bundle.batches))}",
+            "Use one of these, or build the bundle with that batch",
+        )
+    return dict(sorted(buckets.items()))
+
+
+def _check_limit(max_new_tokens: int) -> None:
+    if max_new_tokens < 1:
+        raise InputError(f"max_new_tokens is {max_new_tokens}", "it must be 1 or more")

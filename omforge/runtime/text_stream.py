@@ -1,0 +1,72 @@
+"""Text out of a stream of tokens, when one character may take several tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+REPLACEMENT = "\ufffd"  # what a tokenizer shows for bytes that are not (yet) a character
+
+
+class Tokenizer(Protocol):
+    """What omforge needs of a transformers tokenizer."""
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Return the token ids of a text."""
+        ...
+
+    def decode(
+        self,
+        token_ids: list[int],
+        *,
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+    ) -> str:
+        """Return the text of token ids."""
+        ...
+
+
+class TextStream:
+    """Turns tokens into text as they come, and holds back what is not a whole character yet.
+
+    Tokens are decoded together with a few before them, because a tokenizer drops the space in front
+    of the first token that it is given.
+
+    Args:
+        tokenizer: The bundle's tokenizer.
+        context: The tokens before the first one, such as the prompt; their text is not returned.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, context: Sequence[int] = ()) -> None:
+        self._tokenizer = tokenizer
+        # Eight tokens are more than any character takes, and decode in no time.
+        self._done = list(context)[
+            -8:
+        ]  # decoded and returned; only there for its effect on the next
+        self._held: list[int] = []
+
+    def push(self, token: int) -> str:
+        """Take one token; the text that is complete with it, which may be empty."""
+        self._held.append(token)
+        text = self._new_text()
+        if text.endswith(REPLACEMENT):
+            return ""
+        self._done = (self._done + self._held)[-8:]
+        self._held = []
+        return text
+
+    def finish(self) -> str:
+        """Return what is still held back; incomplete characters as replacement characters."""
+        text = self._new_text()
+        self._held = []
+        return text
+
+    def _new_text(self) -> str:
+        # A prompt that ends inside a character: that character belongs to the new text.
+        before = self._decode(self._done).rstrip(REPLACEMENT)
+        return self._decode(self._done + self._held)[len(before) :]
+
+    def _decode(self, tokens: list[int]) -> str:
+        return self._tokenizer.decode(
+            tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )

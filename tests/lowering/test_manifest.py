@@ -1,0 +1,167 @@
+"""The manifest: what is written is what is read, and a wrong field is named."""
+
+import copy
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import pytest
+
+from omforge.ir.errors import InputError
+from omforge.lowering.manifest import (
+    Bucket,
+    Export,
+    KvCache,
+    Manifest,
+    MaskSpec,
+    ModelFacts,
+    TensorSpec,
+)
+
+
+def make_manifest() -> Manifest:
+    return Manifest(
+        schema_version=1,
+        omforge="0.1.0",
+        target="Ascend310P3",
+        dtype="float16",
+        batch=1,
+        context=512,
+        model=ModelFacts("llama", 2, 4, 2, 16, 64, 128, (2, 3), 1, None, 2048),
+        kv=KvCache("stacked", 2, 2, 16, 16, 512, "float16"),
+        masks=(MaskSpec("attention_mask", None),),
+        mask_value=-30000.0,
+        buckets=(
+            Bucket(
+                name="decode_c512",
+                kind="decode",
+                batch=1,
+                seq=1,
+                capacity=512,
+                file="decode_c512.onnx",
+                inputs=(
+                    TensorSpec("input_ids", "int32", (1, 1)),
+                    TensorSpec("attention_mask", "float16", (1, 1, 1, 513)),
+                ),
+                outputs=(TensorSpec("logits", "float16", (1, 128)),),
+                om=None,
+                command=("atc", "--framework=5"),
+            ),
+        ),
+        canonical="canonical.onnx",
+        weights="weights.bin",
+        export=Export(
+            path="../model.onnx",
+            sha256="0" * 64,
+            input_ids="input_ids",
+            attention_mask="attention_mask",
+            position_ids=None,
+            past=(("pk.0", "pv.0"), ("pk.1", "pv.1")),
+            present=(("k.0", "v.0"), ("k.1", "v.1")),
+            logits="logits",
+            extra=(TensorSpec("unused", "float32", ("batch", 3)),),
+            dtype="float32",
+        ),
+        files={"decode_c512.onnx": "a" * 64},
+        coverage={"attention": [2, 2]},
+    )
+
+
+def test_what_is_saved_loads_as_the_same_manifest(tmp_path: pathlib.Path) -> None:
+    manifest = make_manifest()
+    manifest.save(tmp_path)
+    assert Manifest.load(tmp_path) == manifest
+    assert Manifest.load(tmp_path / "manifest.json") == manifest
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
+
+
+def test_the_same_manifest_gives_the_same_sorted_text(tmp_path: pathlib.Path) -> None:
+    text = make_manifest().to_json()
+    assert text == make_manifest().to_json()
+    keys = list(json.loads(text))
+    assert keys == sorted(keys)
+    assert text.endswith("}\n")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("batch",), "1", "batch: is '1' (str), must be int"),
+        (("batch",), True, "batch: is True (bool), must be int"),
+        (("batch",), 0, "batch: is 0, must be 1 or more"),
+        (("schema_version",), 2, "schema_version: is 2, this omforge reads version 1"),
+        (("mask_value",), 0.0, "mask_value: is 0.0"),
+        (("kv", "layout"), "inner", "kv.layout: is 'inner', must be one of 'stacked', 'per-layer'"),
+        (("kv", "layers"), 3, "kv.layers: is 3, model.layers is 2"),
+        (("kv", "kv_heads"), 4, "kv.kv_heads: is 4, model.kv_heads is 2"),
+        (("kv", "value_head_size"), 8, "kv.value_head_size: is 8, the stacked layout needs"),
+        (("model", "kv_heads"), 3, "model.kv_heads: 3 does not divide 4 heads"),
+        (("model", "eos_token_ids"), 2, "model.eos_token_ids: is 2 (int), must be a list"),
+        (("model", "eos_token_ids"), [2, None], "model.eos_token_ids[1]: is null, must be int"),
+        (("model", "bos_token_id"), 1.5, "model.bos_token_id: is 1.5 (float), must be int or null"),
+        (("masks", 0, "window"), 0, "masks[0].window: is 0"),
+        (("masks", 0, "name"), "other", "buckets[0].inputs: lack 'other', which masks[0] names"),
+        (("buckets", 0, "kind"), "both", "buckets[0].kind: is 'both'"),
+        (("buckets", 0, "file"), "/etc/x", "buckets[0].file: '/etc/x' is not a relative path"),
+        (("buckets", 0, "om"), "../x.om", "buckets[0].om: '../x.om' is not a relative path"),
+        (("buckets", 0, "inputs", 0, "shape"), ["batch"], "buckets[0].inputs[0].shape[0]"),
+        (("buckets", 0, "inputs", 1, "name"), "input_ids", "names 'input_ids' more than once"),
+        (("export", "past"), [["a", "b"]], "export.past: has 1 layers, model.layers is 2"),
+        (("export", "past"), [["a"], ["b"]], "export.past[0]: has 1 items, must have 2"),
+        (("export", "sha256"), "abc", "export.sha256: 'abc' is not a sha256"),
+        (("files",), [], "files: is [] (list), must be an object"),
+        (("files",), {"a": "b"}, "files['a']: 'b' is not a sha256"),
+    ],
+)
+def test_a_wrong_field_is_named(
+    tmp_path: pathlib.Path, path: tuple[str | int, ...], value: object, message: str
+) -> None:
+    data: Any = json.loads(make_manifest().to_json())
+    where = data
+    for step in path[:-1]:
+        where = where[step]
+    where[path[-1]] = value
+    (tmp_path / "manifest.json").write_text(json.dumps(data))
+    with pytest.raises(InputError) as caught:
+        Manifest.load(tmp_path)
+    assert message in str(caught.value)
+    assert str(tmp_path / "manifest.json") in str(caught.value)
+
+
+def test_missing_and_unknown_fields_are_named() -> None:
+    data: Any = json.loads(make_manifest().to_json())
+    lacking = copy.deepcopy(data)
+    del lacking["kv"]["capacity"]
+    with pytest.raises(InputError, match=r"kv\.capacity: is missing"):
+        Manifest.from_json(lacking)
+    data["buckets"][0]["colour"] = "red"
+    with pytest.raises(InputError, match=r"buckets\[0\]\.colour: is no field of Bucket"):
+        Manifest.from_json(data)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"mask_value": NaN}', "\udcff"])
+def test_a_file_that_is_no_manifest_is_refused(tmp_path: pathlib.Path, text: str) -> None:
+    (tmp_path / "manifest.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(InputError, match=r"manifest\.json"):
+        Manifest.load(tmp_path)
+
+
+def test_a_missing_file_is_refused(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(InputError, match="cannot read the manifest"):
+        Manifest.load(tmp_path / "nothing")
+
+
+def test_an_inconsistent_manifest_is_not_written(tmp_path: pathlib.Path) -> None:
+    make_manifest().save(tmp_path)
+    before = (tmp_path / "manifest.json").read_bytes()
+    with pytest.raises(InputError, match="context"):
+        dataclasses.replace(make_manifest(), context=0).save(tmp_path)
+    assert (tmp_path / "manifest.json").read_bytes() == before
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_bucket_is_found_by_name() -> None:
+    assert make_manifest().bucket("decode_c512").seq == 1
+    with pytest.raises(InputError, match="no bucket 'decode_c1'"):
+        make_manifest().bucket("decode_c1")

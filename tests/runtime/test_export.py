@@ -1,0 +1,113 @@
+"""The exported model with its exporter's own interface."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from omforge.ir.errors import InputError
+from omforge.lowering.manifest import Export, KvCache, TensorSpec
+from omforge.runtime.bundle import Bundle
+from omforge.runtime.export import ExportModel
+from tests.runtime.tiny import Tiny, reference_logits
+
+TEXT = [3, 5, 7, 9, 11, 2, 4, 6, 8]
+CLOSE = {"rtol": 1e-4, "atol": 1e-4}
+Bundles = Callable[[Tiny], Bundle]
+
+
+def model(bundle: Bundle, **changes: object) -> ExportModel:
+    manifest = bundle.manifest
+    return ExportModel(bundle.export, dataclasses.replace(manifest.export, **changes), manifest.kv)
+
+
+@pytest.mark.parametrize("windows", [(None, None), (None, 4)])
+def test_prefill_and_decode(tiny_bundle: Bundles, windows: tuple[int | None, int | None]):
+    expected = reference_logits(TEXT, windows)
+    with model(tiny_bundle(Tiny(windows=windows))) as exported:
+        every = exported.prefill([TEXT[:5]], all_logits=True)
+        assert every.shape == (1, 5, 32)
+        np.testing.assert_allclose(every[0], expected[:5], **CLOSE)
+        np.testing.assert_allclose(exported.prefill([TEXT[:5]])[0], expected[4], **CLOSE)
+        found = [exported.decode([token])[0] for token in TEXT[5:]]
+    np.testing.assert_allclose(found, expected[5:], **CLOSE)
+
+
+@pytest.mark.parametrize("prompts", [[TEXT[:6], TEXT[2:4]], [TEXT[:4], TEXT[3:7]]])
+def test_several_prompts(tiny_bundle: Bundles, prompts: list[list[int]]):
+    with model(tiny_bundle(Tiny())) as exported:
+        found = [exported.prefill(prompts), exported.decode([1, 2])]
+    for row, prompt in enumerate(prompts):
+        expected = reference_logits([*prompt, row + 1], (None, None))[-2:]
+        np.testing.assert_allclose([step[row] for step in found], expected, **CLOSE)
+
+
+def test_another_model_is_refused(tiny_bundle: Bundles):
+    bundle = tiny_bundle(Tiny())
+    with pytest.raises(InputError, match=r"inputs lack tokens; they are ids, mask, pos, past.0"):
+        model(bundle, input_ids="tokens")
+    with pytest.raises(InputError, match="outputs lack scores; they are logits"):
+        model(bundle, logits="scores")
+    with pytest.raises(InputError, match="cannot be the reference: the manifest names no token"):
+        model(bundle, input_ids=None)
+    with pytest.raises(InputError, match="it has no KV cache"):
+        model(bundle, past=())
+
+
+def test_prompts_and_tokens_are_checked(tiny_bundle: Bundles):
+    with model(tiny_bundle(Tiny())) as exported:
+        with pytest.raises(InputError, match="a prompt is empty"):
+            exported.prefill([[1], []])
+        with pytest.raises(InputError, match=r"all logits: the prompts have lengths \[1, 2\]"):
+            exported.prefill([[1], [1, 2]], all_logits=True)
+        exported.prefill([[1], [2]])
+        with pytest.raises(InputError, match=r"shape \[1\]: it takes one for each of the 2 rows"):
+            exported.decode([1])
+
+
+@pytest.mark.parametrize("route", ["optimum", "dynamo", "hfexporter", "torchscript-op17"])
+@pytest.mark.parametrize("family", ["llama_gqa", "mistral"])
+def test_real_exports(exported: Callable[[str, str], Path], route: str, family: str):
+    """Every exporter's interface: a cache that grows gives the logits of the whole text."""
+    path = exported(route, family)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    keys = [i.name for i in session.get_inputs() if i.name.endswith((".key", ".keys"))]
+    values = [i.name for i in session.get_inputs() if i.name.endswith((".value", ".values"))]
+    past = tuple(zip(keys, values, strict=True))
+    extra = tuple(
+        TensorSpec(i.name, "int64", ())
+        for i in session.get_inputs()
+        if i.name.endswith("_sliding_window_tensor")
+    )
+    renamed = {"past_key_values": "present", "input.": "output."}
+
+    def present(name: str) -> str:
+        for old, new in renamed.items():
+            if name.startswith(old):
+                return name.replace(old, new, 1)
+        raise AssertionError(name)
+
+    export = Export(
+        path=str(path),
+        sha256="0" * 64,
+        input_ids="input_ids",
+        attention_mask="attention_mask",
+        position_ids="position_ids",
+        past=past,
+        present=tuple((present(key), present(value)) for key, value in past),
+        logits="logits",
+        extra=extra,
+        dtype="float32",
+    )
+    kv = KvCache("stacked", len(past), 2, 16, 16, capacity=32, dtype="float32")
+    text = list(range(10, 24))
+    with ExportModel(path, export, kv) as model:
+        whole = model.prefill([text], all_logits=True)[0]
+        found = [model.prefill([text[:9]])[0]]
+        found += [model.decode([token])[0] for token in text[9:]]
+        np.testing.assert_allclose(found, whole[8:], **CLOSE)
+        several = model.prefill([text[:9], text[:4]])
+        np.testing.assert_allclose(several, whole[[8, 3]], **CLOSE)

@@ -1,0 +1,79 @@
+"""The additive masks and positions, drawn: `.` is visible, `x` is masked."""
+
+import numpy as np
+import pytest
+
+from omforge.runtime.masks import additive_mask, positions
+
+
+def drawn(window: int | None, first: list[int], **sizes: int) -> list[list[str]]:
+    """The mask as one list of text rows for each batch entry: cache slots | new tokens."""
+    mask = additive_mask(window, np.array(first), dtype="float32", mask_value=-9.0, **sizes)
+    assert mask.shape == (len(first), 1, sizes["seq"], sizes["capacity"] + sizes["seq"])
+    assert set(np.unique(mask)) <= {0.0, -9.0}
+    split = sizes["capacity"]
+    rows = [
+        ["".join(".x"[int(value < 0)] for value in line) for line in entry[0]] for entry in mask
+    ]
+    return [[f"{line[:split]}|{line[split:]}" for line in entry] for entry in rows]
+
+
+def test_a_prefill_is_causal_and_sees_no_empty_slot():
+    assert drawn(None, [0], past=0, seq=3, count=3, capacity=4) == [
+        ["xxxx|.xx", "xxxx|..x", "xxxx|..."]
+    ]
+
+
+def test_a_decode_step_sees_the_valid_slots_and_itself():
+    assert drawn(None, [0], past=2, seq=1, count=1, capacity=4) == [["..xx|."]]
+
+
+def test_a_chunk_sees_the_cache_and_its_own_past():
+    assert drawn(None, [0], past=3, seq=2, count=2, capacity=4) == [["...x|.x", "...x|.."]]
+
+
+def test_a_window_of_three_reaches_two_tokens_back_across_the_cache_border():
+    assert drawn(3, [0], past=3, seq=3, count=3, capacity=4) == [
+        ["x..x|.xx", "xx.x|..x", "xxxx|..."]
+    ]
+
+
+def test_a_window_of_one_sees_only_itself():
+    assert drawn(1, [0], past=2, seq=2, count=2, capacity=2) == [["xx|.x", "xx|x."]]
+
+
+def test_left_padding_stays_hidden_and_each_padded_query_sees_itself():
+    assert drawn(None, [2, 0], past=0, seq=3, count=3, capacity=1) == [
+        ["x|.xx", "x|x.x", "x|xx."],
+        ["x|.xx", "x|..x", "x|..."],
+    ]
+
+
+def test_left_padding_is_hidden_in_later_steps_too():
+    assert drawn(None, [2, 0], past=3, seq=1, count=1, capacity=4) == [["xx.x|."], ["...x|."]]
+
+
+def test_bucket_padding_on_the_right_is_seen_by_nothing_but_itself():
+    assert drawn(None, [0], past=1, seq=4, count=2, capacity=2) == [
+        [".x|.xxx", ".x|..xx", ".x|...x", ".x|..x."]
+    ]
+
+
+@pytest.mark.parametrize("window", [None, 1, 3])
+@pytest.mark.parametrize(("past", "count"), [(0, 1), (0, 5), (4, 2), (6, 5)])
+def test_no_row_is_masked_throughout(window: int | None, past: int, count: int):
+    sizes = {"past": past, "seq": 5, "count": count, "capacity": 8}
+    first = np.array([0, past, past + count - 1])
+    mask = additive_mask(window, first, dtype="float16", mask_value=-30000.0, **sizes)
+    assert mask.dtype == np.float16
+    assert (mask.max(axis=-1) == 0).all()
+
+
+def test_positions_start_at_the_first_real_token():
+    first = np.array([2, 0])
+    assert positions(first, past=0, seq=4, count=4).tolist() == [[0, 0, 0, 1], [0, 1, 2, 3]]
+    assert positions(first, past=4, seq=1, count=1).tolist() == [[2], [4]]
+
+
+def test_positions_of_bucket_padding_never_leave_the_table():
+    assert positions(np.array([0]), past=6, seq=4, count=2).tolist() == [[6, 7, 7, 7]]
