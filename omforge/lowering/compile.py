@@ -1,0 +1,404 @@
+"""From an export to a bundle: raise, give the cache its capacity, bind buckets, lower, write."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import omforge
+from omforge import ir
+from omforge.ir.infer import attribute, dims
+from omforge.ir.weights import WeightWriter
+from omforge.lowering import manifest as m
+from omforge.lowering.atc import atc_command, compile_script
+from omforge.lowering.legality import check_legal
+from omforge.lowering.legalize import legalize
+from omforge.lowering.source import Source, find_source, sha256
+from omforge.lowering.target import Target, dtype_name, target
+from omforge.passes import PassRun, make_pipeline
+from omforge.passes.bind_shapes import BindShapes
+from omforge.passes.config import ModelConfig, read_config
+from omforge.passes.convert_precision import ConvertPrecision
+from omforge.passes.coverage import Coverage, measure
+from omforge.passes.events import Event, events
+from omforge.passes.fuse_kv_io import FuseKvIo
+from omforge.passes.instruments import Instrument, VerifyEach
+from omforge.passes.interface import find_interface
+from omforge.passes.last_token_logits import LastTokenLogits
+from omforge.passes.pipeline import Pipeline
+from omforge.passes.tabulate_rotary import TabulateRotary
+
+MASK_VALUE = -30000.0
+"""Finite in float16 even when a score is added, and far enough below any score that its exponential is 0."""
+
+DEFAULT_CONTEXT = 2048
+DEFAULT_PREFILL = 128
+
+CANONICAL, WEIGHTS, REPORT, SCRIPT = "canonical.onnx", "weights.bin", "report.json", "compile.sh"
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class CompileOptions:
+    """What the caller chooses.
+
+    Attributes:
+        soc: Value of atc's --soc_version.
+        context: Tokens that a sequence may hold, C; the model's own limit or 2,048, whichever is less, if None.
+        prefill: Lengths S of the prefill buckets.
+        batch: Rows B of every bucket.
+        dtype: Dtype of the lowered graphs.
+        layout: Of the cache.
+        allow_partial: Go on although blocks were not raised.
+    """
+
+    soc: str
+    context: int | None = None
+    prefill: tuple[int, ...] = ()
+    batch: int = 1
+    dtype: Literal["fp16", "fp32"] = "fp16"
+    layout: Literal["stacked", "per-layer"] = "stacked"
+    allow_partial: bool = False
+
+
+@dataclass
+class CompileResult:
+    """What was made, and what a report shows of it."""
+
+    folder: Path
+    manifest: m.Manifest
+    coverage: Coverage
+    passes: list[PassRun] = field(default_factory=list[PassRun])
+    nodes: dict[str, int] = field(default_factory=dict[str, int])
+    """Nodes by graph: exported, raised, canonical, and each bucket."""
+    events: tuple[Event, ...] = ()
+
+
+def compile_bundle(
+    source: str | Path,
+    output: str | Path,
+    options: CompileOptions,
+    *,
+    instruments: Sequence[Instrument] | None = None,
+    progress: Progress | None = None,
+) -> CompileResult:
+    """Compile an export for one SoC into a bundle folder, whole or not at all.
+
+    Args:
+        source: The export's folder or .onnx file.
+        output: The bundle's folder; a bundle that is there already is replaced when the new one is complete.
+        options: What to make.
+        instruments: What watches the passes; the verifier alone if None.
+        progress: Told the step's name, steps done and steps in all.
+
+    Raises:
+        InputError: The source, the target or an option is wrong.
+        CheckError: Coverage is not complete, or a lowered graph has illegal nodes.
+    """
+    found = find_source(source)
+    soc = target(options.soc)
+    destination = _destination(Path(output))
+    config = read_config(found.folder)
+    options = _with_defaults(options, config)
+    buckets = [(f"prefill_s{s}", s) for s in options.prefill] + [("decode", 1)]
+    watch = (VerifyEach(),) if instruments is None else instruments
+    steps = _Steps(progress, 4 + 2 * len(buckets))
+
+    steps.begin("load")
+    model = ir.load(found.graph)
+    nodes = {"exported": model.graph.num_nodes()}
+    steps.begin("raise")
+    passes = list(make_pipeline("raise").run(model, watch).passes)
+    nodes["raised"] = model.graph.num_nodes()
+    coverage = measure(model, config)
+    if not coverage.complete and not options.allow_partial:
+        raise ir.CheckError(
+            "coverage is not complete",
+            "; ".join(coverage.problems()),
+            "Compile with --allow-partial to go on regardless",
+        )
+    export = _export(model, found)
+    kv_heads, head_size = _heads(model)
+    blocks = [n for n in model.graph if n.op_type == "Attention"]
+    heads = attribute(blocks[0], "q_num_heads") if blocks else 0
+    serve = Pipeline(
+        (LastTokenLogits(), FuseKvIo(options.layout), TabulateRotary(options.context or 0))
+    )
+    passes += serve.run(model, watch).passes
+    nodes["canonical"] = model.graph.num_nodes()
+    told = events(model)
+
+    facts = _facts(model, config, len(blocks), heads, kv_heads, head_size)
+    with _folder(destination) as folder:
+        with WeightWriter(folder / WEIGHTS) as writer:
+            steps.begin("write canonical.onnx")
+            ir.save(model, folder / CANONICAL, writer=writer)
+            steps.begin("convert precision")
+            passes += Pipeline((ConvertPrecision(options.dtype),)).run(model, watch).passes
+            made: list[m.Bucket] = []
+            for name, seq in buckets:
+                full = _bucket_name(name, options)
+                steps.begin(f"lower {full}")
+                lowered = model.clone()
+                bind = BindShapes(options.batch, seq, options.context or 0)
+                runs = Pipeline((bind,)).run(lowered, watch).passes
+                passes += runs if name == "decode" else ()
+                legalize(lowered, soc)
+                _require_legal(lowered, soc, full)
+                nodes[full] = lowered.graph.num_nodes()
+                steps.begin(f"write {full}.onnx")
+                ir.save(lowered, folder / f"{full}.onnx", writer=writer)
+                made.append(_bucket(lowered, full, seq, options, soc))
+            writer.close()
+        for file in found.companions():
+            shutil.copyfile(file, folder / file.name)
+        (folder / SCRIPT).write_text(compile_script([b.command for b in made]), encoding="utf-8")
+        (folder / SCRIPT).chmod(0o755)
+        _write_report(folder / REPORT, passes, nodes, coverage, told)
+        written = m.Manifest(
+            schema_version=m.SCHEMA_VERSION,
+            omforge=omforge.__version__,
+            target=soc.soc_version,
+            dtype=_float(options),
+            batch=options.batch,
+            context=options.context or 0,
+            model=facts,
+            kv=m.KvCache(
+                layout=options.layout,
+                layers=facts.layers,
+                kv_heads=kv_heads,
+                head_size=head_size,
+                value_head_size=head_size,
+                capacity=options.context or 0,
+                dtype=_float(options),
+            ),
+            masks=_masks(model),
+            mask_value=MASK_VALUE,
+            buckets=tuple(made),
+            canonical=CANONICAL,
+            weights=WEIGHTS,
+            export=export,
+            files={file.name: sha256(file) for file in sorted(folder.iterdir()) if file.is_file()},
+            coverage=coverage.to_json(),
+        )
+        written.save(folder / m.FILE_NAME)
+    return CompileResult(destination, written, coverage, passes, nodes, told)
+
+
+class _Steps:
+    """Counts steps for a progress bar."""
+
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self._progress = progress
+        self._total = total
+        self._done = 0
+
+    def begin(self, name: str) -> None:
+        if self._progress is not None:
+            self._progress(name, self._done, self._total)
+        self._done += 1
+
+
+def _with_defaults(options: CompileOptions, config: ModelConfig | None) -> CompileOptions:
+    limit = config.max_positions if config is not None else None
+    context = options.context or min(limit or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
+    if limit is not None and context > limit:
+        raise ir.InputError(
+            f"a context of {context} tokens is too long",
+            f"config.json says that the model has {limit} positions",
+            f"Choose --context {limit} or less",
+        )
+    prefill = tuple(sorted(set(options.prefill))) or (min(DEFAULT_PREFILL, context),)
+    wrong = [s for s in prefill if not 1 < s <= context]
+    if wrong:
+        raise ir.InputError(
+            f"a prefill bucket of {wrong[0]} tokens makes no sense",
+            f"it must be above 1 and fit in the context of {context}",
+            "Choose other --prefill lengths",
+        )
+    if options.batch < 1:
+        raise ir.InputError(f"a batch of {options.batch} makes no sense", "it must be 1 or more")
+    return dataclasses.replace(options, context=context, prefill=prefill)
+
+
+def _bucket_name(name: str, options: CompileOptions) -> str:
+    batch = f"_b{options.batch}" if options.batch > 1 else ""
+    return f"{name}_c{options.context}{batch}"
+
+
+def _float(options: CompileOptions) -> str:
+    return {"fp16": "float16", "fp32": "float32"}[options.dtype]
+
+
+def _require_legal(model: ir.Model, soc: Target, name: str) -> None:
+    found = check_legal(model, soc)
+    if found:
+        raise ir.CheckError(
+            f"{name} has {len(found)} illegal nodes for {soc.soc_version}",
+            "; ".join(str(diagnostic) for diagnostic in found[:20]),
+            "`omforge check` lists them all",
+        )
+
+
+def _export(model: ir.Model, source: Source) -> m.Export:
+    """The exporter's interface, layer by layer, read off the raised attention blocks."""
+    interface = find_interface(model)
+    blocks = [n for n in model.graph if n.op_type == "Attention" and len(n.inputs) > 5]
+
+    def names(values: Sequence[ir.Value | None]) -> tuple[str, str]:
+        key, value = (v.name or "" for v in values if v is not None)
+        return key, value
+
+    dtype = dtype_name(interface.logits.dtype)
+    return m.Export(
+        path=str(source.graph.resolve()),
+        sha256=sha256(source.graph),
+        input_ids=interface.input_ids.name,
+        attention_mask=interface.attention_mask.name if interface.attention_mask else None,
+        position_ids=interface.position_ids.name if interface.position_ids else None,
+        past=tuple(names(block.inputs[4:6]) for block in blocks),
+        present=tuple(names(block.outputs[1:3]) for block in blocks),
+        logits=interface.logits.name or "",
+        extra=tuple(_spec(value) for value in interface.extra),
+        dtype=dtype,
+    )
+
+
+def _heads(model: ir.Model) -> tuple[int, int]:
+    """K and D of the cache."""
+    caches = find_interface(model).caches
+    shape = dims(caches[0][0]) if caches else None
+    if shape is None or len(shape) != 4:
+        return 0, 0  # fuse-kv-io says what is wrong
+    heads, size = shape[1], shape[3]
+    return (heads, size) if isinstance(heads, int) and isinstance(size, int) else (0, 0)
+
+
+def _facts(
+    model: ir.Model, config: ModelConfig | None, layers: int, heads: int, kv_heads: int, size: int
+) -> m.ModelFacts:
+    config = config or ModelConfig()
+    logits = dims(model.graph.outputs[0]) or (0,)
+    vocab = logits[-1] if isinstance(logits[-1], int) else config.vocab_size or 0
+    return m.ModelFacts(
+        model_type=config.model_type,
+        layers=layers,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_size=size,
+        hidden_size=config.hidden_size or heads * size,
+        vocab_size=vocab,
+        eos_token_ids=config.eos_token_ids,
+        bos_token_id=config.bos_token_id,
+        pad_token_id=config.pad_token_id,
+        max_positions=config.max_positions,
+    )
+
+
+def _masks(model: ir.Model) -> tuple[m.MaskSpec, ...]:
+    found: list[m.MaskSpec] = []
+    for value in model.graph.inputs:
+        name = value.name or ""
+        if name.startswith("attention_mask"):
+            _, _, window = name.partition("_w")
+            found.append(m.MaskSpec(name, int(window) if window else None))
+    return tuple(found)
+
+
+def _spec(value: ir.Value) -> m.TensorSpec:
+    shape = tuple(dim if isinstance(dim, int) else str(dim) for dim in dims(value) or ())
+    return m.TensorSpec(value.name or "", dtype_name(value.dtype), shape)
+
+
+def _bucket(model: ir.Model, name: str, seq: int, options: CompileOptions, soc: Target) -> m.Bucket:
+    inputs = tuple(_spec(value) for value in model.graph.inputs)
+    file = f"{name}.onnx"
+    shapes = {spec.name: tuple(int(dim) for dim in spec.shape) for spec in inputs}
+    return m.Bucket(
+        name=name,
+        kind="decode" if seq == 1 else "prefill",
+        batch=options.batch,
+        seq=seq,
+        capacity=options.context or 0,
+        file=file,
+        inputs=inputs,
+        outputs=tuple(_spec(value) for value in model.graph.outputs),
+        om=None,
+        command=atc_command(file, f"om/{name}", soc, shapes),
+    )
+
+
+def _write_report(
+    path: Path,
+    passes: Sequence[PassRun],
+    nodes: dict[str, int],
+    coverage: Coverage,
+    told: Sequence[Event],
+) -> None:
+    """What happened, without times: the same input gives the same bytes."""
+    report: dict[str, Any] = {
+        "passes": [
+            {
+                "pass": str(run.step),
+                "rewrites": run.rewrites,
+                "nodes_before": run.nodes_before,
+                "nodes_after": run.nodes_after,
+            }
+            for run in passes
+        ],
+        "nodes": nodes,
+        "coverage": coverage.to_json(),
+        "events": [dataclasses.asdict(event) for event in told],
+    }
+    path.write_text(json.dumps(report, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _destination(path: Path) -> Path:
+    """The folder to make; what is there must be a bundle or nothing."""
+    path = Path(os.path.abspath(path))
+    if path.is_dir() and any(path.iterdir()) and not (path / m.FILE_NAME).is_file():
+        raise ir.InputError(
+            f"{path} is a folder that holds other files",
+            "only a bundle is replaced",
+            "Choose another -o",
+        )
+    if path.exists() and not path.is_dir():
+        raise ir.InputError(f"{path} is a file", "a bundle is a folder", "Choose another -o")
+    if not path.parent.is_dir():
+        raise ir.InputError(f"{path.parent} does not exist", "", "Create it or choose another -o")
+    return path
+
+
+class _folder:  # noqa: N801  (used as a statement: with _folder(path) as folder)
+    """A folder that takes `path`'s place when the block ends well, and vanishes when it does not."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> Path:
+        try:
+            self._made = Path(
+                tempfile.mkdtemp(prefix=f".{self._path.name}-", dir=self._path.parent)
+            )
+        except OSError as error:
+            raise ir.InputError(f"cannot write beside {self._path}", str(error)) from error
+        self._made.chmod(0o755)
+        return self._made
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is not None:
+            shutil.rmtree(self._made, ignore_errors=True)
+            return
+        old = self._made.with_name(self._made.name + "-old")
+        if self._path.exists():
+            self._path.rename(old)
+        self._made.rename(self._path)
+        shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,99 @@
+"""RMSNormalization to NPURmsNorm, and LayerNormalization to the operators of opset 16."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+NUMPY = {"float": np.float32, "float16": np.float16}
+
+
+def rms(dtype: str, epsilon: str, *, axis: int = -1, gamma: str = "8") -> str:
+    return f"""
+        norm ({dtype}[2,3,8] x, {dtype}[{gamma}] gamma) => ({dtype}[2,3,8] y)
+        {{ y = RMSNormalization <axis = {axis}, epsilon = {epsilon}> (x, gamma) }}
+    """
+
+
+def feeds(dtype: str, scale: float = 1.0) -> dict[str, Any]:
+    rng = np.random.default_rng(3)
+    return {
+        "x": (rng.standard_normal((2, 3, 8)) * scale).astype(NUMPY[dtype]),
+        "gamma": rng.standard_normal(8).astype(NUMPY[dtype]),
+    }
+
+
+@pytest.mark.parametrize("dtype", ["float", "float16"])
+@pytest.mark.parametrize("scale", [1.0, 3e-3])
+def test_an_epsilon_of_1e_6_is_the_op_as_it_is(lower: Any, dtype: str, scale: float) -> None:
+    lowered = lower(rms(dtype, "1e-6"), feeds(dtype, scale))
+    assert lowered.ops == ["NPURmsNorm"]
+    (node,) = list(lowered.model.graph)
+    assert len(node.outputs) == 2
+    assert all(value.name for value in node.outputs)
+
+
+@pytest.mark.parametrize("dtype", ["float", "float16"])
+@pytest.mark.parametrize("epsilon", ["1e-5", "1e-3"])
+@pytest.mark.parametrize("scale", [1.0, 3e-3])
+def test_a_larger_epsilon_scales_the_input(
+    lower: Any, dtype: str, epsilon: str, scale: float
+) -> None:
+    """At 3e-3 the mean square is 1e-5: without the scaling y would be off by 40 %."""
+    lowered = lower(rms(dtype, epsilon), feeds(dtype, scale))
+    assert lowered.ops == ["Mul", "NPURmsNorm"]
+
+
+def test_a_smaller_epsilon_in_fp16_goes_through_fp32(lower: Any) -> None:
+    """The scale sqrt(1e-6 / 1e-12) is 1000: 1000 * 100 would overflow fp16."""
+    lowered = lower(rms("float16", "1e-12"), feeds("float16", 100))
+    assert lowered.ops == ["Cast", "Mul", "Cast", "NPURmsNorm", "Cast"]
+    assert np.isfinite(lowered.found[0].astype(np.float32)).all()
+
+
+def test_large_fp16_inputs_do_not_overflow(lower: Any) -> None:
+    lowered = lower(rms("float16", "1e-5"), feeds("float16", 1e4))
+    assert np.isfinite(lowered.found[0].astype(np.float32)).all()
+
+
+def test_a_norm_over_two_axes_is_decomposed(lower: Any) -> None:
+    given = feeds("float")
+    given["gamma"] = np.random.default_rng(0).standard_normal((3, 8)).astype(np.float32)
+    lowered = lower(rms("float", "1e-5", axis=1, gamma="3,8"), given)
+    assert "NPURmsNorm" not in lowered.ops
+
+
+def test_an_epsilon_of_zero_is_decomposed(lower: Any) -> None:
+    assert "NPURmsNorm" not in lower(rms("float", "0.0"), feeds("float")).ops
+
+
+@pytest.mark.parametrize("dtype", ["float", "float16"])
+@pytest.mark.parametrize("bias", ["", ", bias"])
+@pytest.mark.parametrize("axis", [-1, 1])
+def test_layer_normalization(lower: Any, dtype: str, bias: str, axis: int) -> None:
+    shape = (8,) if axis == -1 else (3, 8)
+    dims = ",".join(map(str, shape))
+    declared = f", {dtype}[{dims}] bias" if bias else ""
+    text = f"""
+        norm ({dtype}[2,3,8] x, {dtype}[{dims}] gamma {declared}) => ({dtype}[2,3,8] y)
+        {{ y = LayerNormalization <axis = {axis}, epsilon = 1e-5> (x, gamma {bias}) }}
+    """
+    rng = np.random.default_rng(4)
+    lowered = lower(
+        text,
+        {
+            "x": (5 + 3 * rng.standard_normal((2, 3, 8))).astype(NUMPY[dtype]),
+            "gamma": rng.standard_normal(shape).astype(NUMPY[dtype]),
+            "bias": rng.standard_normal(shape).astype(NUMPY[dtype]),
+        },
+    )
+    assert "LayerNormalization" not in lowered.ops
+
+
+def test_layer_normalization_returns_mean_and_deviation_where_they_are_read(lower: Any) -> None:
+    text = """
+        norm (float[2,8] x, float[8] gamma) => (float[2,8] y, float[2,1] mean, float[2,1] inverse)
+        { y, mean, inverse = LayerNormalization (x, gamma) }
+    """
+    x = np.random.default_rng(5).standard_normal((2, 8)).astype(np.float32)
+    lower(text, {"x": x, "gamma": np.ones(8, np.float32)})
