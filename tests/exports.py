@@ -17,6 +17,11 @@ from onnx import numpy_helper
 FIXTURES = Path(__file__).parent / "fixtures" / "exports"
 ROUTES = ("optimum", "dynamo", "hfexporter", "torchscript-op17")
 FAMILIES = ("llama_mha", "llama_gqa", "qwen2", "mistral")
+"""Llama and what is spelled like it: there by every route."""
+EXPORTS = tuple(
+    sorted((file.parent.parent.name, file.parent.name) for file in FIXTURES.glob("*/*/model.onnx"))
+)
+"""Every (route, family) there is."""
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 
 

@@ -11,17 +11,22 @@ import onnx_ir as ir
 
 
 def replace_value(old: ir.Value, new: ir.Value) -> bool:
-    """Let every use of `old` use `new`, a graph output keeping its name; False where that cannot be.
+    """Let every use of `old` use `new`, a graph output keeping its name; False if that cannot be.
 
-    It cannot be where `old` is a graph output and `new` is already one, or is a graph input or an initializer:
-    the output would lose its name.
+    It cannot be where `old` is a graph output and either is a graph input, or `new` is already an
+    output or an initializer: an input or an output would lose its name.
     """
     if old.is_graph_output():
-        if new.is_graph_output() or new.is_graph_input() or new.is_initializer():
+        if new.is_graph_output() or new.is_initializer():
             return False
+        if new.is_graph_input() or old.is_graph_input():
+            return False
+        assert isinstance(old.graph, ir.Graph)
         name = old.name
-        old.name = f"{name}_before"
+        old.name = fresh_name(old.graph, f"{name}_before")
         new.name = name
+        new.type = new.type or old.type  # an output must have one
+        new.shape = old.shape if new.shape is None else new.shape
     old.replace_all_uses_with(new, replace_graph_outputs=True)
     return True
 
@@ -50,7 +55,8 @@ def fresh_name(graph: ir.Graph, stem: str, taken: set[str] | None = None) -> str
     Args:
         graph: Where the name shall be new.
         stem: What it starts with.
-        taken: All names of the graph, for a caller that names many values; the new one is added to it.
+        taken: All names of the graph, for a caller that names many values; the new one is added to
+            it.
     """
     if taken is None:
         taken = value_names(graph)
@@ -63,8 +69,9 @@ def fresh_name(graph: ir.Graph, stem: str, taken: set[str] | None = None) -> str
 
 
 def value_names(graph: ir.Graph) -> set[str]:
-    """The names of all values of the graph."""
-    return {value.name for value in all_values(graph) if value.name}
+    """The names of all values of the graph and of the graphs inside its nodes."""
+    graphs = (graph, *graph.subgraphs())
+    return {value.name for inner in graphs for value in all_values(inner) if value.name}
 
 
 def all_values(graph: ir.Graph) -> Iterable[ir.Value]:
@@ -80,7 +87,8 @@ def add_initializer(
 ) -> ir.Value:
     """A new initializer; its name is made unique (see `fresh_name` for `taken`)."""
     name = fresh_name(graph, name, taken)
-    tensor = ir.Tensor(np.ascontiguousarray(array), name=name)
+    # Not np.ascontiguousarray, which makes one dimension of none.
+    tensor = ir.Tensor(np.asarray(array, order="C"), name=name)
     value = ir.Value(
         name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor
     )

@@ -11,13 +11,13 @@ import onnx
 import onnx_ir as ir
 
 from omforge.ir import dims as d
-from omforge.ir.errors import OmforgeError
+from omforge.ir.errors import InputError, OmforgeError
 from omforge.ir.infer import constant_tensor, dims, known
 
 Array = npt.NDArray[Any]
 
 MAX_CONSTANT_BYTES = 1 << 26
-"""A cut-out that needs a larger constant is a computation on weights, and not to be run for recognition."""
+"""A cut-out with a larger constant computes on weights, and is not to be run for recognition."""
 
 
 class EvaluationError(OmforgeError):
@@ -27,8 +27,8 @@ class EvaluationError(OmforgeError):
 class Cutout:
     """The nodes between `inputs` and `outputs`, ready to run.
 
-    Values whose symbolic value is known (shapes, mostly) are leaves: they are computed from the numbers that `run`
-    binds to symbols, so that `Shape(embedding)` does not drag the embedding in.
+    Values whose symbolic value is known (shapes, mostly) are leaves: they are computed from the
+    numbers that `run` binds to symbols, so that `Shape(embedding)` does not drag the embedding in.
 
     Args:
         outputs: What to compute.
@@ -36,27 +36,36 @@ class Cutout:
         opset: The version of the default domain that the nodes are written in.
 
     Raises:
-        EvaluationError: The part depends on a graph input that is not among `inputs`, on a large weight, or on a
-            node that holds a subgraph.
+        EvaluationError: The part depends on a graph input that is not among `inputs`, on a large
+            weight, or on a node that holds a subgraph.
     """
 
     def __init__(self, outputs: Sequence[ir.Value], inputs: Iterable[ir.Value], opset: int) -> None:
         self.outputs = list(outputs)
         self.inputs = {_name(value): value for value in inputs}
+        self._used: dict[str, ir.Value] = {}
         self._leaves: dict[str, ir.Value] = {}
         constants: dict[str, ir.TensorProtocol] = {}
         nodes: list[ir.Node] = []
         self._collect(nodes, constants)
         self.nodes = nodes
         proto = onnx.ModelProto(ir_version=10)
-        proto.opset_import.add(domain="", version=opset)
+        imports = {"": opset}
         proto.graph.name = "cutout"
-        proto.graph.node.extend(ir.to_proto(node) for node in nodes)
+        for node in nodes:
+            written = proto.graph.node.add()
+            written.CopyFrom(ir.to_proto(node))
+            for index, name in enumerate(written.output):
+                if name in self._used or name in self._leaves:
+                    # A sibling of what is wanted: cut away, it still needs a name of its own.
+                    written.output[index] = f"{name}/cut"
+            if node.domain not in ("", "ai.onnx") and node.graph is not None:
+                imports.setdefault(node.domain, node.graph.opset_imports.get(node.domain, 1))
+        for domain, version in imports.items():
+            proto.opset_import.add(domain=domain, version=version)
         for name, tensor in constants.items():
-            written = ir.to_proto(tensor)
-            written.name = name
-            proto.graph.initializer.append(_inline(written, tensor))
-        for name, value in {**self.inputs, **self._leaves}.items():
+            proto.graph.initializer.append(_inline(name, tensor))
+        for name, value in {**self._used, **self._leaves}.items():
             if value.dtype is None:
                 raise EvaluationError(f"{name} has no dtype", "inference did not reach it")
             proto.graph.input.add(name=name).type.tensor_type.elem_type = int(value.dtype)
@@ -83,6 +92,7 @@ class Cutout:
                 continue
             seen.add(name)
             if name in self.inputs:
+                self._used[name] = value
                 continue
             tensor = constant_tensor(value)
             if tensor is not None:
@@ -110,23 +120,26 @@ class Cutout:
             bindings: A number for each symbol that shapes depend on.
 
         Raises:
-            EvaluationError: ONNX Runtime refuses the part.
+            EvaluationError: A feed or a binding is missing, or ONNX Runtime refuses the part.
         """
         import onnxruntime  # slow to import, and most commands never evaluate
 
-        given = {name: feeds[name] for name in self.inputs if name in feeds}
+        runtime: Any = onnxruntime  # its stub is incomplete
+        missing = [name for name in self._used if name not in feeds]
+        if missing:
+            raise EvaluationError(f"it depends on {missing[0]}", "which is not fed")
+        given = {name: feeds[name] for name in self._used}
         for name, value in self._leaves.items():
             given[name] = numbers(value, bindings)
         try:
             if self._session is None:
-                options = onnxruntime.SessionOptions()
+                options = runtime.SessionOptions()
                 options.log_severity_level = 4
                 options.intra_op_num_threads = 1
-                # These graphs run a handful of times on a few numbers: optimising them costs more than it saves.
-                options.graph_optimization_level = (
-                    onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-                )
-                self._session = onnxruntime.InferenceSession(
+                # These graphs run a handful of times on a few numbers: optimising them costs more
+                # than it saves.
+                options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
+                self._session = runtime.InferenceSession(
                     self._proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
                 )
             return list(self._session.run([_name(o) for o in self.outputs], given))
@@ -137,19 +150,35 @@ class Cutout:
 
 
 def numbers(value: ir.Value, bindings: Mapping[str, int]) -> Array:
-    """The numbers of a value whose symbolic value is known."""
+    """The numbers of a value whose symbolic value is known.
+
+    Raises:
+        EvaluationError: It is not known, or a symbol has no binding.
+    """
     array = known(value)
-    assert array is not None and value.dtype is not None
-    flat = [d.evaluate(element, bindings) for element in array.ravel()]
+    if array is None or value.dtype is None:
+        raise EvaluationError(f"the value of {_name(value)} is not known")
+    flat = [_number(element, bindings) for element in array.ravel()]
     return np.array(flat, dtype=value.dtype.numpy()).reshape(array.shape)
 
 
 def sizes(value: ir.Value, bindings: Mapping[str, int]) -> tuple[int, ...]:
-    """The shape of a value in numbers."""
+    """The shape of a value in numbers.
+
+    Raises:
+        EvaluationError: The rank is not known, or a symbol has no binding.
+    """
     shape = dims(value)
     if shape is None:
         raise EvaluationError(f"{_name(value)} has no known rank")
-    return tuple(d.evaluate(dim, bindings) for dim in shape)
+    return tuple(_number(dim, bindings) for dim in shape)
+
+
+def _number(dim: d.Dim, bindings: Mapping[str, int]) -> int:
+    try:
+        return d.evaluate(dim, bindings)
+    except InputError as error:  # here it is a pass that chose the bindings, not the user
+        raise EvaluationError(error.what, error.why) from error
 
 
 def _name(value: ir.Value) -> str:
@@ -157,12 +186,12 @@ def _name(value: ir.Value) -> str:
     return value.name
 
 
-def _inline(proto: onnx.TensorProto, tensor: ir.TensorProtocol) -> onnx.TensorProto:
-    """External data in place: a cut-out is run from memory and has no folder."""
+def _inline(name: str, tensor: ir.TensorProtocol) -> onnx.TensorProto:
+    """A tensor with its data in place: a cut-out is run from memory and has no folder."""
+    proto = ir.to_proto(tensor)
     if proto.data_location == onnx.TensorProto.EXTERNAL:
-        name = proto.name
         proto = onnx.TensorProto(
             data_type=proto.data_type, dims=proto.dims, raw_data=tensor.tobytes()
         )
-        proto.name = name
+    proto.name = name
     return proto

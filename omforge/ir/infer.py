@@ -1,19 +1,21 @@
 """Shape inference on symbolic dimensions, with the integer values that shapes are made of.
 
-Types and shapes are derived from graph inputs and initializers alone: what the exporter wrote in `value_info` is
-never read (dynamo's is sometimes wrong after a rewrite, TorchScript's is absent). Integer and boolean tensors of at
-most `MAX_TRACKED` elements carry their *symbolic* value as well, so that `Shape -> Gather -> Mul -> Concat ->
-Reshape` gives a reshape whose target is known as an expression, whatever the exporter's spelling.
+Types and shapes are derived from graph inputs and initializers alone: what the exporter wrote in
+`value_info` is never read (dynamo's is sometimes wrong after a rewrite, TorchScript's is absent).
+Integer and boolean tensors of at most `MAX_TRACKED` elements carry their *symbolic* value as well,
+so that `Shape -> Gather -> Mul -> Concat -> Reshape` gives a reshape whose target is known as an
+expression, whatever the exporter's spelling.
 
-onnx's own inference has no symbolic arithmetic (past + seq becomes unknown) and copies the model through protobuf;
-the rules are in `infer_rules`, and an op without a rule there falls back to its ONNX schema's own function.
+onnx's own inference has no symbolic arithmetic (past + seq becomes unknown) and copies the model
+through protobuf; the rules are in `infer_rules`, and an op without a rule there falls back to its
+ONNX schema's own function.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +23,7 @@ import onnx
 import onnx_ir as ir
 
 from omforge.ir.dims import Dim, Expr, parse_dim, symbol
+from omforge.ir.ops import TARGET_OPS, is_target_op
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +32,7 @@ MAX_TRACKED = 256
 
 Dims = tuple[Dim, ...]
 Symbolic = npt.NDArray[np.object_]
-"""An array of `Dim` or bool; `None` in place of an element that is not known."""
+"""An array of `Dim` or bool."""
 
 Rule = Callable[["Inference"], None]
 
@@ -41,6 +44,10 @@ _INTEGERS = {
     ir.DataType.UINT8,
     ir.DataType.INT8,
 }
+_SIZES = {ir.DataType.INT64, ir.DataType.INT32}
+"""What holds a size of a tensor; in the narrower ones it might wrap around."""
+
+_LATEST_OPSET = 24
 
 
 def dims(value: ir.Value) -> Dims | None:
@@ -51,11 +58,15 @@ def dims(value: ir.Value) -> Dims | None:
     for axis, dim in enumerate(value.shape):
         if isinstance(dim, int):
             found.append(dim)
-        elif dim.value is None:
-            found.append(symbol(f"unknown_{value.name}_{axis}"))
+        elif not dim.value:
+            found.append(_unknown(value, axis))
         else:
             found.append(parse_dim(dim.value))
     return tuple(found)
+
+
+def _unknown(value: ir.Value, axis: int) -> Expr:
+    return symbol(f"unknown_{value.name}_{axis}")
 
 
 def to_shape(of: Sequence[Dim]) -> ir.Shape:
@@ -71,7 +82,10 @@ def set_type(value: ir.Value, dtype: ir.DataType | None, shape: Sequence[Dim] | 
 
 
 def constant(value: ir.Value | None, limit: int = 1 << 16) -> npt.NDArray[Any] | None:
-    """The numbers of an initializer or a Constant's output; None if it is not constant or has over `limit` elements."""
+    """The numbers of an initializer or a Constant's output.
+
+    None if it is not constant or has over `limit` elements.
+    """
     tensor = constant_tensor(value)
     if tensor is None or tensor.size > limit:
         return None
@@ -79,31 +93,41 @@ def constant(value: ir.Value | None, limit: int = 1 << 16) -> npt.NDArray[Any] |
 
 
 def constant_tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
-    """The tensor behind an initializer or a Constant's output, unread; None if the value is not constant."""
+    """The tensor behind an initializer or a Constant's output, unread; None if not constant."""
     if value is None:
         return None
     if value.const_value is not None:
         # An initializer that is an input as well is a default that callers may override.
         return None if value.is_graph_input() else value.const_value
     node = value.producer()
-    if node is not None and node.op_type == "Constant" and node.domain == "":
-        return ir.convenience.get_const_tensor(value)
-    return None
+    if node is None or node.op_type != "Constant" or node.domain != "":
+        return None
+    if "sparse_value" in node.attributes:
+        return None  # onnx-ir has no dense form of it
+    return ir.convenience.get_const_tensor(value)
+
+
+def tensor_shape(tensor: ir.TensorProtocol) -> tuple[int, ...]:
+    """The shape of a tensor, which is all numbers."""
+    return tuple(dim for dim in tensor.shape if isinstance(dim, int))
 
 
 def known(value: ir.Value | None) -> Symbolic | None:
     """The symbolic value of a small integer or boolean tensor, if all of its elements are known."""
     if value is None:
         return None
-    if _KNOWN in value.meta:
-        return value.meta[_KNOWN]
     tensor = constant_tensor(value)
-    if tensor is None or tensor.dtype not in _INTEGERS or tensor.size > MAX_TRACKED:
+    if tensor is None:
+        return _facts(value).get(_KNOWN)
+    # Read anew each time: a pass may give an initializer another tensor.
+    if tensor.dtype not in _INTEGERS or tensor.size > MAX_TRACKED:
         return None
     array = tensor.numpy()
-    found = as_symbolic(array.ravel().tolist(), array.shape)
-    value.meta[_KNOWN] = found
-    return found
+    return as_symbolic(array.ravel().tolist(), array.shape)
+
+
+def _facts(value: ir.Value) -> dict[str, Any]:
+    return cast("dict[str, Any]", value.meta)
 
 
 def as_symbolic(elements: Sequence[object], shape: tuple[int, ...]) -> Symbolic:
@@ -128,11 +152,19 @@ def attribute(node: ir.Node, name: str, default: Any = None) -> Any:
 
 
 class Inference:
-    """One node under inference: what a rule reads and writes."""
+    """One node under inference: what a rule reads and writes.
 
-    def __init__(self, node: ir.Node, opset: int) -> None:
+    Attributes:
+        node: The node.
+        imports: Opset version by domain.
+        opset: The version of the node's own domain.
+    """
+
+    def __init__(self, node: ir.Node, imports: Mapping[str, int]) -> None:
         self.node = node
-        self.opset = opset
+        self.imports = imports
+        default = imports.get("", imports.get("ai.onnx", _LATEST_OPSET))
+        self.opset = default if node.domain in ("", "ai.onnx") else imports.get(node.domain, 1)
 
     def input(self, index: int) -> ir.Value | None:
         """Input `index`, None where it is absent."""
@@ -156,12 +188,34 @@ class Inference:
         """An attribute of the node."""
         return attribute(self.node, name, default)
 
+    def integers(self, name: str, index: int) -> Symbolic | None:
+        """Integers given as an attribute (older opsets) or as an input whose value is known."""
+        found = self.node.attributes.get(name)
+        if found is None:
+            return self.known(index)
+        given = found.value
+        elements = [given] if isinstance(given, int) else list(found.as_ints())
+        return as_symbolic(elements, (len(elements),))
+
     def axes(self, name: str = "axes", index: int = 1) -> list[int] | None:
         """Axes given as an attribute (older opsets) or as a constant input."""
         found = self.node.attributes.get(name)
         if found is not None:
             return list(found.as_ints())
         return known_ints(self.input(index))
+
+    def unknown(self, axis: int, index: int = 0) -> Expr:
+        """A new symbol for one dimension of output `index`."""
+        return _unknown(self.node.outputs[index], axis)
+
+    def unknowns(self, rank: Dim | None) -> Dims | None:
+        """New symbols for all dimensions of output 0; None if the rank is no number."""
+        return tuple(self.unknown(i) for i in range(rank)) if isinstance(rank, int) else None
+
+    def length(self, index: int) -> Dim | None:
+        """The length of the 1-D input `index`: the rank of what it describes."""
+        shape = self.dims(index)
+        return shape[0] if shape else None
 
     def out(
         self,
@@ -175,41 +229,94 @@ class Inference:
             return
         output = self.node.outputs[index]
         set_type(output, dtype, shape)
-        output.meta.pop(_KNOWN, None)
-        if value is not None and value.size <= MAX_TRACKED and dtype in _INTEGERS:
-            output.meta[_KNOWN] = value
+        _facts(output).pop(_KNOWN, None)
+        if value is not None and dtype is not None and _holds(dtype, value):
+            _facts(output)[_KNOWN] = value
+
+
+def _holds(dtype: ir.DataType, value: Symbolic) -> bool:
+    """Whether the dtype is one of those tracked, and holds the elements without wrapping around."""
+    if dtype not in _INTEGERS or value.size > MAX_TRACKED:
+        return False
+    if dtype == ir.DataType.BOOL:
+        return all(isinstance(element, bool) for element in value.ravel())
+    limits = np.iinfo(dtype.numpy())
+    return all(
+        dtype in _SIZES if isinstance(element, Expr) else limits.min <= element <= limits.max
+        for element in value.ravel()
+    )
 
 
 def infer_model(model: ir.Model) -> None:
-    """Derive dtype, shape and symbolic values of every value in the main graph from inputs and initializers."""
-    for value in model.graph.initializers.values():
-        if value.const_value is not None:
-            value.type = ir.TensorType(value.const_value.dtype)
-            value.shape = value.const_value.shape  # type: ignore[assignment]
+    """Derive dtype, shape and symbolic values of every value from inputs and initializers.
+
+    What an op that nobody knows returns keeps its dtype, and its shape too if it is a graph output.
+    """
     declared = {id(output): dims(output) for output in model.graph.outputs}
-    for node in model.graph:
-        for output in node.outputs:
-            output.shape = None
-            output.meta.pop(_KNOWN, None)
-    infer_nodes(model.graph)
-    for output in model.graph.outputs:  # an op that nobody knows still has the declared shape
+    infer_graph(model.graph, model.graph.opset_imports)
+    for output in model.graph.outputs:
         if output.shape is None and (shape := declared[id(output)]) is not None:
             output.shape = to_shape(shape)
 
 
-def infer_nodes(nodes: Iterable[ir.Node]) -> None:
-    """Derive the outputs of `nodes`, which are in topological order, from their inputs."""
-    from omforge.ir.infer_rules import RULES
+def infer_graph(graph: ir.Graph, imports: Mapping[str, int]) -> None:
+    """Derive all values of one graph, and of the graphs inside its nodes, afresh."""
+    for value in graph.initializers.values():
+        if value.const_value is not None:
+            value.type = ir.TensorType(value.const_value.dtype)
+            value.shape = ir.Shape(tensor_shape(value.const_value))
+    for node in graph:
+        for output in node.outputs:
+            output.shape = None
+            _facts(output).pop(_KNOWN, None)
+    infer_nodes(graph, imports)
+
+
+def infer_nodes(nodes: Iterable[ir.Node], imports: Mapping[str, int] | None = None) -> None:
+    """Derive the outputs of `nodes`, which are in topological order, from their inputs.
+
+    Args:
+        nodes: What to infer.
+        imports: Opset version by domain; by default what each node's own graph imports.
+    """
+    from omforge.ir.infer_rules import RULES  # which imports this module
 
     for node in nodes:
-        graph = node.graph
-        imports = graph.opset_imports if graph is not None else {}
-        context = Inference(node, imports.get("", 24))
+        given = imports
+        if given is None:
+            given = node.graph.opset_imports if node.graph is not None else {}
+        context = Inference(node, given)
         rule = RULES.get(node.op_type) if node.domain in ("", "ai.onnx") else None
-        if rule is None:
-            _fallback(context)
-        else:
+        if rule is None or any(_is_no_tensor(value) for value in node.inputs):
+            rule = _target_op if is_target_op(node) else _fallback
+        try:
             rule(context)
+        except (ArithmeticError, IndexError, TypeError, ValueError) as error:
+            # The node contradicts its operator. Inference describes; saying so is the verifier's.
+            log.warning("no shape for %s %s: %s", node.op_type, node.name, error)
+            for index, output in enumerate(node.outputs):
+                context.out(output.dtype, None, index)
+
+
+def _is_no_tensor(value: ir.Value | None) -> bool:
+    """Whether it is a sequence or an optional, which the rules do not speak of."""
+    return (
+        value is not None and value.type is not None and not isinstance(value.type, ir.TensorType)
+    )
+
+
+def _target_op(context: Inference) -> None:
+    """What the table of target ops says, where all shapes are numbers."""
+    given: list[tuple[ir.DataType, tuple[int, ...]]] = []
+    for value in context.node.inputs:
+        if value is None or value.dtype is None or value.shape is None:
+            return
+        shape = tuple(dim for dim in dims(value) or () if isinstance(dim, int))
+        if len(shape) != len(value.shape):
+            return
+        given.append((value.dtype, shape))
+    for index, (dtype, shape) in enumerate(TARGET_OPS[context.node.op_type].infer(given)):
+        context.out(dtype, shape, index)
 
 
 def _fallback(context: Inference) -> None:
@@ -220,19 +327,25 @@ def _fallback(context: Inference) -> None:
         for a in node.attributes.values()
     ):
         return
+    types: dict[str, onnx.TypeProto] = {}
+    data: dict[str, onnx.TensorProto] = {}
+    for value in node.inputs:
+        if value is None:
+            continue
+        if value.dtype is not None:
+            types[value.name or ""] = ir.to_proto(value).type
+        array = constant(value, limit=MAX_TRACKED)
+        if array is not None and array.dtype.kind in "iufb":
+            data[value.name or ""] = onnx.numpy_helper.from_array(array)
+    imports = [
+        onnx.OperatorSetIdProto(domain=domain, version=version)
+        for domain, version in context.imports.items()
+    ]
     try:
         schema = onnx.defs.get_schema(node.op_type, context.opset, node.domain)
-        types: dict[str, onnx.TypeProto] = {}
-        data: dict[str, onnx.TensorProto] = {}
-        for value in node.inputs:
-            if value is None:
-                continue
-            if value.dtype is not None:
-                types[value.name or ""] = ir.to_proto(value).type
-            tensor = constant_tensor(value)
-            if tensor is not None and tensor.size <= MAX_TRACKED:
-                data[value.name or ""] = ir.to_proto(tensor)
-        inferred = onnx.shape_inference.infer_node_outputs(schema, ir.to_proto(node), types, data)
+        inferred = onnx.shape_inference.infer_node_outputs(
+            schema, ir.to_proto(node), types, data, opset_imports=imports
+        )
     except (onnx.shape_inference.InferenceError, onnx.defs.SchemaError, RuntimeError) as error:
         log.debug("no shape for %s %s: %s", node.op_type, node.name, error)
         return
@@ -240,6 +353,6 @@ def _fallback(context: Inference) -> None:
         found = inferred.get(output.name or "")
         if found is None:
             continue
-        described = ir.serde.deserialize_type_proto_for_type(found)
-        output.type = described
+        output.type = ir.serde.deserialize_type_proto_for_type(found)
         output.shape = ir.serde.deserialize_type_proto_for_shape(found)
+        _facts(output).pop(_KNOWN, None)

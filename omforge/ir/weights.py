@@ -14,6 +14,7 @@ from typing import BinaryIO, Self
 
 import onnx_ir as ir
 
+from omforge.ir.elementwise import ElementwiseTensor
 from omforge.ir.errors import OmforgeError
 
 CHUNK = 8 << 20
@@ -135,9 +136,12 @@ def location_of(tensor: ir.ExternalTensor) -> str:
 def chunks(tensor: ir.TensorProtocol) -> Iterator[memoryview | bytes]:
     """Yield a tensor's bytes as ONNX stores them: little endian, small types packed.
 
-    An external tensor is read in pieces of `CHUNK`; any other is in memory, and is one piece.
+    An external tensor is read in pieces of `CHUNK`, and an elementwise one computed in pieces; any
+    other is in memory, and is one piece.
     """
-    if not isinstance(tensor, ir.ExternalTensor):
+    if isinstance(tensor, ElementwiseTensor):
+        yield from tensor.pieces()
+    elif not isinstance(tensor, ir.ExternalTensor):
         yield tensor.tobytes()
     elif tensor.raw is not None:
         yield from _mapped_chunks(tensor.raw, tensor.offset or 0, tensor.nbytes)
@@ -216,7 +220,7 @@ class WeightWriter:
         self._end = 0
         self._places: dict[tuple[ir.DataType, tuple[int, ...], bytes], tuple[int, int]] = {}
         # Keyed by identity, so the tensor is kept: a new one could take over a dead one's id.
-        self._seen: dict[int, tuple[ir.ExternalTensor, tuple[int, int]]] = {}
+        self._seen: dict[int, tuple[ir.TensorProtocol, tuple[int, int]]] = {}
         try:
             self._file: BinaryIO = open(self._temporary, "xb")  # noqa: SIM115  closed by close/discard
         except OSError as error:
@@ -231,11 +235,11 @@ class WeightWriter:
         Raises:
             OmforgeError: The disk is full, or the tensor's own file has become shorter.
         """
-        # Only an external tensor is known not to change between two graphs that share the writer.
+        # Only these are known not to change between two graphs that share the writer.
         if id(tensor) in self._seen:
             return self._seen[id(tensor)][1]
         place = self._add(tensor)
-        if isinstance(tensor, ir.ExternalTensor):
+        if isinstance(tensor, ir.ExternalTensor | ElementwiseTensor):
             self._seen[id(tensor)] = (tensor, place)
         return place
 

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import omforge
-from omforge import ir
+from omforge import __version__, ir
 from omforge.ir.infer import attribute, dims
 from omforge.ir.weights import WeightWriter
 from omforge.lowering import manifest as m
-from omforge.lowering.atc import atc_command, compile_script
+from omforge.lowering.atc import atc_command, compile_script, find_atc
+from omforge.lowering.build_om import build_om
 from omforge.lowering.legality import check_legal
 from omforge.lowering.legalize import legalize
 from omforge.lowering.source import Source, find_source, sha256
@@ -36,7 +36,7 @@ from omforge.passes.pipeline import Pipeline
 from omforge.passes.tabulate_rotary import TabulateRotary
 
 MASK_VALUE = -30000.0
-"""Finite in float16 even when a score is added, and far enough below any score that its exponential is 0."""
+"""Finite in float16 even when a score is added, and so far below any score that its exp is 0."""
 
 DEFAULT_CONTEXT = 2048
 DEFAULT_PREFILL = 128
@@ -52,7 +52,7 @@ class CompileOptions:
 
     Attributes:
         soc: Value of atc's --soc_version.
-        context: Tokens that a sequence may hold, C; the model's own limit or 2,048, whichever is less, if None.
+        context: Tokens that a sequence may hold, C; if None the model's own limit, at most 2,048.
         prefill: Lengths S of the prefill buckets.
         batch: Rows B of every bucket.
         dtype: Dtype of the lowered graphs.
@@ -92,16 +92,18 @@ def compile_bundle(
 ) -> CompileResult:
     """Compile an export for one SoC into a bundle folder, whole or not at all.
 
+    Where atc is installed it is run on every bucket, once the bundle is complete.
+
     Args:
         source: The export's folder or .onnx file.
-        output: The bundle's folder; a bundle that is there already is replaced when the new one is complete.
+        output: The bundle's folder; a bundle that is there is replaced when the new one is complete.
         options: What to make.
         instruments: What watches the passes; the verifier alone if None.
         progress: Told the step's name, steps done and steps in all.
 
     Raises:
         InputError: The source, the target or an option is wrong.
-        CheckError: Coverage is not complete, or a lowered graph has illegal nodes.
+        CheckError: Coverage is not complete, a lowered graph has illegal nodes, or atc refuses one.
     """
     found = find_source(source)
     soc = target(options.soc)
@@ -165,7 +167,7 @@ def compile_bundle(
         _write_report(folder / REPORT, passes, nodes, coverage, told)
         written = m.Manifest(
             schema_version=m.SCHEMA_VERSION,
-            omforge=omforge.__version__,
+            omforge=__version__,
             target=soc.soc_version,
             dtype=_float(options),
             batch=options.batch,
@@ -190,6 +192,9 @@ def compile_bundle(
             coverage=coverage.to_json(),
         )
         written.save(folder / m.FILE_NAME)
+    program = find_atc()
+    if program is not None:
+        written = build_om(destination, program, progress)
     return CompileResult(destination, written, coverage, passes, nodes, told)
 
 
@@ -377,8 +382,8 @@ def _destination(path: Path) -> Path:
     return path
 
 
-class _folder:  # noqa: N801  (used as a statement: with _folder(path) as folder)
-    """A folder that takes `path`'s place when the block ends well, and vanishes when it does not."""
+class _folder:
+    """A folder that takes `path`'s place when the block ends well, and vanishes otherwise."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -1,1 +1,122 @@
-"""Passes: one file each, and what passes are made of."""
+"""Passes: one file each, and what passes are made of.
+
+`PASSES` is every pass by name, `PIPELINES` every pipeline as text; `make_pipeline("llm")` or
+`make_pipeline("canonicalize,fuse-rms-norm")` makes one to run.
+"""
+
+from omforge.passes.bind_shapes import BindShapes
+from omforge.passes.convert_opset import ConvertOpset
+from omforge.passes.convert_precision import ConvertPrecision
+from omforge.passes.eliminate_common_subexpressions import EliminateCommonSubexpressions
+from omforge.passes.events import Event
+from omforge.passes.fold_constants import FoldConstants
+from omforge.passes.fold_shapes import FoldShapes
+from omforge.passes.fuse_attention import FuseAttention
+from omforge.passes.fuse_gelu import FuseGelu
+from omforge.passes.fuse_kv_io import FuseKvIo
+from omforge.passes.fuse_layer_norm import FuseLayerNorm
+from omforge.passes.fuse_rms_norm import FuseRmsNorm
+from omforge.passes.fuse_rotary import FuseRotary
+from omforge.passes.fuse_swish import FuseSwish
+from omforge.passes.graphsurgeon_pass import GraphSurgeonPass
+from omforge.passes.inline_functions import InlineFunctions
+from omforge.passes.last_token_logits import LastTokenLogits
+from omforge.passes.merge_slices import MergeSlices
+from omforge.passes.name_dims import NameDims
+from omforge.passes.onnxsim import Onnxsim
+from omforge.passes.pipeline import Pass, PassRun, Pipeline, PipelineResult, parse_pipeline
+from omforge.passes.raise_contrib_ops import RaiseContribOps
+from omforge.passes.remove_no_ops import RemoveNoOps
+from omforge.passes.rewrite import ANY, Builder, Match, NoMatch, Pat, PatternOps, RewritePass
+from omforge.passes.tabulate_rotary import TabulateRotary
+from omforge.passes.unflatten_gemm import UnflattenGemm
+
+__all__ = [
+    "ANY",
+    "PASSES",
+    "PIPELINES",
+    "Builder",
+    "Event",
+    "GraphSurgeonPass",
+    "Match",
+    "NoMatch",
+    "Pass",
+    "PassRun",
+    "Pat",
+    "PatternOps",
+    "Pipeline",
+    "PipelineResult",
+    "RewritePass",
+    "make_pipeline",
+    "parse_pipeline",
+]
+
+PASSES: dict[str, type[Pass]] = {
+    step.name: step
+    for step in (
+        BindShapes,
+        ConvertOpset,
+        ConvertPrecision,
+        EliminateCommonSubexpressions,
+        FoldConstants,
+        FoldShapes,
+        FuseAttention,
+        FuseGelu,
+        FuseKvIo,
+        FuseLayerNorm,
+        FuseRmsNorm,
+        FuseRotary,
+        FuseSwish,
+        InlineFunctions,
+        LastTokenLogits,
+        MergeSlices,
+        NameDims,
+        Onnxsim,
+        RaiseContribOps,
+        RemoveNoOps,
+        TabulateRotary,
+        UnflattenGemm,
+    )
+}
+
+PIPELINES: dict[str, str] = {
+    # From an export to one spelling of everything that is not a block.
+    "canonicalize": ",".join(
+        (
+            "inline-functions",  # first: nothing looks into function bodies
+            "convert-opset",  # before any pattern: each op has one spelling from here on
+            "raise-contrib-ops",  # after the opset: it writes operators of 23 and 24
+            "name-dims",  # before folding: shapes of different inputs become comparable
+            "fold-constants",
+            "eliminate-common-subexpressions",  # equal shape arithmetic has been folded by now
+            "remove-no-ops",
+        )
+    ),
+    # From an export to the canonical level, its interface unchanged.
+    "raise": ",".join(
+        (
+            "canonicalize",
+            "fuse-layer-norm",  # before RMS norms: what is behind its centring looks like one
+            "fuse-rms-norm",
+            "fuse-swish",
+            "fuse-gelu",
+            "fuse-rotary",  # before attention: its result is where the heads' split is found again
+            "fuse-attention",
+            "remove-no-ops",  # the splits and joins of heads cancel between the fused ops
+            "unflatten-gemm",  # nothing but the heads' movement is left around a product by now
+            "remove-no-ops",
+            "fold-shapes",  # what is left of shape arithmetic
+            "merge-slices",
+            "eliminate-common-subexpressions",
+        )
+    ),
+}
+
+
+def make_pipeline(text: str) -> Pipeline:
+    """Return the pipeline that `text` names or spells out.
+
+    Raises:
+        InputError: The text names an unknown pass or option, or an option has a wrong value.
+    """
+    return parse_pipeline(text, PASSES, PIPELINES)

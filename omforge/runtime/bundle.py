@@ -197,6 +197,8 @@ def _check_bucket(manifest: Manifest, bucket: Bucket) -> None:
 
 
 def _load_tokenizer(folder: Path) -> Tokenizer:
+    # It would tell of a missing PyTorch, which no tokenizer needs.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     import transformers  # takes seconds to import
 
     auto: Any = transformers.AutoTokenizer

@@ -67,6 +67,8 @@ class Comparison:
         max_abs: The largest difference of a logit.
         max_rel: The same, relative to the largest logit of the reference.
         worst_step: Where it is; 0 is the prefill.
+        max_abs_prefill: The largest difference of the logits behind the prompt.
+        max_abs_decode: That of the steps after it; 0 without steps.
         excess: The largest difference as a multiple of the tolerance; above 1 fails.
         divergence: The first step at which another token would be chosen, or None.
         gap: There, by how much the reference prefers its own token; the largest of the rows.
@@ -80,6 +82,8 @@ class Comparison:
     max_abs: float
     max_rel: float
     worst_step: int
+    max_abs_prefill: float
+    max_abs_decode: float
     excess: float
     divergence: int | None
     gap: float | None
@@ -337,6 +341,8 @@ def _compare(
         max_abs=worst,
         max_rel=worst / scale if scale else worst,
         worst_step=differences.index(worst),
+        max_abs_prefill=differences[0],
+        max_abs_decode=max(differences[1:], default=0.0),
         excess=excess,
         divergence=divergence,
         gap=gap,

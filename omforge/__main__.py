@@ -1,0 +1,5 @@
+"""`python -m omforge`."""
+
+from omforge.cli import main
+
+main()

@@ -1,0 +1,484 @@
+"""The command line: `omforge compile | run | opt | check | verify | passes`.
+
+Every command is a thin call into the rooms; what it prints is made in `reports`. Imports of the
+rooms are inside the commands, so that `omforge --help` answers at once.
+
+Exit status: 0 done, 1 a check failed, 2 wrong usage or input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+import omforge
+from omforge import console
+
+if TYPE_CHECKING:
+    from omforge import ir
+    from omforge.lowering.compile import CompileOptions
+    from omforge.passes.instruments import Instrument
+    from omforge.runtime.generate import Generation
+    from omforge.runtime.text_stream import TextStream
+
+app = typer.Typer(
+    name="omforge",
+    help=(
+        "Rewrite exported LLM graphs (ONNX) into what Ascend's ATC compiler accepts, "
+        "and prove that nothing changed."
+    ),
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # boxes are for terminals, and help is piped into pagers
+)
+
+EXTERNAL_ABOVE = 1 << 30
+"""Bytes of weights from which `opt` writes them beside the graph: protobuf ends at twice that."""
+
+
+def _verbose(on: bool) -> None:
+    if on:
+        console.be_verbose()
+
+
+def _version(on: bool) -> None:
+    if on:
+        console.show(f"omforge {omforge.__version__}")
+        raise typer.Exit
+
+
+Json = Annotated[bool, typer.Option("--json", help="Write one JSON document to stdout.")]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", callback=_verbose, help="Log to stderr what passes do.")
+]
+Soc = Annotated[
+    str, typer.Option("--target", help="The SoC, as atc's --soc_version: Ascend310P3, ...")
+]
+BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="What `compile` made.")]
+Model = Annotated[Path, typer.Argument(metavar="IN.onnx", help="Any ONNX model.")]
+
+
+def _guarded(command: Callable[..., None]) -> Callable[..., None]:
+    """Turn deliberate errors, the system's and Ctrl-C into a message and an exit status."""
+
+    @functools.wraps(command)
+    def guarded(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except BrokenPipeError:
+            raise  # the reader of a pipe went away; typer ends the process without a word
+        except (Exception, KeyboardInterrupt) as error:  # `report` sorts out the bugs
+            status = console.report(error, as_json=bool(kwargs.get("as_json")))
+            if status is None:
+                raise
+            raise typer.Exit(status) from None
+
+    return guarded
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Options ahead of the command."""
+
+
+@app.command("compile")
+@_guarded
+def compile_(
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="SOURCE", help="An export's folder, or its .onnx file."),
+    ],
+    target: Soc,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The bundle's folder.")],
+    context: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            help="Tokens that a sequence may hold; the model's own limit, at most 2048, if absent.",
+        ),
+    ] = None,
+    prefill: Annotated[
+        str,
+        typer.Option(metavar="S,...", help="Lengths of the prefill buckets; 128 if absent."),
+    ] = "",
+    batch: Annotated[int, typer.Option(min=1, help="Rows of every bucket.")] = 1,
+    dtype: Annotated[
+        Literal["fp16", "fp32"], typer.Option(help="Dtype of the lowered graphs.")
+    ] = "fp16",
+    layout: Annotated[
+        Literal["stacked", "per-layer"],
+        typer.Option(help="One cache tensor, or two for each layer."),
+    ] = "stacked",
+    allow_partial: Annotated[
+        bool, typer.Option("--allow-partial", help="Go on although blocks were not raised.")
+    ] = False,
+    compare_each: Annotated[
+        bool,
+        typer.Option("--compare-each", help="Run the model on the CPU before and after each pass."),
+    ] = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Compile an exported LLM for one SoC into a bundle."""
+    from omforge import reports
+    from omforge.lowering.compile import CompileOptions, compile_bundle
+
+    chosen = CompileOptions(
+        soc=target,
+        context=context,
+        prefill=_numbers(prefill, "--prefill"),
+        batch=batch,
+        dtype=dtype,
+        layout=layout,
+        allow_partial=allow_partial,
+    )
+    with console.progress() as bar:
+        watch, remark = _compile_watch(source, chosen, compare_each, bar)
+        result = compile_bundle(source, output, chosen, instruments=watch, progress=bar)
+    if as_json:
+        console.show_json(reports.compiled_json(result, remark))
+    else:
+        reports.show_compiled(result, source, output, remark)
+
+
+def _numbers(text: str, option: str) -> tuple[int, ...]:
+    from omforge.ir.errors import InputError
+
+    try:
+        return tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise InputError(
+            f"{option} {text}", "it is no list of numbers", f"Write {option} 128,512"
+        ) from None
+
+
+def _compile_watch(
+    source: Path, chosen: CompileOptions, compare: bool, bar: console.Progress | None
+) -> tuple[list[Instrument], str]:
+    """What watches the passes, and why nothing is compared although it was asked for."""
+    from omforge import ir
+    from omforge.lowering.source import find_source
+    from omforge.passes.config import read_config
+    from omforge.passes.instruments import VerifyEach
+
+    watch: list[Instrument] = [*_announcer(bar), VerifyEach()]
+    if not compare:
+        return watch, ""
+    found = find_source(source)
+    config = read_config(found.folder)
+    limits = (chosen.context, config.max_positions if config is not None else None)
+    longest = min((limit for limit in limits if limit is not None), default=2048)
+    more, remark = _comparer(ir.load(found.graph), longest)
+    return [*watch, *more], remark
+
+
+def _comparer(model: ir.Model, longest: int) -> tuple[list[Instrument], str]:
+    from omforge.passes.feeds import COMPARE_LIMIT, make_feeds, weight_bytes
+    from omforge.passes.instruments import CompareEach
+
+    size = weight_bytes(model)
+    if size > COMPARE_LIMIT:
+        limit = COMPARE_LIMIT >> 20
+        return [], f"not compared: {size >> 20} MiB of weights are above the limit of {limit} MiB"
+    return [CompareEach(functools.partial(make_feeds, longest=longest))], ""
+
+
+def _announcer(bar: console.Progress | None) -> list[Instrument]:
+    """Show each pass in the progress bar, if there is one."""
+    from omforge.passes.instruments import Instrument
+    from omforge.passes.pipeline import PassRun
+
+    if bar is None:
+        return []
+
+    class Announcer(Instrument):
+        def before(self, run: PassRun, model: ir.Model) -> None:
+            bar.detail(run.name)
+
+    return [Announcer()]
+
+
+@app.command()
+@_guarded
+def run(
+    bundle: BundleFolder,
+    prompt: Annotated[str, typer.Option(help="The text to continue.")],
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Stop after so many tokens.")] = 128,
+    level: Annotated[
+        Literal["lowered", "canonical"],
+        typer.Option(help="The graphs that ATC compiles, or the one before lowering."),
+    ] = "lowered",
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Draw from the k likeliest tokens; 0: all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Draw from the likeliest that add up to p.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="The same seed draws the same tokens.")] = 0,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Generate text from a bundle on the CPU; it streams to stdout."""
+    from omforge import reports
+    from omforge.runtime.bundle import Bundle
+    from omforge.runtime.generate import LanguageModel
+    from omforge.runtime.sampling import Sampling
+    from omforge.runtime.text_stream import TextStream
+
+    sampling = Sampling(temperature, top_k, top_p, seed)
+    opened = Bundle.open(bundle)
+    with console.progress() as bar:
+        if bar is not None:
+            bar("load the tokenizer", 0, 0)
+        tokenizer = opened.tokenizer()
+    tokens = tokenizer.encode(prompt)
+    with LanguageModel(opened, level, batch=opened.batches[0]) as model:
+        with console.progress() as bar:
+            started = time.perf_counter()
+            generation = model.generate(
+                tokens, max_new_tokens=max_new_tokens, sampling=sampling, progress=bar
+            )
+            prefilled = time.perf_counter()
+        text, interrupted = _stream(
+            generation, TextStream(tokenizer, tokens), console.stream if not as_json else None
+        )
+    told = reports.Generated(
+        prompt=prompt,
+        text=text,
+        level=level,
+        prompt_tokens=len(tokens),
+        tokens=tuple(generation.tokens),
+        stopped="interrupted" if interrupted else str(generation.reason),
+        prefill_seconds=prefilled - started,
+        decode_seconds=time.perf_counter() - prefilled,
+    )
+    if as_json:
+        console.show_json(told.to_dict())
+    else:
+        console.show()
+        console.say(str(told))
+    if interrupted:
+        raise typer.Exit(130)
+
+
+def _stream(
+    generation: Generation, text: TextStream, write: Callable[[str], None] | None
+) -> tuple[str, bool]:
+    """Write text as its tokens come; all of it, and whether Ctrl-C ended it."""
+    pieces: list[str] = []
+
+    def put(piece: str) -> None:
+        pieces.append(piece)
+        if write is not None and piece:
+            write(piece)
+
+    interrupted = False
+    try:
+        for token in generation:
+            put(text.push(token))
+    except KeyboardInterrupt:
+        interrupted = True
+    put(text.finish())
+    return "".join(pieces), interrupted
+
+
+@app.command()
+@_guarded
+def opt(
+    model: Model,
+    pipeline: Annotated[
+        str,
+        typer.Option(
+            "--pipeline",
+            "-p",
+            help="Passes and pipelines by name: 'canonicalize,fuse-rms-norm'; see omforge passes.",
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The .onnx file to write.")],
+    print_after: Annotated[
+        str,
+        typer.Option(metavar="NAMES", help="Write the graph as text to stderr after these passes."),
+    ] = "",
+    print_after_changed: Annotated[
+        bool,
+        typer.Option("--print-after-changed", help="The same, after passes that changed it."),
+    ] = False,
+    verify_each: Annotated[
+        bool,
+        typer.Option("--verify-each/--no-verify-each", help="Verify the graph after each pass."),
+    ] = True,
+    timing: Annotated[
+        bool, typer.Option("--time", help="Add what each pass took, the slowest first.")
+    ] = False,
+    bisect_limit: Annotated[
+        int | None, typer.Option(min=0, help="Run only the first N passes.")
+    ] = None,
+    reproducer: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where to keep the graph ahead of a pass that fails."),
+    ] = None,
+    compare_each: Annotated[
+        bool,
+        typer.Option("--compare-each", help="Run the model on the CPU before and after each pass."),
+    ] = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Run passes on any ONNX model."""
+    from omforge import ir, reports
+    from omforge.passes import make_pipeline
+    from omforge.passes.events import events
+    from omforge.passes.feeds import weight_bytes
+    from omforge.passes.instruments import Bisect, PrintAfter, Reproducer, Timing, VerifyEach
+
+    steps = make_pipeline(pipeline)
+    _require_folder_of(output)
+    names = _pass_names(print_after, [step.name for step in steps.passes])
+    loaded = ir.load(model)
+    external = _has_external(loaded) or weight_bytes(loaded) > EXTERNAL_ABOVE
+    clock, remark = Timing(), ""
+    watch: list[Instrument] = [clock]
+    if bisect_limit is not None:
+        watch.append(Bisect(bisect_limit))
+    if reproducer is not None:
+        watch.append(Reproducer(reproducer))
+    if verify_each:
+        watch.append(VerifyEach())
+    if compare_each:
+        more, remark = _comparer(loaded, 2048)
+        watch += more
+    if names or print_after_changed:
+        watch.append(PrintAfter(sys.stderr, names, changed=print_after_changed))
+    with console.progress() as bar:
+        if bar is not None:
+            bar("passes", 0, 0)
+        result = steps.run(loaded, [*_announcer(bar), *watch])
+        if bar is not None:
+            bar(f"write {output.name}", 0, 0)
+        ir.save(loaded, output, external=f"{output.name}.data" if external else None)
+    if as_json:
+        console.show_json(reports.passes_json(result.passes, events(loaded), remark))
+        return
+    reports.show_passes(result.passes, compared=compare_each)
+    reports.show_events(events(loaded))
+    if remark:
+        console.show(remark)
+    if timing:
+        console.show(f"\n{clock.table()}")
+
+
+def _pass_names(text: str, known: Sequence[str]) -> list[str]:
+    """The passes of --print-after, each of which must be in the pipeline."""
+    from difflib import get_close_matches
+
+    from omforge.ir.errors import InputError
+
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            raise InputError(
+                f"--print-after {name}",
+                f"the pipeline runs {', '.join(dict.fromkeys(known)) or 'nothing'}",
+                f"Did you mean {near[0]}?" if near else "Name one of these",
+            )
+    return names
+
+
+def _require_folder_of(file: Path) -> None:
+    """Refuse ahead of the passes what could not be written after them."""
+    from omforge.ir.errors import InputError
+
+    if file.is_dir():
+        raise InputError(f"cannot write {file}", "it is a folder", "Name a .onnx file")
+    if not file.parent.is_dir():
+        raise InputError(f"cannot write {file}", "its folder does not exist", "Create the folder")
+
+
+def _has_external(model: ir.Model) -> bool:
+    from omforge import ir
+
+    return any(isinstance(tensor, ir.ExternalTensor) for _, tensor in ir.all_tensors(model))
+
+
+@app.command()
+@_guarded
+def check(
+    model: Model,
+    target: Soc,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """List everything in an ONNX model that ATC would refuse or get wrong."""
+    from omforge import ir, reports
+    from omforge.lowering.legality import check_legal
+    from omforge.lowering.target import target as find_target
+
+    soc = find_target(target)
+    loaded = ir.load(model)
+    found = check_legal(loaded, soc)
+    nodes = sum(len(graph) for graph in ir.all_graphs(loaded))
+    if as_json:
+        console.show_json(reports.check_json(model, soc.soc_version, nodes, found))
+    else:
+        reports.show_check(model, soc.soc_version, nodes, found)
+    if found:
+        raise typer.Exit(1)
+
+
+@app.command()
+@_guarded
+def verify(
+    bundle: BundleFolder,
+    source: Annotated[
+        Path | None,
+        typer.Option(help="The export; where it was when the bundle was built, if absent."),
+    ] = None,
+    steps: Annotated[int, typer.Option(min=0, help="Decode steps behind each prompt.")] = 8,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Compare a bundle with the export that it was made from: logits and tokens, by level."""
+    from omforge import reports
+    from omforge.lowering.source import find_source
+    from omforge.runtime.bundle import Bundle
+    from omforge.runtime.compare import verify_bundle
+
+    with console.progress() as bar:
+        opened = Bundle.open(bundle, verify_hashes=True, progress=bar)
+        graph = find_source(source).graph if source is not None else None
+        report = verify_bundle(opened, graph, steps=steps, progress=bar)
+    if as_json:
+        console.show_json(report.to_dict())
+    else:
+        reports.show_verified(report)
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+@app.command()
+@_guarded
+def passes(as_json: Json = False, verbose: Verbose = False) -> None:
+    """List the passes with their options, and the pipelines."""
+    from omforge import reports
+    from omforge.passes import PASSES, PIPELINES
+
+    if as_json:
+        console.show_json(reports.registry_json(PASSES, PIPELINES))
+    else:
+        reports.show_registry(PASSES, PIPELINES)
+
+
+def main() -> None:
+    """Run the command line; what the `omforge` script calls."""
+    console.quieten()
+    app()

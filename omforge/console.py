@@ -1,0 +1,244 @@
+"""What the command line shows: tables and JSON on stdout; progress, logs and errors on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import logging
+import os
+import sys
+import threading
+import warnings
+from collections.abc import Generator, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TextIO
+
+PATIENCE = 2.0  # seconds before a progress bar appears
+_UNLIMITED = 1000  # columns, where nobody looks at a window
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_SUCH = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM)
+
+
+def quieten() -> None:
+    """Silence what the libraries below say by themselves; for the process's start."""
+    # transformers says that PyTorch is missing, and onnxruntime what devices it did not find.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    warnings.simplefilter("ignore")
+    logging.getLogger().setLevel(logging.ERROR)
+
+
+def be_verbose() -> None:
+    """Log omforge at INFO, and the libraries' warnings, to stderr."""
+    warnings.simplefilter("default")
+    logging.captureWarnings(True)
+    logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger().setLevel(logging.WARNING)
+    logging.getLogger("omforge").setLevel(logging.INFO)
+
+
+# --- stdout ---------------------------------------------------------------------------------------
+
+
+def show(text: str = "") -> None:
+    """Write a line to stdout."""
+    stream(f"{text}\n")
+
+
+def stream(text: str) -> None:
+    """Write text to stdout at once."""
+    _write(sys.stdout, text)
+
+
+def show_json(data: object) -> None:
+    """Write one JSON document to stdout."""
+    show(json.dumps(data, indent=2))
+
+
+def show_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a table to stdout, without lines.
+
+    In a terminal, cells are folded to its width; in a pipe a row is a line.
+
+    Args:
+        columns: Headings; one that begins with ">" is aligned to the right.
+        rows: Cells, shown by `str`; an empty one is None.
+    """
+    # rich takes a tenth of a second, which `omforge --help` need not wait for.
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    terminal = sys.stdout.isatty()
+    console = Console(file=sys.stdout, highlight=False, width=None if terminal else _UNLIMITED)
+    table = Table(box=None, pad_edge=False)
+    for name in columns:
+        right = name.startswith(">")
+        table.add_column(
+            Text(name.removeprefix(">")),
+            justify="right" if right else "left",
+            overflow="fold",
+            no_wrap=right,
+        )
+    for row in rows:
+        # Text, because a name in brackets would be taken for markup.
+        table.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
+    with console.capture() as captured:
+        console.print(table)
+    show("\n".join(line.rstrip() for line in captured.get().splitlines()))
+
+
+# --- stderr ---------------------------------------------------------------------------------------
+
+
+def say(text: str) -> None:
+    """Write a line to stderr."""
+    _write(sys.stderr, f"{text}\n")
+
+
+def _write(to: TextIO, text: str) -> None:
+    try:
+        to.write(text)
+    except UnicodeEncodeError:  # a terminal of another encoding still gets the rest of the text
+        encoding = to.encoding or "ascii"
+        to.write(text.encode(encoding, "replace").decode(encoding))
+    to.flush()
+
+
+class Progress:
+    """A bar on stderr for what takes more than two seconds; nothing where stderr is no terminal."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import Progress as Bar
+
+        self._bar = Bar(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TimeElapsedColumn(),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        self._task = self._bar.add_task("", total=None)
+        self._timer = threading.Timer(PATIENCE, self._bar.start)
+        self._timer.daemon = True
+        self._step = ""
+
+    def __call__(self, step: str, done: int, total: int) -> None:
+        """Show the step, and how many of how many are done."""
+        self._step = step
+        self._bar.update(self._task, description=_plain(step), completed=done, total=total or None)
+
+    def detail(self, text: str) -> None:
+        """Show what the step is about at the moment."""
+        self._bar.update(self._task, description=_plain(f"{self._step}: {text}"))
+
+    def start(self) -> None:
+        """Let the bar appear when the time has come."""
+        self._timer.start()
+
+    def stop(self) -> None:
+        """Remove the bar."""
+        self._timer.cancel()
+        if self._timer.is_alive():
+            self._timer.join()
+        self._bar.stop()
+
+
+def _plain(text: str) -> str:
+    """Text that rich does not read as markup."""
+    return text.replace("[", "\\[")
+
+
+@contextlib.contextmanager
+def progress() -> Generator[Progress | None]:
+    """Show progress for the length of a block; None where nobody would see it."""
+    # A log line would be drawn over the bar, and says more.
+    if not sys.stderr.isatty() or logging.getLogger("omforge").isEnabledFor(logging.INFO):
+        yield None
+        return
+    bar = Progress()
+    bar.start()
+    try:
+        yield bar
+    finally:
+        bar.stop()
+
+
+# --- errors ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Problem:
+    """An error as users see it: no traceback, but what, why and what next."""
+
+    what: str
+    why: str
+    next_step: str
+    notes: tuple[str, ...]
+    status: int
+
+    def __str__(self) -> str:
+        lines = [f"error: {self.what.strip()}"]
+        lines += [f"  why:  {_indented(self.why)}"] if self.why else []
+        lines += [f"  next: {_indented(self.next_step)}"] if self.next_step else []
+        lines += [f"  {_indented(note)}" for note in self.notes]
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON data."""
+        return {
+            "error": {
+                "what": self.what,
+                "why": self.why,
+                "next": self.next_step,
+                "notes": list(self.notes),
+                "exit_status": self.status,
+            }
+        }
+
+
+def problem(error: BaseException) -> Problem | None:
+    """Return how to tell users of an error, or None if it is a bug, whose traceback helps."""
+    from omforge.ir.errors import OmforgeError  # loads onnx-ir, so only once there is an error
+
+    notes = tuple(getattr(error, "__notes__", ()))
+    if isinstance(error, KeyboardInterrupt):
+        return Problem("interrupted", "", "", (), 130)
+    if isinstance(error, OmforgeError):
+        return Problem(error.what, error.why, error.next_step, notes, error.exit_status)
+    if isinstance(error, MemoryError):
+        return Problem("out of memory", str(error), "Close other programs", notes, 1)
+    if isinstance(error, OSError):
+        return _system_problem(error, notes)
+    return None
+
+
+def report(error: BaseException, *, as_json: bool) -> int | None:
+    """Tell of an error; the exit status, or None for a bug."""
+    found = problem(error)
+    if found is None:
+        return None
+    if as_json:
+        show_json(found.to_dict())
+    say(str(found))
+    return found.status
+
+
+def _system_problem(error: OSError, notes: tuple[str, ...]) -> Problem:
+    place = f" {error.filename}" if error.filename else ""
+    reason = error.strerror or str(error)
+    if error.errno in _NO_SPACE:
+        step = "Free some space, or write to another disk"
+        return Problem(f"cannot write{place}", reason, step, notes, 1)
+    if error.errno in _NO_SUCH:
+        return Problem(f"cannot use{place}", reason, "Check the path", notes, 2)
+    return Problem(f"the system refused{place or ' a file'}", reason, "", notes, 1)
+
+
+def _indented(text: str) -> str:
+    return text.strip().replace("\n", "\n        ")

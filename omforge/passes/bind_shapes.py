@@ -1,0 +1,78 @@
+"""Put numbers in place of the symbols in a model's shapes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from omforge import ir
+from omforge.ir import dims as d
+from omforge.ir.dims import Dim
+from omforge.ir.infer import dims, infer_model, to_shape
+from omforge.passes.fold_constants import FoldConstants
+from omforge.passes.pipeline import Pass
+from omforge.passes.remove_no_ops import RemoveNoOps
+
+
+@dataclass(frozen=True)
+class BindShapes(Pass):
+    """Bind batch, sequence and capacity to numbers, so that every shape is static.
+
+    Attributes:
+        batch: Rows B.
+        seq: New tokens S of a step.
+        capacity: Slots C of the cache.
+        rows: Tokens whose logits are computed; the batch where it is 0.
+    """
+
+    name: ClassVar[str] = "bind-shapes"
+    changes_interface: ClassVar[bool] = True
+    batch: int = 1
+    seq: int = 1
+    capacity: int = 2048
+    rows: int = 0
+
+    def run(self, model: ir.Model) -> int:
+        """Bind; the number of inputs whose shape became numbers.
+
+        Raises:
+            InputError: An input keeps a symbol that none of the options names, or a size is less
+                than 1.
+        """
+        bindings: dict[str, Dim] = {
+            "batch": self.batch,
+            "seq": self.seq,
+            "capacity": self.capacity,
+            "rows": self.rows or self.batch,
+        }
+        for name, size in bindings.items():
+            if isinstance(size, int) and size < 1:
+                raise ir.InputError(f"{name} is {size}", "a size is at least 1")
+        bound = {value: _bind(value, bindings) for value in model.graph.inputs}
+        changed = [value for value, shape in bound.items() if shape != dims(value)]
+        if not changed:
+            return 0
+        for value in changed:
+            value.shape = to_shape(bound[value])
+        infer_model(model)
+        FoldConstants().run(model)
+        RemoveNoOps().run(model)
+        infer_model(model)
+        return len(changed)
+
+
+def _bind(value: ir.Value, bindings: dict[str, Dim]) -> tuple[Dim, ...]:
+    shape = dims(value)
+    if shape is None:
+        raise ir.InputError(
+            f"input {value.name} has no shape", "nothing can be bound", "Export it with shapes"
+        )
+    bound = tuple(d.substitute(dim, bindings) for dim in shape)
+    left = sorted({name for dim in bound for name in d.symbols(dim)})
+    if left:
+        raise ir.InputError(
+            f"input {value.name} keeps the dimension {left[0]!r}",
+            f"bind-shapes binds {', '.join(bindings)}",
+            "Run fuse-kv-io before",
+        )
+    return bound

@@ -1,0 +1,135 @@
+"""What a config.json promises about the model beside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from omforge import ir
+
+# Hugging Face families name one fact in several ways.
+_NAMES: Mapping[str, tuple[str, ...]] = {
+    "layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
+    "heads": ("num_attention_heads", "n_head", "n_heads", "num_heads"),
+    "kv_heads": ("num_key_value_heads", "n_head_kv", "num_kv_heads"),
+    "hidden_size": ("hidden_size", "n_embd", "d_model"),
+    "vocab_size": ("vocab_size",),
+    "max_positions": ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"),
+}
+_GATED = {"silu", "swish", "swiglu"}
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The facts of a config.json, None where it is silent.
+
+    Attributes:
+        model_type: The family's name, for display only: nothing depends on it.
+        window: Keys that a query of a sliding-window layer sees.
+        rotary: Whether positions are rotary.
+        gated: Whether the MLPs are gated by SiLU.
+        eos_token_ids: Tokens that end a text.
+    """
+
+    model_type: str = "unknown"
+    layers: int | None = None
+    heads: int | None = None
+    kv_heads: int | None = None
+    hidden_size: int | None = None
+    vocab_size: int | None = None
+    max_positions: int | None = None
+    window: int | None = None
+    rotary: bool | None = None
+    gated: bool | None = None
+    eos_token_ids: tuple[int, ...] = ()
+    bos_token_id: int | None = None
+    pad_token_id: int | None = None
+
+
+def read_config(folder: Path) -> ModelConfig | None:
+    """Read config.json, and the token numbers of generation_config.json, in `folder`.
+
+    Returns:
+        The facts; None if there is no config.json.
+
+    Raises:
+        InputError: A file is not JSON.
+    """
+    file = folder / "config.json"
+    if not file.is_file():
+        return None
+    given = _read(file)
+    # Multimodal families keep the language model's facts one level down.
+    facts = {**given, **_mapping(given.get("text_config"))}
+    generation = folder / "generation_config.json"
+    tokens = {**facts, **(_read(generation) if generation.is_file() else {})}
+    numbers = {name: _first(facts, names) for name, names in _NAMES.items()}
+    return ModelConfig(
+        model_type=str(facts.get("model_type", "unknown")),
+        **numbers,
+        window=_window(facts),
+        rotary=_is_rotary(facts),
+        gated=_is_gated(facts),
+        eos_token_ids=_token_ids(tokens.get("eos_token_id")),
+        bos_token_id=_token_id(tokens.get("bos_token_id")),
+        pad_token_id=_token_id(tokens.get("pad_token_id")),
+    )
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ir.InputError(
+            f"cannot read {file}", str(error), "Restore the file or remove it"
+        ) from error
+    if not isinstance(found, dict):
+        raise ir.InputError(f"cannot read {file}", "it is no JSON object", "Restore the file")
+    return _mapping(cast("object", found))
+
+
+def _mapping(value: object) -> dict[str, Any]:
+    """A JSON object, empty if the value is none."""
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+
+
+def _first(facts: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
+    found = (facts.get(name) for name in names)
+    return next((n for n in found if isinstance(n, int) and not isinstance(n, bool)), None)
+
+
+def _window(facts: Mapping[str, Any]) -> int | None:
+    window = facts.get("sliding_window")
+    # Qwen2 writes a window that it does not use.
+    if not isinstance(window, int) or facts.get("use_sliding_window") is False:
+        return None
+    return window
+
+
+def _is_rotary(facts: Mapping[str, Any]) -> bool | None:
+    words = (
+        "rope_theta",
+        "rope_scaling",
+        "rope_parameters",
+        "rotary_pct",
+        "rotary_dim",
+        "rotary_emb_base",
+    )
+    return True if any(word in facts for word in words) else None
+
+
+def _is_gated(facts: Mapping[str, Any]) -> bool | None:
+    act = facts.get("hidden_act", facts.get("hidden_activation", facts.get("activation_function")))
+    return act in _GATED if isinstance(act, str) else None
+
+
+def _token_ids(value: Any) -> tuple[int, ...]:
+    listed = cast("list[Any]", value) if isinstance(value, list) else [value]
+    return tuple(n for n in listed if isinstance(n, int) and not isinstance(n, bool))
+
+
+def _token_id(value: Any) -> int | None:
+    return next(iter(_token_ids(value)), None)

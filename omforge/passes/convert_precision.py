@@ -1,0 +1,218 @@
+"""Store and compute floats in another dtype."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from omforge import ir
+from omforge.ir.infer import infer_model, tensor_shape
+from omforge.passes.builder import Builder
+from omforge.passes.events import record
+from omforge.passes.interface import is_weight
+from omforge.passes.pipeline import Pass
+from omforge.passes.splice import Names, insert
+
+_FLOAT, _HALF, _BRAIN = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16
+_DTYPES = {"fp16": _HALF, "fp32": _FLOAT}
+
+# What holds positions or angles: half precision has no odd number above 2,048.
+_EXACT = {"Cos", "Sin", "Range"}
+
+# Attributes that name the dtype of arithmetic inside an op.
+_INNER = {"stash_type", "softmax_precision"}
+
+_SMALL = 1024
+
+
+@dataclass(frozen=True)
+class ConvertPrecision(Pass):
+    """Convert float weights, inputs, outputs and arithmetic to `dtype`.
+
+    Towards half precision, two things stay in float32, with a Cast behind them: what rotary angles
+    are computed from, up to the cosine, and what a half-precision model computes in float32 between
+    two casts. Weights are converted when they are written, one at a time. A weight outside the
+    range of float16 is clipped to it, and is an event.
+    """
+
+    name: ClassVar[str] = "convert-precision"
+    changes_interface: ClassVar[bool] = True
+    dtype: Literal["fp16", "fp32"] = "fp16"
+
+    def run(self, model: ir.Model) -> int:
+        """Convert; the number of tensors and nodes that changed.
+
+        Raises:
+            InputError: A node holds a subgraph.
+        """
+        for node in model.graph:
+            if any(attribute.type == ir.AttributeType.GRAPH for attribute in _attributes(node)):
+                raise ir.InputError(
+                    f"the precision of {node.op_type} {node.name} cannot be converted",
+                    "it holds a subgraph",
+                    "Export the model without control flow",
+                )
+        # A Constant may say its numbers in six ways, an initializer in one.
+        ir.common_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(
+            model
+        )
+        infer_model(model)
+        to = _DTYPES[self.dtype]
+        old = {_FLOAT, _HALF, _BRAIN} - {to}
+        kept = _exact_values(model) | _islands(model) if to == _HALF else set[ir.Value]()
+        changed = _cast_behind(model, kept, to, self.name)
+        for value in model.graph.initializers.values():
+            if value not in kept and value.dtype in old and value.const_value is not None:
+                value.const_value = _converted(model, value, to, self.name)
+                value.type = ir.TensorType(to)
+                changed += 1
+        for value in model.graph.inputs:
+            if value not in kept and value.dtype in old:
+                value.type = ir.TensorType(to)
+                changed += 1
+        for node in model.graph:
+            if not any(output in kept for output in node.outputs):
+                changed += _retarget(node, old, to)
+        infer_model(model)
+        return changed
+
+
+def _attributes(node: ir.Node) -> Iterable[ir.Attr]:
+    return node.attributes.values()
+
+
+def _exact_values(model: ir.Model) -> set[ir.Value]:
+    """Cosines, sines and ranges in float32, and every float that they are made of."""
+    pending = [n.outputs[0] for n in model.graph if n.op_type in _EXACT]
+    found: set[ir.Value] = set()
+    while pending:
+        value = pending.pop()
+        if value in found or value.dtype != _FLOAT:
+            continue
+        found.add(value)
+        node = value.producer()
+        if node is not None:
+            pending += [v for v in node.inputs if v is not None]
+    return found
+
+
+def _islands(model: ir.Model) -> set[ir.Value]:
+    """What a model in half precision computes in float32: from a cast up to casts down.
+
+    What reaches an output without a cast down is none: there, float32 is what the model is in.
+    """
+    found: set[ir.Value] = set()
+    for node in model.graph:
+        source = node.inputs[0] if node.op_type == "Cast" else None
+        if source is None or source.dtype not in (_HALF, _BRAIN) or is_weight(source):
+            continue
+        island = _behind(node)
+        if not any(value.is_graph_output() for value in island):
+            found |= island
+    return found
+
+
+def _behind(raised: ir.Node) -> set[ir.Value]:
+    """The float32 values that are computed from a cast up, and the constants of those nodes."""
+    found: set[ir.Value] = set()
+    pending = [value for value in raised.outputs if value.dtype == _FLOAT]
+    while pending:
+        value = pending.pop()
+        found.add(value)
+        for user in value.consumers():
+            made = [v for v in user.outputs if v.dtype == _FLOAT and v not in found]
+            pending += made
+            if made:
+                constants = [v for v in user.inputs if v is not None and v.is_initializer()]
+                found.update(v for v in constants if v.dtype == _FLOAT)
+    return found
+
+
+def _cast_behind(model: ir.Model, kept: set[ir.Value], to: ir.DataType, by: str) -> int:
+    """Cast what stays in float32 where it meets what is converted; each value once."""
+    names = Names(model) if kept else None
+    cast: dict[ir.Value, ir.Value] = {}
+    for node in list(model.graph):
+        if node.op_type == "Cast" or any(output in kept for output in node.outputs):
+            continue
+        for index, value in enumerate(node.inputs):
+            if value is None or value not in kept:
+                continue
+            if value not in cast:
+                with Builder(model) as op:
+                    cast[value] = op.Cast(value, to=int(to))
+                    insert(op, node, by=by, names=names)
+            node.replace_input_with(index, cast[value])
+    return len(cast)
+
+
+def _retarget(node: ir.Node, old: set[ir.DataType], to: ir.DataType) -> bool:
+    """Change the attributes that name a dtype."""
+    changed = False
+    for name in _named(node, old, to):
+        node.attributes[name] = ir.AttrInt64(name, int(to))
+        changed = True
+    if node.op_type == "ConstantOfShape":
+        fill = node.attributes.get("value")
+        array = np.zeros(1, np.float32) if fill is None else fill.as_tensor().numpy()
+        if ir.DataType.from_numpy(array.dtype) in old:
+            node.attributes["value"] = ir.AttrTensor("value", ir.tensor(_rounded(array, to)[0]))
+            changed = True
+    return changed
+
+
+def _named(node: ir.Node, old: set[ir.DataType], to: ir.DataType) -> Iterator[str]:
+    """The attributes of a node that name one of the old dtypes, and shall name the new one."""
+    for name in ("to", "dtype", "output_dtype"):
+        found = node.attributes.get(name)
+        if found is not None and found.type == ir.AttributeType.INT and found.as_int() in old:
+            yield name
+    for name in _INNER & set(node.attributes):
+        # Arithmetic inside an op may be finer than its operands, and not coarser.
+        if to == _FLOAT and node.attributes[name].as_int() in old:
+            yield name
+
+
+def _converted(model: ir.Model, value: ir.Value, to: ir.DataType, by: str) -> ir.TensorProtocol:
+    source = value.const_value
+    assert source is not None
+
+    def make() -> ir.TensorProtocol:
+        array = source.numpy()
+        rounded, loss = _rounded(array, to)
+        if loss:
+            record(model, by, value, loss)
+        return ir.tensor(rounded, name=value.name)
+
+    if source.size <= _SMALL:
+        return make()
+    shape = ir.Shape(tensor_shape(source))
+    return ir.LazyTensor(make, dtype=to, shape=shape, name=value.name)
+
+
+def _rounded(array: npt.NDArray[Any], to: ir.DataType) -> tuple[npt.NDArray[Any], str]:
+    """The nearest numbers, and what is lost besides digits ("" if nothing).
+
+    Finite numbers stay finite, as atc's --is_weight_clip does.
+    """
+    limit = float(to.max)
+    largest = _largest(array)
+    if largest > limit:
+        clipped = np.where(np.isfinite(array), np.clip(array, -limit, limit), array)
+        return clipped.astype(to.numpy()), f"{largest:g} is beyond the range of {to}: clipped"
+    rounded = array.astype(to.numpy())
+    if rounded.size == 1 and largest and not rounded.any():
+        return rounded, f"{largest:g} is below the range of {to}: it becomes 0"
+    return rounded, ""
+
+
+def _largest(array: npt.NDArray[Any]) -> float:
+    """The largest finite magnitude, without a copy of the array where all of it is finite."""
+    largest = max(float(np.max(array, initial=0.0)), -float(np.min(array, initial=0.0)))
+    if np.isfinite(largest):
+        return largest
+    return float(np.max(np.abs(array), initial=0.0, where=np.isfinite(array)))

@@ -1,0 +1,141 @@
+"""What was raised, of what the model has: the contract that a fusion never fails in silence."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from omforge import ir
+from omforge.ir.infer import dims
+from omforge.passes import masks
+from omforge.passes.config import ModelConfig
+from omforge.passes.events import Event, events
+from omforge.passes.interface import find_interface
+from omforge.passes.match import NoMatch
+
+_NORMS = ("RMSNormalization", "LayerNormalization")
+_NORM_LEFTOVERS = ("ReduceMean", "ReduceSumSquare", "ReduceL2")
+
+
+@dataclass(frozen=True)
+class Covered:
+    """One kind of block: how many were raised, of how many, and why the others were not."""
+
+    found: int
+    expected: int
+    missed: tuple[str, ...] = ()
+
+    @property
+    def complete(self) -> bool:
+        """Whether all were raised."""
+        return self.found == self.expected
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Blocks raised against blocks that the model has.
+
+    Attributes:
+        kinds: By kind: attention, rotary, norm, mlp.
+        lost: Features that config.json promises and the graph does not have.
+    """
+
+    kinds: dict[str, Covered] = field(default_factory=dict[str, Covered])
+    lost: tuple[str, ...] = ()
+
+    @property
+    def complete(self) -> bool:
+        """Whether every block of a known kind was raised and no feature is lost."""
+        return all(kind.complete for kind in self.kinds.values()) and not self.lost
+
+    def problems(self) -> list[str]:
+        """Everything that is missing, one line each."""
+        lines = [
+            f"{name}: {kind.found} of {kind.expected}" + "".join(f"; {why}" for why in kind.missed)
+            for name, kind in self.kinds.items()
+            if not kind.complete
+        ]
+        return [*lines, *self.lost]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for reports and the manifest."""
+        kinds = {
+            name: {"found": k.found, "expected": k.expected, "missed": list(k.missed)}
+            for name, k in self.kinds.items()
+        }
+        return {**kinds, "lost": list(self.lost)}
+
+
+def measure(model: ir.Model, config: ModelConfig | None) -> Coverage:
+    """Measure the coverage of a raised model, before `fuse-kv-io`.
+
+    What the graph shows decides; config.json adds what it promises, so that a block which was not
+    even recognised as one is missed too.
+    """
+    config = config or ModelConfig()
+    ops = Counter(node.op_type for node in model.graph)
+    told = events(model)
+    attention = ops["Attention"]
+    layers = config.layers or attention + ops["Softmax"]
+    rotary = ops["RotaryEmbedding"]
+    norms = sum(ops[name] for name in _NORMS)
+    gates = sum(1 for node in model.graph if _is_gate(node))
+    kinds = {
+        "attention": _covered(attention, layers, told, "fuse-attention"),
+        "rotary": _covered(
+            rotary, 2 * layers if config.rotary or rotary else 0, told, "fuse-rotary"
+        ),
+        "norm": _covered(
+            norms, norms + sum(ops[name] for name in _NORM_LEFTOVERS), told, "fuse-rms-norm"
+        ),
+        "mlp": _covered(
+            gates, layers if config.gated else gates + ops["Sigmoid"], told, "fuse-swish"
+        ),
+    }
+    return Coverage(kinds, tuple(_lost(model, config)))
+
+
+def _covered(found: int, expected: int, told: Iterable[Event], by: str) -> Covered:
+    missed = () if found == expected else tuple(str(e) for e in told if e.pass_name == by)
+    return Covered(found, expected, missed)
+
+
+def _is_gate(node: ir.Node) -> bool:
+    """Mul of an activation and what it gates."""
+    if node.op_type != "Mul":
+        return False
+    producers = [v.producer() for v in node.inputs if v is not None]
+    return any(p is not None and p.op_type in ("Swish", "Gelu") for p in producers) and all(
+        v is not None and len(dims(v) or ()) > 1 for v in node.inputs
+    )
+
+
+def _lost(model: ir.Model, config: ModelConfig) -> Iterable[str]:
+    blocks = [node for node in model.graph if node.op_type == "Attention"]
+    if config.window is not None and blocks:
+        found = _windows(model, blocks)
+        if found is not None and config.window not in found:
+            shown = sorted(w for w in found if w is not None)
+            yield (
+                f"config.json promises a sliding window of {config.window}, and the export has "
+                + (f"windows of {shown}" if shown else "none")
+                + ": export it again, with an exporter that keeps it"
+            )
+
+
+def _windows(model: ir.Model, blocks: Iterable[ir.Node]) -> set[int | None] | None:
+    """The windows of the attention masks; None if one cannot be told."""
+    prober = masks.Prober(model, find_interface(model))
+    found: set[int | None] = set()
+    for mask in {node.inputs[3] for node in blocks if len(node.inputs) > 3}:
+        if mask is None:
+            found.add(None)
+            continue
+        hidden = -float("inf") if mask.dtype == ir.DataType.BOOL else None
+        try:
+            found.add(masks.recognise(prober, mask, [], hidden).window)
+        except NoMatch:
+            return None
+    return found

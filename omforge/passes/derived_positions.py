@@ -1,0 +1,118 @@
+"""Positions that a model counts itself, from its cache's length or its padding mask."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from omforge import ir
+from omforge.ir.evaluate import EvaluationError
+from omforge.ir.infer import constant_tensor, dims, known
+from omforge.passes.masks import Probe, Prober
+from omforge.passes.match import NoMatch
+
+Array = npt.NDArray[Any]
+
+_INTEGERS = (ir.DataType.INT64, ir.DataType.INT32)
+
+
+@dataclass(frozen=True)
+class Counted:
+    """How positions are counted.
+
+    Attributes:
+        kind: `token`: over the tokens of a row that are no padding; `slot`: over all of them.
+        offset: What the first position is (OPT starts at 2).
+    """
+
+    kind: Literal["token", "slot"]
+    offset: int
+
+
+def position_values(model: ir.Model) -> Iterator[ir.Value]:
+    """Integers that become rotary angles or pick rows of a position table."""
+    seen: set[ir.Value] = set()
+    for node in model.graph:
+        if node.op_type == "Cast" and node.outputs[0].dtype not in _INTEGERS:
+            value = node.inputs[0]
+        elif node.op_type == "Gather" and constant_tensor(node.inputs[0]) is not None:
+            value = node.inputs[1]
+        else:
+            continue
+        if value is None or value in seen or value.dtype not in _INTEGERS:
+            continue
+        seen.add(value)
+        if known(value) is None and constant_tensor(value) is None and not value.is_graph_input():
+            yield value
+
+
+def follows_input(prober: Prober, value: ir.Value) -> bool:
+    """Whether a value is the position_ids that the caller feeds, moved about or shifted."""
+    probe = Probe(3, 4, np.ones((1, 7), dtype=np.int64))
+    fed = np.array([[9, 4, 7, 1]], dtype=np.int64)
+    try:
+        part = prober.cut([value])
+        (array,) = prober.run(part, probe, fed)
+    except EvaluationError:
+        return False
+    return array.size == fed.size and len(set((array.ravel() - fed.ravel()).tolist())) == 1
+
+
+def recognise(prober: Prober, value: ir.Value) -> Counted:
+    """How the positions in a value are counted.
+
+    Raises:
+        NoMatch: They are counted in neither way.
+    """
+    possible: set[Counted] | None = None
+    for probe in _probes(prober):
+        try:
+            (array,) = prober.run(prober.cut([value]), probe)
+        except EvaluationError as error:
+            raise NoMatch(f"the positions cannot be run alone: {error}", value) from error
+        found = set(_readings(array, probe))
+        possible = found if possible is None else possible & found
+    if not possible:
+        raise NoMatch("its positions count neither tokens nor slots", value)
+    return min(possible, key=lambda counted: counted.kind == "slot")
+
+
+def _readings(array: Array, probe: Probe) -> Iterator[Counted]:
+    if array.size not in (probe.seq, probe.batch * probe.seq):
+        return
+    got = np.broadcast_to(array.reshape(-1, probe.seq), (probe.batch, probe.seq))
+    real = (
+        probe.attention_mask[:, probe.past :] != 0
+    )  # what padding is counted as matters to nobody
+    slots = np.broadcast_to(probe.past + np.arange(probe.seq), got.shape)
+    for kind, wanted in (("token", probe.position_ids), ("slot", slots)):
+        offsets = set((got - wanted)[real].tolist())
+        if len(offsets) == 1:
+            yield Counted(kind, int(offsets.pop()))  # type: ignore[arg-type]
+
+
+def _probes(prober: Prober) -> Iterator[Probe]:
+    for batch, seq, past, pads in (
+        (1, 4, 0, (0,)),
+        (2, 3, 5, (0, 2)),
+        (2, 4, 0, (0, 2)),
+        (2, 1, 6, (1, 3)),
+    ):
+        rows, new, old = prober.sizes(batch, seq, past)
+        mask = np.ones((rows, old + new), dtype=np.int64)
+        for row in range(rows):
+            mask[row, : pads[row % len(pads)]] = 0
+        yield Probe(old, new, mask)
+
+
+def as_shape_of(value: ir.Value) -> list[int] | None:
+    """The Reshape target that gives [B, S] the axes of `value`; None where [B, S] will do."""
+    shape = dims(value) or ()
+    if len(shape) <= 2:
+        return None
+    ones = [1] * (len(shape) - 2)
+    return [0, -1, *ones] if shape[-1] == 1 else [0, *ones, -1]

@@ -1,0 +1,36 @@
+"""Raise an exported GELU to one `Gelu`.
+
+Before::
+
+    y = Mul(Mul(x, 0.5), Add(Erf(Div(x, 1.41421)), 1))                               exact
+    y = Mul(Mul(x, 0.5), Add(Tanh(Mul(0.79788, Add(x, Mul(0.044715, Pow(x, 3))))), 1))    tanh
+
+After::
+
+    y = Gelu<approximate>(x)
+"""
+
+import math
+
+from omforge import ir
+from omforge.passes.rewrite import Builder, Match, Pat, PatternOps, RewritePass
+
+
+class FuseGelu(RewritePass):
+    """Raise x * Phi(x), exact or by its tanh approximation, to one `Gelu`."""
+
+    name = "fuse-gelu"
+
+    def pattern(self, op: PatternOps, x: Pat) -> Pat:
+        """Match both forms; only the approximation binds `tanh`."""
+        exact = op.Erf(op.Div(x, math.sqrt(2)) | op.Mul(x, math.sqrt(0.5)))
+        cube = op.Pow(x, 3.0) | op.Mul(op.Mul(x, x), x)
+        inner = op.Mul(op.Add(x, op.Mul(cube, 0.044715)), math.sqrt(2 / math.pi))
+        curve = exact | op.Tanh(inner).named("tanh")
+        return op.Mul(op.Mul(x, 0.5), op.Add(curve, 1.0)) | op.Mul(
+            x, op.Mul(op.Add(curve, 1.0), 0.5)
+        )
+
+    def rewrite(self, op: Builder, m: Match) -> ir.Value:
+        """Return the `Gelu`."""
+        return op.Gelu(m.x, approximate="tanh" if "tanh" in m else "none")

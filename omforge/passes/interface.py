@@ -1,0 +1,192 @@
+"""What each input and output of an exported causal LM is for, found from how the graph uses it.
+
+Exporters name the cache `past_key_values.0.key`, `input.past_key_values.layers.0.keys` and
+otherwise; what they all do is look tokens up in an embedding, and concatenate a past with something
+new into a present.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from omforge import ir
+from omforge.ir.dims import Dim
+from omforge.ir.infer import constant_tensor, known
+from omforge.passes.views import shape_of
+
+_INTEGERS = (ir.DataType.INT64, ir.DataType.INT32)
+_MASKS = (*_INTEGERS, ir.DataType.BOOL)
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+_TRANSPARENT = {"Identity", "Cast", "Concat", "Reshape", "Squeeze", "Unsqueeze", "Flatten"}
+
+
+@dataclass(frozen=True)
+class Interface:
+    """The roles of a causal LM's inputs and outputs.
+
+    Attributes:
+        input_ids: Token numbers, integer [B, S].
+        attention_mask: 1 for a token and 0 for padding, integer or boolean [B, P + S]; None where
+            there is none.
+        position_ids: Integer [B, S]; None where the model derives positions from something else.
+        caches: (past, present) pairs in the order of the inputs; empty for a model without a cache.
+        logits: Float [B, S, V].
+        extra: Inputs that none of these is.
+    """
+
+    input_ids: ir.Value
+    attention_mask: ir.Value | None
+    position_ids: ir.Value | None
+    caches: tuple[tuple[ir.Value, ir.Value], ...]
+    logits: ir.Value
+    extra: tuple[ir.Value, ...]
+
+
+def find_interface(model: ir.Model) -> Interface:
+    """Find the roles.
+
+    Raises:
+        InputError: The graph is no causal LM: nothing looks up tokens, or there are no logits.
+    """
+    graph = model.graph
+    inputs = [value for value in graph.inputs if value.name not in graph.initializers]
+    integers = [value for value in inputs if value.dtype in _INTEGERS]
+    input_ids = _tokens(integers)
+    if input_ids is None:
+        raise ir.InputError(
+            "the graph is no causal LM that omforge can serve",
+            "no integer input [batch, sequence] looks up rows of an embedding (inputs: "
+            + (", ".join(f"{v.name}" for v in inputs) or "none")
+            + ")",
+            "Export the model for text generation, with token ids as its input",
+        )
+    caches = tuple(_caches(inputs))
+    presents = {present for _, present in caches}
+    logits = _logits(graph, presents)
+    if logits is None:
+        raise ir.InputError(
+            "the graph is no causal LM that omforge can serve",
+            f"no output is logits, a float [batch, sequence, vocabulary] (outputs: "
+            f"{', '.join(str(v.name) for v in graph.outputs)})",
+            "Export the model with its language-model head",
+        )
+    rest = [v for v in inputs if v.dtype in _MASKS and v is not input_ids]
+    tokens = shape_of(input_ids)
+    mask = _by_role(rest, "mask", lambda shape: shape[-1] != tokens[-1])
+    rest = [v for v in rest if v is not mask and v.dtype in _INTEGERS]
+    positions = _by_role(rest, "position", lambda shape: shape == tokens)
+    taken = {input_ids, mask, positions, *(past for past, _ in caches)}
+    extra = tuple(value for value in inputs if value not in taken)
+    return Interface(input_ids, mask, positions, caches, logits, extra)
+
+
+def _tokens(integers: Sequence[ir.Value]) -> ir.Value | None:
+    # Learned positions are looked up like tokens; the name alone tells.
+    candidates = [v for v in integers if len(shape_of(v)) == 2 and "position" not in _words(v)]
+    return next((value for value in candidates if _looks_up_rows(value)), None)
+
+
+def _looks_up_rows(value: ir.Value) -> bool:
+    for node in _uses_through_casts(value):
+        table = node.inputs[0] if node.op_type == "Gather" else None
+        if table is not None and is_weight(table) and len(shape_of(table)) == 2:
+            return True
+    return False
+
+
+def is_weight(value: ir.Value) -> bool:
+    """Whether it is constant, or a constant moved or converted at run time (a tied head's)."""
+    if constant_tensor(value) is not None:
+        return True
+    node = value.producer()
+    movers = ("Transpose", "Cast", "DequantizeLinear", "Identity", "Reshape")
+    if node is None or node.op_type not in movers:
+        return False
+    return all(v is None or is_weight(v) for v in node.inputs)
+
+
+def _words(value: ir.Value) -> str:
+    return (value.name or "").lower()
+
+
+def _uses_through_casts(value: ir.Value) -> Iterator[ir.Node]:
+    for node in value.consumers():
+        if node.op_type in ("Cast", "Identity", "Reshape"):
+            yield from _uses_through_casts(node.outputs[0])
+        else:
+            yield node
+
+
+def _logits(graph: ir.Graph, presents: set[ir.Value]) -> ir.Value | None:
+    candidates = [
+        value
+        for value in graph.outputs
+        if value not in presents and value.dtype in _FLOATS and len(shape_of(value)) in (2, 3)
+    ]
+    named = [value for value in candidates if "logits" in _words(value)]
+    return next(iter(named or candidates), None)
+
+
+def _by_role(
+    values: Sequence[ir.Value], word: str, fits: Callable[[tuple[Dim, ...]], bool]
+) -> ir.Value | None:
+    """The input whose name holds the word, else the first whose shape fits.
+
+    A `cache_position` [S] has the word and not the rank: it counts slots.
+    """
+    ranked = [value for value in values if len(shape_of(value)) in (2, 4)]
+    named = (value for value in ranked if word in _words(value))
+    return next(named, None) or next((v for v in ranked if fits(shape_of(v))), None)
+
+
+def _caches(inputs: Sequence[ir.Value]) -> Iterator[tuple[ir.Value, ir.Value]]:
+    for value in inputs:
+        if value.dtype in _FLOATS and len(shape_of(value)) >= 3:
+            present = _present(value)
+            if present is not None:
+                yield value, present
+
+
+def _present(past: ir.Value) -> ir.Value | None:
+    """The output that is `past` with something appended, as a Concat or an Attention does."""
+    pending, seen = [past], {past}
+    while pending:
+        value = pending.pop()
+        for node, index in value.uses():
+            if node.op_type == "Attention" and node.domain == "" and index in (4, 5):
+                outputs = [node.outputs[index - 3]] if len(node.outputs) > index - 3 else []
+            elif node.op_type in _TRANSPARENT:
+                outputs = [node.outputs[0]]
+            else:
+                continue
+            for output in outputs:
+                if output.is_graph_output():
+                    return output
+                if output not in seen:
+                    seen.add(output)
+                    pending.append(output)
+    return None
+
+
+def activations(model: ir.Model) -> set[ir.Value]:
+    """The values that depend on tokens or on the cache otherwise than through their shapes.
+
+    What is left (masks, position tables, shapes) is the same for every prompt of the same length
+    and padding, and can be run alone.
+    """
+    graph = model.graph
+    found: set[ir.Value] = {value for value in graph.inputs if value.dtype in _FLOATS}
+    found.add(find_interface(model).input_ids)
+    for node in graph:
+        if any(value in found for value in node.inputs if value is not None):
+            found.update(output for output in node.outputs if known(output) is None)
+    return found
+
+
+def attention_mask_of(model: ir.Model) -> ir.Value | None:
+    """The padding mask, by its name alone: before the cache is known, nothing else tells."""
+    for value in model.graph.inputs:
+        if value.dtype in _MASKS and "mask" in _words(value):
+            return value
+    return None

@@ -1,0 +1,137 @@
+"""Compute logits only for the tokens that are asked for.
+
+Before::
+
+    logits = MatMul(Norm(hidden), head)                            # [B, S, V]
+
+After::
+
+    rows   = Gather(Reshape(hidden, [-1, H]), logits_index)        # [R, H]
+    logits = MatMul(Norm(rows), head)                              # [R, V]
+
+The head is the widest product of a model and prefill needs one row of it; `logits_index` holds flat
+row numbers `b * S + i`, so that a prompt shorter than its bucket, and every row of a batch, picks
+its own last token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from omforge import ir
+from omforge.ir.dims import symbol
+from omforge.ir.edit import remove_dead, replace_value
+from omforge.ir.infer import attribute, infer_model, to_shape
+from omforge.passes.builder import Builder
+from omforge.passes.interface import find_interface, is_weight
+from omforge.passes.pipeline import Pass
+from omforge.passes.splice import insert
+from omforge.passes.views import shape_of
+
+LOGITS_INDEX = "logits_index"
+
+# Each row of the output depends on the same row of the input alone.
+_ELEMENTWISE = {"Add", "Cast", "Clip", "Div", "Identity", "Mul", "Sub", "Tanh"}
+_NORMS = {"LayerNormalization", "RMSNormalization"}
+_RESHAPES = {"Flatten", "Reshape", "Squeeze", "Unsqueeze"}
+
+
+@dataclass(frozen=True)
+class LastTokenLogits(Pass):
+    """Gather the rows of `logits_index` ahead of the final norm and the head."""
+
+    name: ClassVar[str] = "last-token-logits"
+    changes_interface: ClassVar[bool] = True
+
+    def run(self, model: ir.Model) -> int:
+        """Rewrite; 1, or 0 where the logits are rows already.
+
+        Raises:
+            InputError: The graph is no causal LM.
+        """
+        infer_model(model)
+        graph = model.graph
+        logits = find_interface(model).logits
+        if len(shape_of(logits)) != 3:
+            return 0
+        steps = _head(logits)
+        hidden, first = _moving(steps[-1]), steps[-1]
+        width = shape_of(hidden)[-1]
+        if not isinstance(width, int):
+            raise ir.InputError(f"the hidden size is {width}, not a number", f"at {hidden.name}")
+        index = ir.Value(
+            name=LOGITS_INDEX,
+            shape=to_shape((symbol("rows"),)),
+            type=ir.TensorType(ir.DataType.INT64),
+        )
+        graph.inputs.append(index)
+        with Builder(model) as op:
+            rows = op.Gather(op.Reshape(hidden, [-1, width]), index, axis=0)
+            insert(op, first, by=self.name)
+        for place, value in enumerate(first.inputs):
+            if value is hidden:
+                first.replace_input_with(place, rows)
+        for node in steps:
+            _to_rows(node)
+        remove_dead(model)
+        infer_model(model)
+        return 1
+
+
+def _head(logits: ir.Value) -> list[ir.Node]:
+    """The steps that work row by row, from the logits back to the earliest."""
+    steps: list[ir.Node] = []
+    value = logits
+    while (node := value.producer()) is not None and _is_row_wise(node):
+        if len(value.uses()) + value.is_graph_output() != 1:
+            break  # somebody else wants all rows of it
+        steps.append(node)
+        value = _moving(node)
+    while steps and steps[-1].op_type in _RESHAPES:
+        steps.pop()  # it would only be bypassed
+    if not steps:
+        raise ir.InputError(
+            f"no head makes the output {logits.name}",
+            "its producer does not work row by row, or others use it too",
+            "Export with a language-model head",
+        )
+    return steps
+
+
+def _is_row_wise(node: ir.Node) -> bool:
+    if node.domain != "" or any(extra.uses() for extra in node.outputs[1:]):
+        return False
+    weights = [v for v in node.inputs if v is not None and is_weight(v)]
+    if len(weights) != sum(v is not None for v in node.inputs) - 1:
+        return False
+    x, y = shape_of(_moving(node)), shape_of(node.outputs[0])
+    if not x or not y:
+        return False
+    match node.op_type:
+        case "MatMul":
+            return node.inputs[1] in weights and len(shape_of(node.inputs[1])) == 2
+        case "Gemm":
+            bias = all(len(shape_of(v)) <= 1 for v in node.inputs[2:])
+            return node.inputs[1] in weights and not attribute(node, "transA", 0) and bias
+        case kind if kind in _NORMS:
+            return attribute(node, "axis", -1) in (-1, len(x) - 1)
+        case kind if kind in _RESHAPES:
+            return x[-1] == y[-1]  # rows are merged or split, and keep their order
+        case kind if kind in _ELEMENTWISE:
+            return all(len(shape_of(v)) <= 1 for v in weights)
+        case _:
+            return False
+
+
+def _moving(node: ir.Node) -> ir.Value:
+    """The input that is no weight."""
+    return next(v for v in node.inputs if v is not None and not is_weight(v))
+
+
+def _to_rows(node: ir.Node) -> None:
+    """Let a step of [B, S, ...] work on [R, ...]."""
+    if node.op_type in _RESHAPES and node.inputs[0] is not None:
+        replace_value(node.outputs[0], node.inputs[0])
+    elif node.op_type in _NORMS:
+        node.attributes["axis"] = ir.AttrInt64("axis", -1)

@@ -1,0 +1,392 @@
+"""Attention masks, recognised by what they let through.
+
+Every exporter release writes the causal mask differently. The subgraph that makes a mask depends on
+the padding mask, the positions and shapes alone, so it is run on chosen inputs and compared, slot
+by slot, with the candidates: causal, or causal within a sliding window, with or without padding.
+What equals a candidate on every probe is that candidate.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from omforge import ir
+from omforge.ir import dims as d
+from omforge.ir.dims import Expr
+from omforge.ir.evaluate import Cutout, EvaluationError, sizes
+from omforge.ir.infer import constant, known
+from omforge.passes.builder import Builder
+from omforge.passes.interface import Interface
+from omforge.passes.match import NoMatch
+from omforge.passes.views import shape_of
+
+Array = npt.NDArray[Any]
+
+# Additive masks add 0 where they let through, and something no score can make up for where not.
+_VISIBLE, _MASKED = -1e-3, -1e3
+
+_LONGEST = 1 << 17
+"""Tokens of the longest probe: a window shows only in a context that is longer than it."""
+
+_MOST_ELEMENTS = 1 << 24
+"""Of any tensor in a probe: a mask made as a square is not run at the longest lengths."""
+
+
+@dataclass(frozen=True)
+class Mask:
+    """What a mask lets through: query i (at past + i) sees key j.
+
+    Attributes:
+        window: Keys seen, the query's own included (`query - key < window`); None for all earlier
+            ones.
+        padding: Whether keys whose attention_mask is 0 are hidden.
+        zero_rows: A query that sees nothing gets zeros; otherwise it gets a mean of values, which
+            is what a finite mask added to every score comes to.
+    """
+
+    window: int | None
+    padding: bool
+    zero_rows: bool
+
+    def visible(self, probe: Probe) -> Array:
+        """Boolean [B, S, P + S]."""
+        query = probe.past + np.arange(probe.seq)[:, None]
+        key = np.arange(probe.past + probe.seq)[None, :]
+        seen = key <= query
+        if self.window is not None:
+            seen &= query - key < self.window
+        seen = np.broadcast_to(seen, (probe.batch, *seen.shape))
+        return seen & (probe.attention_mask[:, None, :] != 0) if self.padding else seen
+
+
+@dataclass(frozen=True)
+class Applied:
+    """One mask on the way from the scores to the softmax.
+
+    Attributes:
+        value: Additive float, or boolean; broadcastable to [B, N, S, P + S].
+        fill: What replaces a hidden score, for a boolean mask; None for one that is added.
+        inverted: The boolean is true where a score is hidden.
+    """
+
+    value: ir.Value
+    fill: float | None = None
+    inverted: bool = False
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One choice of inputs: int64 attention_mask [B, P + S] and position_ids [B, S]."""
+
+    past: int
+    seq: int
+    attention_mask: Array
+
+    @property
+    def batch(self) -> int:
+        """Rows."""
+        return self.attention_mask.shape[0]
+
+    @property
+    def position_ids(self) -> Array:
+        """The positions that a caller would give: counted over the tokens that are no padding."""
+        counted = np.maximum(np.cumsum(self.attention_mask, axis=1) - 1, 0)
+        return counted[:, self.past :]
+
+    @property
+    def bindings(self) -> dict[str, int]:
+        """The numbers of the dimensions that name-dims names."""
+        return {"batch": self.batch, "seq": self.seq, "past": self.past}
+
+
+class Prober:
+    """Runs parts of one model on probes.
+
+    Args:
+        model: The model, its dimensions named by `name-dims`.
+        interface: Its inputs' roles.
+
+    Attributes:
+        opset: The version of the default domain.
+    """
+
+    def __init__(self, model: ir.Model, interface: Interface) -> None:
+        self.opset = model.opset_imports[""]
+        self._interface = interface
+
+    def sizes(self, batch: int, seq: int, past: int) -> tuple[int, int, int]:
+        """The sizes nearest to those asked for that the model admits: an export may fix some.
+
+        Without a cache, the past is part of the sequence.
+        """
+        cached = bool(self._interface.caches)
+        asked = {"batch": batch, "seq": seq if cached else seq + past, "past": past}
+        ids = shape_of(self._interface.input_ids)
+        rows, new = d.evaluate(ids[0], asked), d.evaluate(ids[1], asked)
+        if not cached:
+            return rows, new, 0
+        cache = shape_of(self._interface.caches[0][0])
+        return rows, new, d.evaluate(cache[2], asked) if len(cache) == 4 else past
+
+    def cut(self, outputs: Sequence[ir.Value]) -> Cutout:
+        """The part that makes `outputs` from attention_mask, position_ids and shapes."""
+        interface = self._interface
+        given = [v for v in (interface.attention_mask, interface.position_ids) if v is not None]
+        return Cutout(outputs, given, self.opset)
+
+    def run(self, part: Cutout, probe: Probe, position_ids: Array | None = None) -> list[Array]:
+        """Run a part on a probe.
+
+        Raises:
+            EvaluationError: It depends on something else, or ONNX Runtime refuses it.
+        """
+        feeds: dict[str, Array] = {}
+        interface = self._interface
+        for value, array in (
+            (interface.attention_mask, probe.attention_mask),
+            (interface.position_ids, probe.position_ids if position_ids is None else position_ids),
+        ):
+            if value is None or value.name is None or value.dtype is None:
+                continue
+            if len(shape_of(value)) == array.ndim:
+                feeds[value.name] = array.astype(value.dtype.numpy())
+        return part.run(feeds, probe.bindings)
+
+
+def recognise(
+    prober: Prober, mask: ir.Value, row_guards: Sequence[ir.Value], hidden: float | None
+) -> Mask:
+    """The mask that one value is; see `recognise_applied`.
+
+    Args:
+        prober: Runs parts of the model.
+        mask: Additive float, or boolean with true for visible.
+        row_guards: Booleans that zero a query's output where true.
+        hidden: For a boolean mask, what is put in place of a hidden score.
+
+    Raises:
+        NoMatch: It is none of the candidates, or depends on more than masks, positions and shapes.
+    """
+    return recognise_applied(prober, [Applied(mask, hidden)], row_guards)
+
+
+def recognise_applied(
+    prober: Prober, applied: Sequence[Applied], row_guards: Sequence[ir.Value]
+) -> Mask:
+    """The mask that several come to, one applied after the other.
+
+    Args:
+        prober: Runs parts of the model.
+        applied: In the order in which the scores meet them, at least one.
+        row_guards: Booleans that zero a query's output where true; broadcastable to [B, N, S, 1].
+
+    Raises:
+        NoMatch: It is none of the candidates, or depends on more than masks, positions and shapes.
+    """
+    value = applied[-1].value
+    try:
+        part = prober.cut([*(mask.value for mask in applied), *row_guards])
+        possible: list[Mask] | None = None
+        empty: set[bool] = set()
+        for probe, seen, zeroed in _observations(prober, part, applied):
+            if possible is None:
+                possible = list(_candidates(seen, probe))
+            possible = [m for m in possible if np.array_equal(m.visible(probe), seen)]
+            if not possible:
+                raise NoMatch(
+                    f"it is no causal mask for {probe.seq} tokens after {probe.past}", value
+                )
+            if zeroed is not None:
+                empty.add(zeroed)
+    except EvaluationError as error:
+        raise NoMatch(f"the mask cannot be compared: {error}", value) from error
+    assert possible
+    return replace(possible[0], zero_rows=empty == {True})
+
+
+Observation = tuple[Probe, Array, bool | None]
+"""A probe, what is visible in it, and whether a query that sees nothing gets zeros (None: none)."""
+
+
+def _observations(
+    prober: Prober, part: Cutout, applied: Sequence[Applied]
+) -> Iterator[Observation]:
+    # Longest first: only a context longer than the window shows it.
+    longest = 0
+    length = _LONGEST
+    while length >= 16 and not longest:
+        probe = _probe(prober, 2, 3, length - 3, pads=(0, 2))
+        length //= 2
+        if _elements(part, probe) > _MOST_ELEMENTS:
+            continue
+        try:
+            found = _observe(prober, part, probe, applied)
+        except EvaluationError:
+            continue  # a mask cut out of a table ends with the table
+        longest = probe.past + probe.seq
+        yield found
+    for window in _windows(part):
+        if window >= longest:
+            probe = _probe(prober, 2, 3, window + 4, pads=(0, 2))
+            if _elements(part, probe) > _MOST_ELEMENTS:
+                raise NoMatch(
+                    f"it may have a window of {window}, and is made as too large a square to tell",
+                    applied[-1].value,
+                )
+            try:
+                yield _observe(prober, part, probe, applied)
+            except EvaluationError:
+                continue
+    for probe in _probes(prober):
+        yield _observe(prober, part, probe, applied)
+
+
+def _elements(part: Cutout, probe: Probe) -> int:
+    """Elements of the largest tensor that a run makes."""
+    most = 0
+    for node in part.nodes:
+        for output in node.outputs:
+            try:
+                most = max(most, math.prod(sizes(output, probe.bindings)))
+            except EvaluationError:  # of unknown size: at worst a square for each row
+                most = max(most, probe.batch * (probe.past + probe.seq) ** 2)
+    return most
+
+
+def _observe(prober: Prober, part: Cutout, probe: Probe, applied: Sequence[Applied]) -> Observation:
+    """Apply the masks to scores of 0."""
+    arrays = prober.run(part, probe)
+    shape = (probe.batch, 1, probe.seq, probe.past + probe.seq)
+    scores = np.zeros((1, 1, 1, 1), dtype=np.float32)
+    with np.errstate(over="ignore"):  # the lowest number twice is minus infinity in the model too
+        for mask, array in zip(applied, arrays, strict=False):
+            array = _fitted(array, shape, mask.value)
+            if mask.fill is not None:
+                scores = np.where(array ^ mask.inverted, scores, np.float32(mask.fill))
+            elif array.dtype == np.bool_:
+                raise NoMatch("a boolean is added to the scores", mask.value)
+            else:
+                scores = scores.astype(array.dtype) + array
+    scores = np.broadcast_to(scores, shape)[:, 0]
+    seen = scores >= _VISIBLE
+    if not np.all(seen | (scores <= _MASKED)) or np.any(scores > -_VISIBLE):
+        raise NoMatch(
+            "it adds more than a mask to the scores (a bias, as ALiBi does)", applied[-1].value
+        )
+    zeroed = np.zeros(shape[:1] + shape[2:3], dtype=np.bool_)
+    for guard, array in zip(part.outputs[len(applied) :], arrays[len(applied) :], strict=True):
+        zeroed |= np.broadcast_to(_fitted(array, (*shape[:3], 1), guard), (*shape[:3], 1))[
+            :, 0, :, 0
+        ]
+    blank = ~seen.any(axis=-1)
+    if np.any(zeroed & ~blank):
+        raise NoMatch("rows are zeroed that do see keys", applied[-1].value)
+    if not blank.any():
+        return probe, seen, None
+    return probe, seen, bool(np.all((zeroed | np.isneginf(scores).all(axis=-1))[blank]))
+
+
+def _fitted(array: Array, shape: tuple[int, ...], value: ir.Value) -> Array:
+    """The array, if it broadcasts to a shape; EvaluationError otherwise."""
+    padded = (1,) * (len(shape) - array.ndim) + array.shape
+    if len(padded) > len(shape) or any(
+        have not in (1, want) for have, want in zip(padded, shape, strict=True)
+    ):
+        raise EvaluationError(f"{value.name} has shape {array.shape}, which does not fit {shape}")
+    return array.reshape(padded)
+
+
+def _candidates(seen: Array, probe: Probe) -> Iterator[Mask]:
+    """Candidates by counting what the last query of the least padded row sees; simplest first."""
+    whole = int(np.argmax(probe.attention_mask.sum(axis=1)))
+    for window in (None, int(seen[whole, -1].sum())):
+        for padding in (True, False):
+            yield Mask(window, padding, False)
+
+
+def _probes(prober: Prober) -> Iterator[Probe]:
+    yield _probe(prober, 2, 3, 8, pads=(0, 2))
+    yield _probe(prober, 2, 1, 4, pads=(0, 3))
+    yield _probe(prober, 2, 4, 0, pads=(0, 2))
+    yield _probe(prober, 2, 5, 3, pads=(0, 5))
+    yield _probe(prober, 1, 6, 0, pads=(0,))
+    yield _probe(prober, 2, 5, 2, pads=(0, 1), right=2)
+    yield _probe(prober, 2, 4, 3, pads=(0,), hole=1)
+
+
+def _probe(
+    prober: Prober,
+    batch: int,
+    seq: int,
+    past: int,
+    pads: tuple[int, ...],
+    right: int = 0,
+    hole: int = 0,
+) -> Probe:
+    """One probe; `pads` are for the last rows, so that an export of a single row has the last."""
+    batch, seq, past = prober.sizes(batch, seq, past)
+    attention_mask = np.ones((batch, past + seq), dtype=np.int64)
+    for row in range(batch):
+        attention_mask[row, : pads[(row - batch) % len(pads)]] = 0
+    if right:
+        attention_mask[-1, -right:] = 0
+    if hole:
+        attention_mask[-1, hole] = 0
+    return Probe(past, seq, attention_mask)
+
+
+def _windows(part: Cutout) -> list[int]:
+    """Integers in the part that could be a window, largest first."""
+    found: set[int] = set()
+    for node in part.nodes:
+        for value in node.inputs:
+            found.update(n for n in _numbers(value) if 2 <= n <= _LONGEST)
+    return sorted(found, reverse=True)
+
+
+def _numbers(value: ir.Value | None) -> Iterable[int]:
+    """The sizes of a small constant's numbers, and of those in shape arithmetic (past - 4096)."""
+    symbolic = known(value)
+    if symbolic is not None:
+        elements = list(symbolic.ravel())
+        return [abs(int(e.terms.get((), 0) if isinstance(e, Expr) else e)) for e in elements]
+    array = constant(value, limit=4)
+    if array is None or array.dtype.kind != "f":
+        return ()
+    return [int(n) for n in np.abs(array.astype(np.float64)).ravel() if n <= _LONGEST]
+
+
+def build(op: Builder, interface: Interface, mask: Mask, dtype: ir.DataType) -> ir.Value:
+    """The canonical form of a mask, [B, 1, S, P + S], from attention_mask and shapes.
+
+    Boolean where an empty row gives zeros, since that is what `Attention` does; else 0 and half of
+    the dtype's lowest number, which ONNX Runtime does not take for "nothing visible" as it does the
+    lowest itself.
+    """
+    seq = op.Shape(interface.input_ids, start=1, end=2)
+    one = op.constant(np.array([1], dtype=np.int64))
+    if interface.caches:
+        past = op.Shape(interface.caches[0][0], start=2, end=3)
+        last = op.Squeeze(past)  # a diagonal is a scalar
+    else:
+        past, last = None, op.constant(np.array(0, dtype=np.int64))
+    if mask.padding and interface.attention_mask is not None:
+        truths = op.Cast(interface.attention_mask, to=int(ir.DataType.BOOL))
+        keys, width = op.Unsqueeze(truths, [1, 2]), one
+    else:
+        keys = op.constant(np.array(True))
+        width = seq if past is None else op.Add(past, seq)
+    seen = op.Trilu(op.Expand(keys, op.Concat(one, one, seq, width, axis=0)), last, upper=0)
+    if mask.window is not None:
+        first = op.Sub(last, op.constant(np.array(mask.window - 1, dtype=np.int64)))
+        seen = op.Trilu(seen, first, upper=1)
+    if mask.zero_rows:
+        return seen
+    low = np.array(float(dtype.min) / 2, dtype=dtype.numpy())
+    return op.Where(seen, op.constant(np.zeros((), dtype=dtype.numpy())), op.constant(low))

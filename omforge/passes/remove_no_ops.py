@@ -1,0 +1,86 @@
+"""Remove nodes that change nothing, and chains of data movement that cancel out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from omforge import ir
+from omforge.ir.edit import remove_dead, replace_value
+from omforge.ir.infer import dims, infer_model, known_ints
+from omforge.passes.pipeline import Pass
+from omforge.passes.views import is_identity, scalar, trace
+
+
+@dataclass(frozen=True)
+class RemoveNoOps(Pass):
+    """Remove Identity, casts to the same dtype, neutral arithmetic, and movement that cancels out.
+
+    A chain of Reshape, Transpose, Slice and the like is removed wherever it leaves an earlier value
+    as it was, found by running the chain on an index tensor rather than by a list of forms.
+    """
+
+    name: ClassVar[str] = "remove-no-ops"
+
+    def run(self, model: ir.Model) -> int:
+        """Remove; the number of nodes that were bypassed, or that nothing used."""
+        infer_model(model)
+        count = 0
+        for node in list(model.graph):
+            output = node.outputs[0] if node.outputs else None
+            if output is None or not (output.uses() or output.is_graph_output()):
+                continue
+            source = _neutral(node) or _cancelled(output)
+            if source is not None:
+                count += replace_value(output, source)
+        return max(count, remove_dead(model))
+
+
+def _neutral(node: ir.Node) -> ir.Value | None:
+    """The input that the node hands on unchanged, if it does."""
+    if node.domain != "" or not node.inputs or node.inputs[0] is None:
+        return None
+    output, first = node.outputs[0], node.inputs[0]
+    match node.op_type:
+        case "Identity":
+            return first
+        case "Dropout":
+            return first if _is_off(node) else None
+        case "Cast" | "CastLike":
+            return first if first.dtype == output.dtype else None
+        case "Concat":
+            return first if len(node.inputs) == 1 else None
+        case "Mul" | "Add" | "Div" | "Sub" | "Pow":
+            return _neutral_operand(node)
+        case _:
+            return None
+
+
+def _is_off(dropout: ir.Node) -> bool:
+    """Whether it is in inference mode, and its mask is not used."""
+    training = dropout.inputs[2] if len(dropout.inputs) > 2 else None
+    if training is not None and known_ints(training) != [0]:
+        return False
+    return not any(mask.uses() or mask.is_graph_output() for mask in dropout.outputs[1:])
+
+
+def _neutral_operand(node: ir.Node) -> ir.Value | None:
+    left, right = node.inputs[0], node.inputs[1]
+    neutral = 0.0 if node.op_type in ("Add", "Sub") else 1.0
+    shape = dims(node.outputs[0])
+    if shape is None:
+        return None
+    if scalar(right) == neutral and left is not None and dims(left) == shape:
+        return left
+    commutes = node.op_type in ("Add", "Mul")
+    if commutes and scalar(left) == neutral and right is not None and dims(right) == shape:
+        return right
+    return None
+
+
+def _cancelled(output: ir.Value) -> ir.Value | None:
+    """The farthest earlier value that the movement ending here restores."""
+    for prefix in trace(output).prefixes():
+        if prefix.links and is_identity(prefix):
+            return prefix.source
+    return None

@@ -1,0 +1,309 @@
+"""What commands have to tell: results as tables for people, and as plain data for `--json`."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omforge import ir
+from omforge.console import show, show_table
+from omforge.ir.diagnostics import format_diagnostics
+from omforge.lowering.atc import find_atc
+from omforge.lowering.compile import SCRIPT, CompileResult
+from omforge.passes.coverage import Coverage
+from omforge.passes.events import Event
+from omforge.passes.pipeline import Pass, PassRun
+from omforge.passes.pipeline import options as pass_options
+from omforge.runtime.compare import Comparison, VerifyReport
+
+# --- passes ---------------------------------------------------------------------------------------
+
+
+def show_passes(runs: Sequence[PassRun], *, compared: bool) -> None:
+    """Show what each pass did; with `compared`, also by how much it moved the numbers."""
+    columns = ["pass", ">rewrites", ">nodes", ">seconds"]
+    columns += [">max abs diff"] if compared else []
+    rows: list[list[object]] = []
+    for run in runs:
+        row: list[object] = [
+            run.step,
+            "skipped" if run.skipped else run.rewrites,
+            f"{run.nodes_before} -> {run.nodes_after}",
+            f"{run.seconds:.2f}",
+        ]
+        rows.append([*row, _moved(run)] if compared else row)
+    show_table(columns, rows)
+
+
+def _moved(run: PassRun) -> str:
+    if run.max_abs_diff is not None:
+        return small(run.max_abs_diff)
+    if run.changed and run.step.changes_interface:
+        return "new interface"
+    return run.note or "-"
+
+
+def small(number: float) -> str:
+    """A difference, in as few letters as tell its size."""
+    return "0" if number == 0 else f"{number:.1e}"
+
+
+def show_events(events: Iterable[Event]) -> None:
+    """Show what passes left alone, and why."""
+    for event in events:
+        show(str(event))
+
+
+def passes_json(
+    runs: Sequence[PassRun], events: Sequence[Event], remark: str = ""
+) -> dict[str, Any]:
+    """Return what `show_passes` and `show_events` show."""
+    return {
+        "passes": [
+            {
+                "index": run.index,
+                "pass": str(run.step),
+                "rewrites": run.rewrites,
+                "nodes_before": run.nodes_before,
+                "nodes_after": run.nodes_after,
+                "seconds": round(run.seconds, 6),
+                "skipped": run.skipped,
+                "max_abs_diff": run.max_abs_diff,
+                "note": run.note,
+            }
+            for run in runs
+        ],
+        "events": [dataclasses.asdict(event) for event in events],
+        "remark": remark,
+    }
+
+
+def registry_rows(passes: Mapping[str, type[Pass]]) -> list[tuple[str, str, str]]:
+    """Return (name, options, what it does) of each pass, by name."""
+    rows: list[tuple[str, str, str]] = []
+    for name, step in sorted(passes.items()):
+        given = (
+            f"{option.name}={option.words}"
+            if option.required or option.default in ((), None)
+            else f"{option.name}={_default(option.default)}"
+            for option in pass_options(step).values()
+        )
+        rows.append((name, " ".join(given), step.summary()))
+    return rows
+
+
+def _default(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def show_registry(passes: Mapping[str, type[Pass]], pipelines: Mapping[str, str]) -> None:
+    """Show every pass and every pipeline."""
+    show_table(("pass", "options", "what it does"), registry_rows(passes))
+    show()
+    rows = [(name, text.replace(",", ", ")) for name, text in pipelines.items()]
+    show_table(("pipeline", "passes"), rows)
+
+
+def registry_json(passes: Mapping[str, type[Pass]], pipelines: Mapping[str, str]) -> dict[str, Any]:
+    """Return what `show_registry` shows."""
+    return {
+        "passes": [
+            {
+                "name": name,
+                "summary": step.summary(),
+                "changes_interface": step.changes_interface,
+                "options": [
+                    {
+                        "name": option.name,
+                        "values": option.words,
+                        "required": option.required,
+                        "default": None if option.required else option.default,
+                    }
+                    for option in pass_options(step).values()
+                ],
+            }
+            for name, step in sorted(passes.items())
+        ],
+        "pipelines": dict(pipelines),
+    }
+
+
+# --- compile --------------------------------------------------------------------------------------
+
+
+def show_compiled(result: CompileResult, source: Path, output: Path, remark: str) -> None:
+    """Show what was made, what was found, and what comes next."""
+    made = result.manifest
+    compared = any(run.max_abs_diff is not None for run in result.passes)
+    show_passes(result.passes, compared=compared)
+    if remark:
+        show(remark)
+    show()
+    buckets = [bucket.name for bucket in made.buckets]
+    stages = [f"{name} {n}" for name, n in result.nodes.items() if name not in buckets]
+    lowered = [f"{name} {result.nodes[name]}" for name in buckets]
+    show(f"nodes      {' -> '.join(stages)} -> {', '.join(lowered)}")
+    show_coverage(result.coverage, result.events)
+    nodes = ", ".join(f"0 illegal of {result.nodes[name]} nodes in {name}" for name in buckets)
+    show(f"legality   {made.target}: {nodes}")
+    show(
+        f"bundle     {output}: {made.dtype}, context {made.context}, batch {made.batch}, "
+        f"{made.kv.layout} cache"
+    )
+    show(f"atc        {_atc_hint(result, output)}")
+    folder = shlex.quote(str(output))
+    show(f'next       omforge verify {folder}; omforge run {folder} --prompt "..."')
+
+
+def show_coverage(coverage: Coverage, events: Sequence[Event]) -> None:
+    """Show the blocks that were raised, of how many, and why the others were not."""
+    kinds = [f"{name} {kind.found} of {kind.expected}" for name, kind in coverage.kinds.items()]
+    show(f"coverage   {', '.join(kinds)}")
+    told: set[str] = set()
+    for name, kind in coverage.kinds.items():
+        for why in kind.missed:
+            told.add(why)
+            show(f"  missed   {name}: {why}")
+    for loss in coverage.lost:
+        show(f"  lost     {loss}")
+    for event in events:
+        if str(event) not in told:
+            show(f"  event    {event}")
+
+
+def _atc_hint(result: CompileResult, output: Path) -> str:
+    made = [bucket.om for bucket in result.manifest.buckets if bucket.om is not None]
+    if made:
+        return f"made {', '.join(made)}"
+    script = output / SCRIPT
+    if find_atc() is None:
+        return f"not on this machine; run {script} where CANN is installed"
+    return f"run {script}"
+
+
+def compiled_json(result: CompileResult, remark: str) -> dict[str, Any]:
+    """Return what `show_compiled` shows."""
+    made = result.manifest
+    return {
+        "bundle": str(result.folder),
+        "target": made.target,
+        "dtype": made.dtype,
+        "context": made.context,
+        "batch": made.batch,
+        "layout": made.kv.layout,
+        **passes_json(result.passes, result.events, remark),
+        "nodes": result.nodes,
+        "coverage": {"complete": result.coverage.complete, **result.coverage.to_json()},
+        "buckets": [
+            {
+                "name": bucket.name,
+                "file": bucket.file,
+                "nodes": result.nodes[bucket.name],
+                "illegal": 0,  # a bucket with an illegal node is never written
+                "om": bucket.om,
+                "command": list(bucket.command),
+            }
+            for bucket in made.buckets
+        ],
+    }
+
+
+# --- run ------------------------------------------------------------------------------------------
+
+_STOPPED = {
+    "eos": "the model ended the text",
+    "length": "--max-new-tokens",
+    "context": "the context is full",
+    "interrupted": "interrupted",
+}
+
+
+@dataclass(frozen=True)
+class Generated:
+    """A text that was generated, and what it took."""
+
+    prompt: str
+    text: str
+    level: str
+    prompt_tokens: int
+    tokens: tuple[int, ...]
+    stopped: str
+    prefill_seconds: float
+    decode_seconds: float
+
+    def __str__(self) -> str:
+        return (
+            f"[{self.level}: {self.prompt_tokens} prompt tokens in {self.prefill_seconds:.2f} s, "
+            f"{len(self.tokens)} new tokens, {self.tokens_per_second:.1f} tokens/s; "
+            f"stopped: {_STOPPED.get(self.stopped, self.stopped)}]"
+        )
+
+    @property
+    def tokens_per_second(self) -> float:
+        """New tokens by the time behind the prefill."""
+        return len(self.tokens) / self.decode_seconds if self.decode_seconds else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON data."""
+        return {**dataclasses.asdict(self), "tokens_per_second": self.tokens_per_second}
+
+
+# --- check ----------------------------------------------------------------------------------------
+
+
+def show_check(model: Path, soc: str, nodes: int, found: Sequence[ir.Diagnostic]) -> None:
+    """Show the offences, the same one at many places once."""
+    if not found:
+        show(f"{model}: legal for {soc}, {nodes} nodes")
+        return
+    show(format_diagnostics(found))
+    show(f"\n{model}: {len(found)} offences for {soc} in {nodes} nodes")
+
+
+def check_json(model: Path, soc: str, nodes: int, found: Sequence[ir.Diagnostic]) -> dict[str, Any]:
+    """Return what `show_check` shows."""
+    return {
+        "model": str(model),
+        "target": soc,
+        "nodes": nodes,
+        "legal": not found,
+        "diagnostics": [dataclasses.asdict(diagnostic) for diagnostic in found],
+    }
+
+
+# --- verify ---------------------------------------------------------------------------------------
+
+
+def show_verified(report: VerifyReport) -> None:
+    """Show each level against its reference, case by case, and what failed."""
+    columns = ("level", "against", "case", ">prompt", ">prefill", ">decode", ">of limit", "tokens")
+    show_table(columns, [_verified_row(found) for found in report.comparisons])
+    limits = ", ".join(
+        f"{level} |a - b| <= {t.atol:g} + {t.rtol:g}*|b|" for level, t in report.tolerances.items()
+    )
+    show(f"\nmax abs differences of logits; limits: {limits}")
+    for note in report.notes:
+        show(f"note: {note}")
+    for failure in report.failures:
+        show(f"failed: {failure.what}\n  why:  {failure.why}\n  next: {failure.next_step}")
+    show("verified" if report.ok else f"{len(report.failures)} comparisons failed")
+
+
+def _verified_row(found: Comparison) -> tuple[object, ...]:
+    tokens = "equal"
+    if found.divergence is not None:
+        tokens = f"differ at step {found.divergence}, by {found.gap or 0:.1e}"
+    return (
+        found.level,
+        found.reference,
+        found.case,
+        "+".join(map(str, found.lengths)),
+        small(found.max_abs_prefill),
+        small(found.max_abs_decode),
+        f"{found.excess:.1%}",
+        tokens,
+    )

@@ -1,0 +1,452 @@
+"""fuse-attention: which spellings become one `Attention`, and which must not."""
+
+import dataclasses
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from omforge import ir
+from omforge.ir.infer import attribute
+from omforge.passes import make_pipeline
+from omforge.passes.events import events
+from omforge.passes.fuse_attention import FuseAttention
+from tests.passes.blocks import (
+    LOW,
+    Block,
+    fused,
+    named,
+    ops,
+)
+
+INFINITE = -float("inf")
+
+
+def attention(model: ir.Model) -> ir.Node:
+    """The one block of a model; nothing of the exported one is left."""
+    left = {"Softmax", "IsNaN", "Tanh", "Range", "Tile"} & set(ops(model))
+    assert not left
+    (node,) = [node for node in model.graph if node.op_type == "Attention"]
+    return node
+
+
+def edited(block: Block, changes: dict[str, str]) -> Block:
+    """The block with its text changed."""
+    return dataclasses.replace(block, edits=tuple(changes.items()))
+
+
+def inputs(node: ir.Node) -> list[str]:
+    return [value.name if value is not None and value.name else "" for value in node.inputs]
+
+
+def is_windowed(node: ir.Node) -> bool:
+    """Whether its mask cuts off old keys: two triangles make a band."""
+    pending, found = [node.inputs[3]], 0
+    while pending:
+        value = pending.pop()
+        maker = None if value is None else value.producer()
+        if maker is not None:
+            found += maker.op_type == "Trilu"
+            pending += maker.inputs
+    return found == 2
+
+
+# --- the whole of it --------------------------------------------------------------------------
+
+
+def test_raises_a_block() -> None:
+    node = attention(fused(FuseAttention(), Block()))
+    assert inputs(node)[:3] == ["q", "k", "v"]
+    assert inputs(node)[4:] == ["past_key", "past_value"]
+    assert [value.name for value in node.outputs[1:]] == ["present_key", "present_value"]
+    options = {name: found.value for name, found in node.attributes.items()}
+    assert options == {"q_num_heads": 4, "kv_num_heads": 2, "scale": pytest.approx(0.6)}
+    assert not is_windowed(node)
+
+
+def test_finds_nothing_in_a_second_run() -> None:
+    model = named(Block())
+    assert FuseAttention().run(model) == 1
+    assert FuseAttention().run(model) == 0
+
+
+def test_leaves_a_graph_without_softmax_alone() -> None:
+    text = '<ir_version: 11, opset_import: ["" : 24]> g (float[2] x) => (float[2] y) {y = Neg (x)}'
+    assert FuseAttention().run(ir.from_onnx_text(text)) == 0
+
+
+# --- spellings --------------------------------------------------------------------------------
+
+HEADS = {
+    "multi-head": Block(kv_heads=4),
+    "grouped": Block(kv_heads=2),
+    "multi-query": Block(kv_heads=1),
+    "repeated by Concat": Block(repeat="concat"),
+    "repeated by Gather": Block(repeat="gather"),
+    "one head": Block(heads=1, kv_heads=1),
+    "wider values": Block(value_size=6),
+    "keys transposed in two steps": Block(keys="twice"),
+    "keys transposed as [B*N, T, D]": Block(keys="flat"),
+    "one product for QKV": Block(split="fused"),
+}
+
+
+@pytest.mark.parametrize("case", HEADS)
+def test_raises_every_arrangement_of_heads(case: str) -> None:
+    block = HEADS[case]
+    node = attention(fused(FuseAttention(), block))
+    assert node.attributes["kv_num_heads"].as_int() == block.kv_heads
+    assert inputs(node)[:3] == ["q", "k", "v"]
+    assert len(node.inputs) == 6
+
+
+@pytest.mark.parametrize(
+    ("scale", "expected"), [("mul", 0.6), ("div", 0.6), ("query", 0.6), ("both", 0.6), ("", 1.0)]
+)
+def test_collects_the_scale_wherever_it_is(scale: str, expected: float) -> None:
+    node = attention(fused(FuseAttention(), Block(scale=scale)))
+    assert node.attributes["scale"].as_float() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("applied", ["added", "where", "inverted"])
+@pytest.mark.parametrize("visible", ["causal", "trilu", "table", "window"])
+@pytest.mark.parametrize("padding", [True, False])
+def test_rebuilds_every_mask(applied: str, visible: str, padding: bool) -> None:
+    block = Block(applied=applied, visible=visible, padding=padding)
+    model = fused(FuseAttention(), block)
+    assert is_windowed(attention(model)) == (visible == "window")
+    assert not events(model)
+
+
+@pytest.mark.parametrize("applied", ["two", "sum", "product"])
+@pytest.mark.parametrize("visible", ["causal", "window"])
+def test_rebuilds_masks_for_order_and_padding(applied: str, visible: str) -> None:
+    model = fused(FuseAttention(), Block(applied=applied, visible=visible), padding_rows=False)
+    assert is_windowed(attention(model)) == (visible == "window")
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        Block(low=INFINITE),
+        Block(low=INFINITE, guard="nan"),
+        Block(low=INFINITE, applied="inverted", guard="nan"),
+        Block(guard="rows"),
+        Block(guard="rows", low=INFINITE, applied="where"),
+    ],
+)
+def test_gives_zeros_to_rows_that_see_nothing(block: Block) -> None:
+    """`Attention` does so for a boolean mask; a finite one would give them a mean of all values."""
+    mask = attention(fused(FuseAttention(), block)).inputs[3]
+    assert mask is not None
+    assert mask.dtype == ir.DataType.BOOL
+
+
+def test_keeps_the_mean_of_rows_that_see_nothing() -> None:
+    mask = attention(fused(FuseAttention(), Block())).inputs[3]
+    assert mask is not None
+    assert mask.dtype == ir.DataType.FLOAT
+
+
+@pytest.mark.parametrize("low", [-1e4, -65504.0, LOW])
+def test_takes_any_low_number_for_hidden(low: float) -> None:
+    attention(fused(FuseAttention(), Block(low=low), padding_rows=False))
+
+
+def test_caps_scores_before_the_mask() -> None:
+    node = attention(fused(FuseAttention(), Block(softcap=2.0)))
+    assert node.attributes["softcap"].as_float() == 2.0
+
+
+@pytest.mark.parametrize("visible", ["causal", "window", ""])
+def test_raises_a_block_without_a_cache(visible: str) -> None:
+    node = attention(fused(FuseAttention(), Block(cache=False, visible=visible)))
+    assert len(node.inputs) == (4 if visible else 3)
+    assert len(node.outputs) == 1
+
+
+def test_raises_a_block_without_a_mask() -> None:
+    node = attention(fused(FuseAttention(), Block(visible="")))
+    assert inputs(node)[3] == ""
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        Block(seq="1"),
+        Block(batch="1"),
+        Block(batch="1", padding=False),
+        Block(past="5"),
+        Block(batch="2", seq="3", past="4"),
+        Block(batch="1", seq="1", past="6", visible="window"),
+        Block(cache=False, batch="1", seq="6"),
+        Block(positions=False),
+    ],
+    ids=str,
+)
+def test_raises_exports_with_fixed_sizes(block: Block) -> None:
+    attention(fused(FuseAttention(), block))
+
+
+# --- kept as it stands ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("visible", "why"),
+    [
+        ("chunk", "it is no causal mask for 3 tokens after"),
+        ("all", "it is no causal mask for 3 tokens after"),
+        ("alibi", "which does not fit"),
+    ],
+)
+def test_keeps_a_mask_that_it_does_not_know(visible: str, why: str) -> None:
+    block = Block(visible=visible)
+    model = fused(FuseAttention(), block)
+    assert "Attention" in ops(model)
+    (event,) = events(model)
+    assert "its mask is kept as it stands" in event.reason
+    assert why in event.reason
+
+
+def test_does_not_take_repetition_in_another_order_for_grouping() -> None:
+    """Tile gives heads 0 1 0 1, grouped heads are 0 0 1 1: four heads then, and no cache."""
+    node = attention(fused(FuseAttention(), Block(repeat="tile", edits=(("Tile", "Tile"),))))
+    assert node.attributes["kv_num_heads"].as_int() == 4
+    assert len(node.inputs) == 4
+
+
+UNCACHED = {
+    "new before past": {
+        "(past_key, k4)": "(k4, past_key)",
+        "(past_value, v4)": "(v4, past_value)",
+    },
+    "a cache that is scaled": {
+        "present_key = Concat <axis = 2> (past_key,": (
+            "old_keys = Mul (past_key, scale) present_key = Concat <axis = 2> (old_keys,"
+        ),
+        "present_value = Concat <axis = 2> (past_value,": (
+            "old_values = Mul (past_value, scale) present_value = Concat <axis = 2> (old_values,"
+        ),
+    },
+}
+
+
+@pytest.mark.parametrize("case", ["new before past", "a cache that is scaled"])
+def test_takes_for_a_cache_only_an_input_with_new_keys_behind_it(case: str) -> None:
+    node = attention(fused(FuseAttention(), edited(Block(), UNCACHED[case])))
+    assert len(node.inputs) == 4
+
+
+def test_a_cache_on_another_axis_is_none() -> None:
+    """Eight heads of which four were joined by Concat along the heads: numbers stay, no cache."""
+    block = edited(
+        Block(kv_heads=2, repeat="none", past="5", seq="5", visible=""),
+        {
+            "<axis = 2> (past_key": "<axis = 1> (past_key",
+            "<axis = 2> (past_value": "<axis = 1> (past_value",
+            "past1 = Shape <start = 2, end = 3> (past_key)": "past1 = Sub (seq1, seq1)",
+            "MatMul (probs, present_value_n)": "MatMul (probs, present_value)",
+            "(present_key_n)": "(present_key)",
+            "float[batch, 2, 10, 4] present": "float[batch, 4, 5, 4] present",
+            "int64[batch, 10] attention_mask": "int64[batch, 5] attention_mask",
+        },
+    )
+    node = attention(fused(FuseAttention(), block))
+    assert len(node.inputs) == 3
+
+
+# --- left alone -------------------------------------------------------------------------------
+
+LEFT_ALONE: dict[str, tuple[Block, dict[str, str], str]] = {
+    "softmax over queries": (
+        Block(),
+        {"Softmax <axis = -1>": "Softmax <axis = 2>"},
+        "the softmax is over axis 2",
+    ),
+    "probabilities are an output": (
+        Block(outputs=("float[batch, 4, seq, total] probs",)),
+        {},
+        "the probabilities probs are an output of the graph",
+    ),
+    "probabilities are used elsewhere": (
+        Block(outputs=("float[batch, 4, seq, total] other",)),
+        {"logits =": "other = Neg (probs) logits ="},
+        "the probabilities are used by MatMul, Neg",
+    ),
+    "probabilities are hidden": (
+        Block(),
+        {"mixed = MatMul (probs,": "kept = Where (seen, probs, zero) mixed = MatMul (kept,"},
+        "the probabilities go into Where",
+    ),
+    "probabilities are scaled": (
+        Block(),
+        {"mixed = MatMul (probs,": "kept = Mul (probs, scale) mixed = MatMul (kept,"},
+        "the probabilities go into Mul",
+    ),
+    "probabilities are rounded": (
+        Block(),
+        {
+            "mixed = MatMul (probs,": (
+                "whole = Cast <to = 7> (probs) kept = Cast <to = 1> (whole) mixed = MatMul (kept,"
+            )
+        },
+        "the probabilities are cast to INT64",
+    ),
+    "NaN becomes something": (
+        Block(low=INFINITE, guard="nan"),
+        {"Where (isnan, zero, probs)": "Where (isnan, scale, probs)"},
+        "the probabilities are used by IsNaN, Where",
+    ),
+    "another row is guarded": (
+        Block(guard="rows"),
+        {"Equal (most, zero)": "GreaterOrEqual (most, zero)"},
+        "rows are zeroed that do see keys",
+    ),
+    "a mask is scaled": (
+        Block(),
+        {"masked = Add (scaled, bias)": "late = Add (scaled, bias) masked = Mul (late, scale)"},
+        "the mask is applied before the scores are scaled or capped",
+    ),
+    "a mask is capped": (
+        Block(softcap=2.0),
+        {
+            "capped_a = Div (scaled, cap)": "",
+            "capped_b = Tanh (capped_a)": "",
+            "capped = Mul (capped_b, cap)": "",
+            "masked = Add (capped, bias)": (
+                "early = Add (scaled, bias) capped_a = Div (early, cap)"
+                " capped_b = Tanh (capped_a) masked = Mul (capped_b, cap)"
+            ),
+        },
+        "the mask is applied before the scores are scaled or capped",
+    ),
+    "scaled after the cap": (
+        Block(softcap=2.0),
+        {"masked = Add (capped,": "late = Mul (capped, scale) masked = Add (late,"},
+        "the scores are capped before they are scaled",
+    ),
+    "not divided by the cap": (
+        Block(softcap=2.0),
+        {"Mul (capped_b, cap)": "Mul (capped_b, scale)"},
+        "is no softcap: its input is multiplied by 0.5",
+    ),
+    "moved before the cap": (
+        Block(softcap=1.0, visible="", scale="", kv_heads=4),
+        {"Div (scores, cap)": "Transpose <perm = [1, 0, 2, 3]> (scores)"},
+        "is no softcap: its input is not divided",
+    ),
+    "a negative scale": (
+        Block(),
+        {"float scale = {0.6}": "float scale = {-0.6}"},
+        "the scores go through Mul by -0.6",
+    ),
+    "a scale of 0": (
+        Block(scale="div"),
+        {"float scale = {1.6666666666666667}": "float scale = {0.0}"},
+        "the scores go through Div by 0",
+    ),
+    "a negative scale of queries": (
+        Block(scale="query"),
+        {"float scale = {0.6}": "float scale = {-0.6}"},
+        "its scale is -0.6, and `Attention` takes a positive one",
+    ),
+    "a scale for each head": (
+        Block(),
+        {"float scale = {0.6}": "float[4, 1, 1] scale = {0.1, 0.2, 0.3, 0.4}"},
+        "the scores go through Mul by what is not one number",
+    ),
+    "hidden scores are 0": (
+        Block(applied="where"),
+        {"Where (seen, scaled, low)": "Where (seen, scaled, zero)"},
+        "it is no causal mask",
+    ),
+    "hidden scores are small": (
+        Block(applied="where", low=-5.0),
+        {},
+        "it adds more than a mask to the scores",
+    ),
+    "hidden scores have other scores": (
+        Block(applied="where"),
+        {"Where (seen, scaled, low)": "Where (seen, scaled, scores)"},
+        "hidden scores are replaced by something other than one number",
+    ),
+    "a mask of the tokens": (
+        Block(),
+        {"masked = Add (scaled, bias)": "masked = Add (scaled, scores)"},
+        "what is added to the scores depends on the tokens",
+    ),
+    "tokens choose what is hidden": (
+        Block(applied="where"),
+        {"masked = Where (seen,": "odd = Greater (scaled, zero) masked = Where (odd,"},
+        "which scores are hidden depends on the tokens",
+    ),
+    "scores of no product": (
+        Block(),
+        {"scaled = Mul (scores, scale)": "scaled = Abs (scores)"},
+        "the scores come from Abs, not from a product",
+    ),
+    "keys that are not transposed": (
+        Block(seq="4", past="0", size=4),
+        {"kt = Transpose <perm = [0, 1, 3, 2]> (": "kt = Neg ("},
+        "no earlier value becomes the keys",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", LEFT_ALONE)
+def test_leaves_alone(case: str, caplog: pytest.LogCaptureFixture) -> None:
+    block, changes, why = LEFT_ALONE[case]
+    model = named(edited(block, changes))
+    before = ir.to_proto(model).SerializeToString(deterministic=True)
+    with caplog.at_level(logging.INFO, logger="omforge"):
+        assert FuseAttention().run(model) == 0
+    assert ir.to_proto(model).SerializeToString(deterministic=True) == before
+    assert why in caplog.text
+
+
+# --- half precision ---------------------------------------------------------------------------
+
+
+IN_FLOAT = {
+    "scores = MatMul (q4, kt)": (
+        "q_h = Cast <to = 10> (q4) k_h = Cast <to = 10> (kt) scores_h = MatMul (q_h, k_h)"
+        " scores = Cast <to = 1> (scores_h)"
+    ),
+    "mixed = MatMul (probs, present_value_n)": (
+        "p_h = Cast <to = 10> (probs) v_h = Cast <to = 10> (present_value_n)"
+        " mixed_h = MatMul (p_h, v_h) mixed = Cast <to = 1> (mixed_h)"
+    ),
+}
+
+
+def test_says_that_the_softmax_is_in_float() -> None:
+    model = named(edited(Block(), IN_FLOAT))
+    assert FuseAttention().run(model) == 1
+    node = attention(model)
+    assert node.attributes["softmax_precision"].as_int() == ir.DataType.FLOAT
+    assert all(v.dtype == ir.DataType.FLOAT16 for v in node.inputs if v is not None)
+    ir.check(model)
+
+
+def test_leaves_operands_of_two_dtypes_alone(caplog: pytest.LogCaptureFixture) -> None:
+    """Scores in float and values in half: `Attention` has one dtype for all."""
+    only_values = {key: text for key, text in IN_FLOAT.items() if key.startswith("mixed")}
+    model = named(edited(Block(), only_values))
+    with caplog.at_level(logging.INFO, logger="omforge"):
+        assert FuseAttention().run(model) == 0
+    assert "queries are FLOAT, keys FLOAT and values FLOAT16" in caplog.text
+
+
+# --- real exports -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("route", ["optimum", "dynamo", "hfexporter", "torchscript-op17"])
+def test_raises_every_block_of_an_export(route: str, exported: Callable[[str, str], Path]) -> None:
+    model = ir.load(exported(route, "mistral"))
+    make_pipeline("canonicalize,fuse-attention").run(model)
+    blocks = [node for node in model.graph if node.op_type == "Attention"]
+    assert len(blocks) == 2
+    assert blocks[0].inputs[3] is blocks[1].inputs[3]
+    assert is_windowed(blocks[0])
+    assert all(attribute(node, "kv_num_heads") == 2 for node in blocks)

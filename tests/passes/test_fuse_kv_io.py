@@ -1,0 +1,158 @@
+"""fuse-kv-io: a cache that grows becomes one of fixed capacity."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from omforge import ir
+from omforge.ir.infer import dims
+from omforge.ir.numerics import run, tolerance, within
+from omforge.ir.verify import check
+from omforge.passes import make_pipeline
+from omforge.passes.fuse_kv_io import FuseKvIo, mask_name
+from omforge.passes.last_token_logits import LastTokenLogits
+from omforge.testing import parse
+
+Exported = Callable[[str, str], Path]
+Array = npt.NDArray[Any]
+
+BATCH, SEQ, PAST, CAPACITY, LAYERS, HEADS, SIZE = 2, 3, 11, 16, 2, 2, 16
+
+
+def _raised(path: Path) -> ir.Model:
+    model = ir.load(path)
+    make_pipeline("raise").run(model)
+    LastTokenLogits().run(model)
+    return model
+
+
+def _interface(model: ir.Model) -> dict[str, list[str]]:
+    values = [*model.graph.inputs, *model.graph.outputs]
+    return {v.name or "": [str(dim) for dim in dims(v) or ()] for v in values}
+
+
+def test_the_cache_becomes_two_tensors(exported: Exported) -> None:
+    model = _raised(exported("optimum", "llama_gqa"))
+    assert FuseKvIo().run(model) == LAYERS
+    check(model)
+    assert _interface(model) == {
+        "input_ids": ["batch", "seq"],
+        "position_ids": ["batch", "seq"],
+        "logits_index": ["rows"],
+        "attention_mask": ["batch", "1", "seq", "capacity + seq"],
+        "past_key_values": ["4*batch", "2", "capacity", "16"],
+        "logits": ["rows", "320"],
+        "present_key_values": ["4*batch", "2", "seq", "16"],
+    }
+
+
+def test_a_window_names_its_mask(exported: Exported) -> None:
+    model = _raised(exported("dynamo", "mistral"))
+    FuseKvIo().run(model)
+    assert "attention_mask_w8" in _interface(model)
+    assert (mask_name(None), mask_name(8)) == ("attention_mask", "attention_mask_w8")
+
+
+def test_per_layer_keeps_a_tensor_a_layer(exported: Exported) -> None:
+    model = _raised(exported("hfexporter", "qwen2"))
+    FuseKvIo("per-layer").run(model)
+    check(model)
+    names = list(_interface(model))
+    assert [n for n in names if n.startswith("past")] == [
+        f"past_key_values.{layer}.{role}" for layer in range(2) for role in ("key", "value")
+    ]
+    assert [n for n in names if n.startswith("present")] == [
+        f"present.{layer}.{role}" for layer in range(2) for role in ("key", "value")
+    ]
+
+
+@pytest.mark.parametrize("route", ["optimum", "dynamo", "hfexporter", "torchscript-op17"])
+@pytest.mark.parametrize("family", ["llama_gqa", "mistral"])
+@pytest.mark.parametrize("layout", ["stacked", "per-layer"])
+def test_a_step_after_some_tokens_is_the_same(
+    exported: Exported, route: str, family: str, layout: str
+) -> None:
+    path = exported(route, family)
+    export, model = ir.load(path), _raised(path)
+    window = 8 if family == "mistral" else None
+    FuseKvIo(layout).run(model)  # type: ignore[arg-type]
+    random = np.random.default_rng(0)
+    past = random.standard_normal((LAYERS * 2, BATCH, HEADS, PAST, SIZE)).astype(np.float32)
+    ids = random.integers(3, 300, (BATCH, SEQ))
+    expected = run(export, _export_feeds(export, ids, past))
+    logits = next(v for k, v in expected.items() if "logits" in k)
+    got = run(model, _cache_feeds(ids, past, window, layout))
+    assert within(got["logits"], logits.reshape(BATCH * SEQ, -1), tolerance("float32"))
+    keys = next(v for k, v in expected.items() if "0.key" in k)
+    new = got["present_key_values"][:BATCH] if layout == "stacked" else got["present.0.key"]
+    assert within(new, keys[:, :, PAST:], tolerance("float32"))
+
+
+def _export_feeds(model: ir.Model, ids: Array, past: Array) -> dict[str, Array]:
+    caches = iter(past)
+    feeds: dict[str, Array] = {}
+    for value in model.graph.inputs:
+        name = value.name or ""
+        if name == "input_ids":
+            feeds[name] = ids
+        elif name == "attention_mask":
+            feeds[name] = np.ones((BATCH, PAST + SEQ), np.int64)
+        elif name == "position_ids":
+            feeds[name] = np.broadcast_to(PAST + np.arange(SEQ), (BATCH, SEQ)).copy()
+        elif len(dims(value) or ()) == 4:
+            feeds[name] = next(caches)
+        else:
+            feeds[name] = np.zeros((), np.int64)
+    return feeds
+
+
+def _cache_feeds(ids: Array, past: Array, window: int | None, layout: str) -> dict[str, Array]:
+    key = np.concatenate([np.arange(CAPACITY), PAST + np.arange(SEQ)])
+    valid = np.concatenate([np.arange(CAPACITY) < PAST, np.ones(SEQ, bool)])
+    query = PAST + np.arange(SEQ)[:, None]
+    seen = (key <= query) & valid
+    if window is not None:
+        seen &= query - key < window
+    mask = np.where(seen, 0, -30000).astype(np.float32)
+    # Slots beyond the valid length hold numbers that must not matter.
+    cache = np.full((LAYERS * 2, BATCH, HEADS, CAPACITY, SIZE), 7, np.float32)
+    cache[:, :, :, :PAST] = past
+    feeds = {
+        "input_ids": ids,
+        "position_ids": np.broadcast_to(PAST + np.arange(SEQ), (BATCH, SEQ)).copy(),
+        "logits_index": np.arange(BATCH * SEQ),
+        mask_name(window): np.broadcast_to(mask, (BATCH, 1, *mask.shape)).copy(),
+    }
+    if layout == "stacked":
+        return feeds | {"past_key_values": cache.reshape(-1, HEADS, CAPACITY, SIZE)}
+    roles = ("key", "value")
+    return feeds | {f"past_key_values.{i // 2}.{roles[i % 2]}": cache[i] for i in range(LAYERS * 2)}
+
+
+def test_a_model_without_a_cache_is_refused() -> None:
+    model = parse("""<ir_version: 11, opset_import: ["" : 24]>
+    g (int64[batch, seq] input_ids) => (float[batch, seq, 2] logits)
+    <float[4, 2] words = {0, 1, 2, 3, 4, 5, 6, 7}> {
+        x = Gather (words, input_ids) logits = Neg (x) }""")
+    with pytest.raises(ir.InputError, match="no KV cache"):
+        FuseKvIo().run(model)
+
+
+def test_attention_that_was_not_raised_is_refused(exported: Exported) -> None:
+    model = ir.load(exported("dynamo", "llama_mha"))
+    make_pipeline("canonicalize").run(model)
+    with pytest.raises(ir.CheckError, match="attention that was not raised"):
+        FuseKvIo().run(model)
+
+
+def test_a_mask_that_the_runtime_cannot_make_is_refused(exported: Exported) -> None:
+    model = _raised(exported("dynamo", "llama_mha"))
+    for node in model.graph:
+        if node.op_type == "Trilu":
+            node.attributes["upper"] = ir.AttrInt64("upper", 1)
+    with pytest.raises(ir.CheckError, match="not one that the runtime can make"):
+        FuseKvIo().run(model)

@@ -1,0 +1,48 @@
+"""fuse-layer-norm: which spellings fuse, and which must not."""
+
+import pytest
+
+from omforge.passes.fuse_layer_norm import FuseLayerNorm
+from omforge.testing import assert_leaves_alone, assert_near_misses_are_safe, assert_rewrites
+
+HEADER = """<ir_version: 11, opset_import: ["" : 24]>
+g (float[N, 8] x, float[8] w, float[8] b) => (float[N, 8] y)
+<float eps = {0.00001}, float two = {2.0}, float one = {1.0}, float m_half = {-0.5},
+ int64[1] axes = {-1}>
+"""
+FUSED = """<ir_version: 11, opset_import: ["" : 24]>
+g (float[N, 8] x, float[8] w, float[8] b) => (float[N, 8] y) {
+    y = LayerNormalization <epsilon = 0.00001> (x, w, b) }"""
+
+START = "m = ReduceMean (x, axes) d = Sub (x, m)"
+SPELLINGS = {
+    "Pow, Div": f"""{{ {START} s = Pow (d, two) v = ReduceMean (s, axes) e = Add (v, eps)
+        r = Sqrt (e) n = Div (d, r) g0 = Mul (n, w) y = Add (g0, b) }}""",
+    "Mul, Reciprocal": f"""{{ {START} s = Mul (d, d) v = ReduceMean (s, axes) e = Add (eps, v)
+        r = Sqrt (e) i = Reciprocal (r) n = Mul (d, i) g0 = Mul (w, n) y = Add (b, g0) }}""",
+    "rsqrt as Pow": f"""{{ {START} s = Pow (d, two) v = ReduceMean (s, axes) e = Add (v, eps)
+        i = Pow (e, m_half) n = Mul (d, i) g0 = Mul (n, w) y = Add (g0, b) }}""",
+    "another difference is squared": """{
+        m = ReduceMean (x, axes) d = Sub (x, m) d2 = Sub (x, m) s = Pow (d2, two)
+        v = ReduceMean (s, axes) e = Add (v, eps) r = Sqrt (e) n = Div (d, r) g0 = Mul (n, w)
+        y = Add (g0, b) }""",
+}
+
+
+@pytest.mark.parametrize("spelling", [name for name in SPELLINGS if "another" not in name])
+def test_fuses_every_spelling(spelling: str) -> None:
+    assert_rewrites(FuseLayerNorm(), HEADER + SPELLINGS[spelling], FUSED)
+
+
+def test_fuses_without_a_bias() -> None:
+    body = SPELLINGS["Pow, Div"].replace("g0 = Mul (n, w) y = Add (g0, b)", "y = Mul (n, w)")
+    assert_rewrites(FuseLayerNorm(), HEADER + body, FUSED.replace("(x, w, b) }", "(x, w) }"))
+
+
+def test_leaves_a_norm_over_another_axis_alone(caplog: pytest.LogCaptureFixture) -> None:
+    text = HEADER.replace("axes = {-1}", "axes = {0}") + SPELLINGS["Pow, Div"]
+    assert_leaves_alone(FuseLayerNorm(), text, "left Sqrt", caplog)
+
+
+def test_near_misses_are_safe() -> None:
+    assert assert_near_misses_are_safe(FuseLayerNorm(), HEADER + SPELLINGS["Pow, Div"])

@@ -1,0 +1,258 @@
+"""fuse-rms-norm: which exported forms fuse, and which must not."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from omforge import ir
+from omforge.passes import make_pipeline
+from omforge.passes.events import events
+from omforge.passes.fuse_rms_norm import FuseRmsNorm
+from omforge.testing import (
+    assert_leaves_alone,
+    assert_near_misses_are_safe,
+    assert_rewrites,
+    assert_same_numbers,
+    example_feeds,
+)
+
+FLOAT = """<ir_version: 11, opset_import: ["" : 24]>
+g (float[N, S, 8] x, float[8] w) => (float[N, S, 8] y)
+<float two = {2.0}, float half = {0.5}, float minus_half = {-0.5}, float one = {1.0},
+ float eps = {0.00001}, int64[1] last = {-1}>
+"""
+FUSED = """<ir_version: 11, opset_import: ["" : 24]>
+g (float[N, S, 8] x, float[8] w) => (float[N, S, 8] y) {
+    y = RMSNormalization <axis = -1, epsilon = 0.00001> (x, w)
+}"""
+
+# A square, what follows the mean, and how the norm is scaled: every exporter has its own mix.
+SQUARES = {"pow": "sq = Pow (x, two)", "mul": "sq = Mul (x, x)"}
+NORMS = {
+    "reciprocal": "rms = Sqrt (var) inv = Reciprocal (rms) n = Mul (x, inv)",
+    "one-over": "rms = Sqrt (var) inv = Div (one, rms) n = Mul (inv, x)",
+    "div": "rms = Sqrt (var) n = Div (x, rms)",
+    "pow-root": "rms = Pow (var, half) n = Div (x, rms)",
+    "rsqrt": "inv = Pow (var, minus_half) n = Mul (x, inv)",
+}
+SCALES = {
+    "gamma-first": "y = Mul (w, n)",
+    "gamma-last": "y = Mul (n, w)",
+    "identity": "i = Identity (n) y = Mul (i, w)",
+}
+
+
+def norm(square: str = "pow", inverse: str = "reciprocal", scale: str = "gamma-last") -> str:
+    mean = "ms = ReduceMean (sq, last) var = Add (ms, eps)"
+    return f"{{ {SQUARES[square]} {mean} {NORMS[inverse]} {SCALES[scale]} }}"
+
+
+@pytest.mark.parametrize("square", SQUARES)
+@pytest.mark.parametrize("inverse", NORMS)
+@pytest.mark.parametrize("scale", SCALES)
+def test_fuses_every_spelling(square: str, inverse: str, scale: str) -> None:
+    assert_rewrites(FuseRmsNorm(), FLOAT + norm(square, inverse, scale), FUSED)
+
+
+def test_fuses_the_product_in_any_association() -> None:
+    # x * (gamma / rms) is the same chain of three factors.
+    body = norm().replace("n = Mul (x, inv) y = Mul (n, w)", "n = Mul (inv, w) y = Mul (x, n)")
+    assert "Mul (inv, w)" in body
+    assert_rewrites(FuseRmsNorm(), FLOAT + body, FUSED)
+
+
+def test_fuses_constants_that_are_nodes() -> None:
+    """TorchScript writes every number as a Constant node."""
+    before = """<ir_version: 11, opset_import: ["" : 24]>
+    g (float[N, S, 8] x, float[8] w) => (float[N, S, 8] y) {
+        two = Constant <value = float {2.0}> ()
+        sq = Pow (x, two)
+        last = Constant <value_ints = [-1]> ()
+        ms = ReduceMean (sq, last)
+        eps = Constant <value_float = 0.00001> ()
+        var = Add (ms, eps)
+        rms = Sqrt (var)
+        n = Div (x, rms)
+        y = Mul (n, w)
+    }"""
+    assert_rewrites(FuseRmsNorm(), before, FUSED)
+
+
+def test_fuses_an_axis_counted_from_the_front() -> None:
+    assert_rewrites(FuseRmsNorm(), FLOAT.replace("{-1}", "{2}") + norm(), FUSED)
+
+
+def test_keeps_gamma_that_is_computed() -> None:
+    """Gemma's 1 + w, where nothing has folded it."""
+    after = FUSED.replace("(x, w)", "(x, gamma)").replace("y = RMS", "gamma = Add (w, one) y = RMS")
+    after = after.replace("y) {", "y) <float one = {1.0}> {")
+    body = norm().replace("{ sq", "{ gamma = Add (w, one) sq").replace("(n, w)", "(n, gamma)")
+    assert_rewrites(FuseRmsNorm(), FLOAT + body, after)
+
+
+HALF = FLOAT.replace(
+    "(float[N, S, 8] x, float[8] w)", "(float16[N, S, 8] x, float16[8] w)"
+).replace("(float[N, S, 8] y)", "(float16[N, S, 8] y)")
+HALF_FUSED = FUSED.replace("float[", "float16[")
+IN_FLOAT = """
+    xf = Cast <to = 1> (x)
+    sq = Pow (xf, two)
+    ms = ReduceMean (sq, last)
+    var = Add (ms, eps)
+    rms = Sqrt (var)
+    n = Div (xf, rms)
+"""
+
+
+def test_takes_in_the_casts_of_a_half_precision_norm() -> None:
+    body = f"{{ {IN_FLOAT} h = Cast <to = 10> (n) y = Mul (w, h) }}"
+    assert_rewrites(FuseRmsNorm(), HALF + body, HALF_FUSED)
+
+
+def test_keeps_the_casts_where_gamma_multiplies_in_float() -> None:
+    """The operator would round before gamma; the model rounds after."""
+    body = f"{{ {IN_FLOAT} wf = Cast <to = 1> (w) s = Mul (n, wf) y = Cast <to = 10> (s) }}"
+    after = HALF_FUSED.replace(
+        "y = RMSNormalization <axis = -1, epsilon = 0.00001> (x, w)",
+        """xf = Cast <to = 1> (x)
+        wf = Cast <to = 1> (w)
+        s = RMSNormalization <axis = -1, epsilon = 0.00001> (xf, wf)
+        y = Cast <to = 10> (s)""",
+    )
+    assert_rewrites(FuseRmsNorm(), HALF + body, after)
+
+
+def test_stashes_in_half_where_the_model_computes_in_half() -> None:
+    before = """<ir_version: 11, opset_import: ["" : 24]>
+    g (float16[N, S, 8] x, float16[8] w) => (float16[N, S, 8] y)
+    <int64[1] last = {-1}, float16 eps = {5120}> {  # the bits of 2 ** -10
+        sq = Mul (x, x)
+        ms = ReduceMean (sq, last)
+        var = Add (ms, eps)
+        rms = Sqrt (var)
+        n = Div (x, rms)
+        y = Mul (n, w)
+    }""".replace("  # the bits of 2 ** -10", "")
+    after = HALF_FUSED.replace("epsilon = 0.00001", "epsilon = 0.0009765625, stash_type = 10")
+    assert_rewrites(FuseRmsNorm(), before, after)
+
+
+def test_a_cast_that_two_norms_share_stays_for_the_second() -> None:
+    """Attention and MLP in parallel: common subexpressions leave one cast."""
+    header = HALF.replace("float16[8] w)", "float16[8] w, float16[8] v)").replace(
+        "(float16[N, S, 8] y)", "(float16[N, S, 8] y, float16[N, S, 8] z)"
+    )
+    second = "".join(
+        line.replace(" = ", "2 = ", 1) for line in IN_FLOAT.splitlines(keepends=True)[2:]
+    )
+    for name in ("sq", "ms", "var", "rms"):
+        second = second.replace(f"({name}", f"({name}2").replace(f", {name})", f", {name}2)")
+    body = f"""{{ {IN_FLOAT} {second}
+        h = Cast <to = 10> (n) y = Mul (w, h)
+        h2 = Cast <to = 10> (n2) z = Mul (h2, v) }}"""
+    after = """<ir_version: 11, opset_import: ["" : 24]>
+    g (float16[N, S, 8] x, float16[8] w, float16[8] v)
+        => (float16[N, S, 8] y, float16[N, S, 8] z) {
+        y = RMSNormalization <axis = -1, epsilon = 0.00001> (x, w)
+        z = RMSNormalization <axis = -1, epsilon = 0.00001> (x, v)
+    }"""
+    assert_rewrites(FuseRmsNorm(), header + body, after)
+
+
+# --- what must be left alone ------------------------------------------------------------------
+
+LEFT_ALONE = {
+    "another axis": (
+        FLOAT.replace("{-1}", "{1}") + norm(),
+        "expected ReduceMean with axes=[-1] at ms, got axes=(1,)",
+    ),
+    "no keepdims": (
+        FLOAT.replace("[N, S, 8] y", "[N, 8, 8] y").replace("[N, S, 8] x", "[8, 8] x")
+        + norm().replace("ReduceMean (", "ReduceMean <keepdims = 0> ("),
+        "expected ReduceMean with keepdims=1 (the default) at ms, got keepdims=0",
+    ),
+    "gamma of one element": (
+        FLOAT.replace("float[8] w", "float[1] w") + norm(),
+        "gamma (w) is [1], not [H] with H = 8",
+    ),
+    "gamma per token": (
+        FLOAT.replace("float[8] w", "float[S, 8] w") + norm(),
+        "gamma (w) is [S, 8], not [H]",
+    ),
+    "epsilon per channel": (
+        FLOAT.replace("float eps = {0.00001}", "float[8] eps = {1,2,3,4,5,6,7,8}") + norm(),
+        "eps (eps) has shape [8], not one number",
+    ),
+    "epsilon that is an input": (
+        FLOAT.replace("float[8] w)", "float[8] w, float e)")
+        + norm().replace("(ms, eps)", "(ms, e)"),
+        "eps (e) is not a constant",
+    ),
+    "the norm is used elsewhere": (
+        FLOAT.replace("8] y)", "8] y, float[N, S, 8] z)") + norm().replace("}", "z = Neg (n) }"),
+        "n is also used by Neg",
+    ),
+    "the norm is an output": (
+        FLOAT.replace("8] y)", "8] y, float[N, S, 8] n)") + norm(),
+        "n is also an output of the graph",
+    ),
+    "a layer norm": (
+        FLOAT
+        + norm()
+        .replace("x,", "d,")
+        .replace("{ sq", "{ m = ReduceMean (x, last) d = Sub (x, m) sq"),
+        "d is centred on its mean: a layer norm",
+    ),
+    "no gamma": (
+        FLOAT + norm().replace("n = Mul (x, inv) y = Mul (n, w)", "y = Mul (x, inv)"),
+        "fuse-rms-norm: left Sqrt",
+    ),
+    "another x is divided": (
+        FLOAT.replace("float[8] w)", "float[8] w, float[N, S, 8] x2)")
+        + norm().replace("Mul (x, inv)", "Mul (x2, inv)"),
+        "fuse-rms-norm: left Sqrt",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", LEFT_ALONE)
+def test_leaves_alone(case: str, caplog: pytest.LogCaptureFixture) -> None:
+    text, reason = LEFT_ALONE[case]
+    assert_leaves_alone(FuseRmsNorm(), text, reason, caplog)
+
+
+def test_refuses_what_the_operator_would_round_elsewhere(caplog: pytest.LogCaptureFixture) -> None:
+    """The norm goes to half precision, and gamma brings it back to float: no one operator does."""
+    header = FLOAT.replace("float[N, S, 8] x", "float16[N, S, 8] x")
+    body = f"{{ {IN_FLOAT} h = Cast <to = 10> (n) hf = Cast <to = 1> (h) y = Mul (w, hf) }}"
+    assert_leaves_alone(FuseRmsNorm(), header + body, "left Sqrt", caplog)
+
+
+@pytest.mark.parametrize("inverse", NORMS)
+def test_near_misses_are_safe(inverse: str) -> None:
+    assert assert_near_misses_are_safe(FuseRmsNorm(), FLOAT + norm("mul", inverse)) > 20
+
+
+def test_near_misses_of_half_precision_are_safe() -> None:
+    body = f"{{ {IN_FLOAT} h = Cast <to = 10> (n) y = Mul (w, h) }}"
+    assert assert_near_misses_are_safe(FuseRmsNorm(), HALF + body) > 20
+
+
+# --- real exports -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("route", ["optimum", "dynamo", "hfexporter", "torchscript-op17"])
+def test_fuses_every_norm_and_gate_of_an_export(
+    route: str, exported: Callable[[str, str], Path]
+) -> None:
+    model = ir.load(exported(route, "llama_gqa"))
+    make_pipeline("canonicalize").run(model)
+    original = model.clone()
+    norms, gates = make_pipeline("fuse-rms-norm,fuse-swish").run(model).passes
+    assert norms.rewrites == 5  # two in each of two layers, and the last
+    assert gates.rewrites == 2
+    assert not events(model)
+    feeds = example_feeds(original)
+    feeds["attention_mask"][:] = 1
+    assert_same_numbers(original, model, [feeds])

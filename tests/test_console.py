@@ -1,0 +1,114 @@
+"""What the terminal shows, and what a pipe gets instead."""
+
+import errno
+import io
+import os
+import re
+import sys
+import time
+
+import pytest
+
+from omforge import console
+from omforge.ir.errors import CheckError, InputError
+
+
+class Terminal(io.StringIO):
+    """A stream that somebody looks at."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_table_in_a_pipe_is_one_line_a_row(capsys: pytest.CaptureFixture[str]) -> None:
+    console.show_table(("name", ">count"), [("a" * 150, 1), ("[bold]b[/bold]", 20), (None, 3)])
+    assert capsys.readouterr().out == (
+        f"{'name':150}  count\n{'a' * 150}      1\n{'[bold]b[/bold]':150}     20\n{'':150}      3\n"
+    )
+
+
+def test_a_table_in_a_terminal_is_folded_to_its_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("TERM", "xterm")
+    console.show_table(("name", ">count"), [("word " * 20, 12345)])
+    lines = re.sub("\x1b.*?m", "", screen.getvalue()).splitlines()
+    assert len(lines) > 2
+    assert max(map(len, lines)) <= 40
+    assert sum("12345" in line for line in lines) == 1
+
+
+def test_text_that_the_terminal_cannot_show_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    console.stream("caf\u00e9 \u4e2d")
+    assert raw.getvalue() == b"caf? ?"
+
+
+def test_there_is_no_progress_in_a_pipe() -> None:
+    with console.progress() as bar:
+        assert bar is None
+
+
+def test_progress_appears_only_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("TERM", "xterm")
+    with console.progress() as bar:
+        assert bar is not None
+        bar("raise", 1, 4)
+    assert screen.getvalue().strip() == ""
+
+    monkeypatch.setattr(console, "PATIENCE", 0.01)
+    with console.progress() as bar:
+        assert bar is not None
+        bar("raise", 1, 4)
+        bar.detail("fuse-[x]")
+        deadline = time.monotonic() + 10
+        while "fuse-[x]" not in screen.getvalue() and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert "raise: fuse-[x]" in screen.getvalue()
+
+
+def test_an_error_says_what_why_and_next() -> None:
+    error = CheckError("a failed", "b is 2 and c is\n3", "Do d")
+    error.add_note("in pass 4, e")
+    found = console.problem(error)
+    assert str(found) == (
+        "error: a failed\n  why:  b is 2 and c is\n        3\n  next: Do d\n  in pass 4, e"
+    )
+    assert found is not None
+    assert found.to_dict() == {
+        "error": {
+            "what": "a failed",
+            "why": "b is 2 and c is\n3",
+            "next": "Do d",
+            "notes": ["in pass 4, e"],
+            "exit_status": 1,
+        }
+    }
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "text"),
+    [
+        (InputError("x"), 2, "error: x"),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "w.bin"), 1, "cannot write w.bin"),
+        (PermissionError(errno.EACCES, "Permission denied", "d"), 2, "cannot use d"),
+        (OSError(errno.EIO, "Input/output error"), 1, "the system refused a file"),
+        (KeyboardInterrupt(), 130, "error: interrupted"),
+        (MemoryError(), 1, "error: out of memory"),
+    ],
+    ids=repr,
+)
+def test_exit_status(
+    error: BaseException, status: int, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert console.report(error, as_json=False) == status
+    assert text in capsys.readouterr().err
+
+
+def test_a_bug_is_not_told_as_a_user_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert console.report(ValueError("a bug"), as_json=True) is None
+    assert capsys.readouterr() == ("", "")
