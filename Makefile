@@ -1,6 +1,7 @@
 # make demo        compile, verify and run a small model: no torch, no download, no NPU
 # make test        the test suite             make test-deep   with more examples
 # make lint        ruff and pyright           make readme      its outputs, written again
+# make matrix      every family by every exporter, raised and compared
 # make clean
 #
 # Everything happens in a virtual environment of its own, $(VENV), made on first use.
@@ -15,7 +16,7 @@ PROMPT := This method raises ValueError if
 OUT := out
 BUNDLE := $(OUT)/docs-llama
 
-.PHONY: demo test test-deep lint readme clean
+.PHONY: demo test test-deep lint matrix readme clean
 
 demo: $(VENV)/.installed
 	@mkdir -p $(OUT)
@@ -42,6 +43,9 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 # The outputs and tables in README.md, from the commands themselves.
+matrix: $(VENV)/.installed
+	$(BIN)/python -m tests.matrix
+
 readme: $(VENV)/.installed
 	$(BIN)/python -m tests.readme
 

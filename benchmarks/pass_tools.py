@@ -140,6 +140,8 @@ def _save_linked(model: Any, out: Path) -> None:
     }
     for location, source in places.items():
         (out / location).parent.mkdir(parents=True, exist_ok=True)
+        if os.stat(source).st_dev != os.stat(out).st_dev:
+            raise OSError("--scratch must be on the file system of the export, to link its weights")
         os.link(source, out / location)
 
 

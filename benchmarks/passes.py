@@ -265,7 +265,7 @@ def layers_of(folder: Path) -> int | None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("folders", nargs="+", type=Path, help="each with a model.onnx")
     parser.add_argument("--tools", default=",".join(DEFAULT_TOOLS), help=f"of: {', '.join(TOOLS)}")
     parser.add_argument("--timeout", type=float, default=600, help="seconds for one tool")

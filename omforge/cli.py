@@ -437,6 +437,46 @@ def check(
 
 @app.command()
 @_guarded
+def explain(
+    model: Model,
+    pass_name: Annotated[
+        str | None, typer.Option("--pass", help="Only what this pass left alone.")
+    ] = None,
+    layer: Annotated[int | None, typer.Option(help="Only what belongs to this layer.")] = None,
+    at: Annotated[
+        str | None, typer.Option(help="Only what is at nodes whose name holds this text.")
+    ] = None,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Say of each block of an exported LLM whether it is raised, and why not if it is not."""
+    from omforge import ir
+    from omforge.lowering.source import find_source
+    from omforge.passes import PASSES, make_pipeline
+    from omforge.passes.config import read_config
+    from omforge.passes.coverage import measure
+    from omforge.passes.events import events
+    from omforge.passes.explain import explain as put_together
+
+    if pass_name is not None and pass_name not in PASSES:
+        raise ir.InputError(
+            f"there is no pass {pass_name!r}", "`omforge passes` lists them", "Check --pass"
+        )
+    source = find_source(model)
+    loaded = ir.load(source.graph)
+    make_pipeline("raise").run(loaded)
+    coverage = measure(loaded, read_config(source.folder))
+    told = put_together(coverage, events(loaded), pass_name=pass_name, layer=layer, at=at)
+    if as_json:
+        console.show_json(told.to_json())
+    else:
+        console.show("\n".join(told.lines()))
+    if not coverage.complete:
+        raise typer.Exit(1)
+
+
+@app.command()
+@_guarded
 def verify(
     bundle: BundleFolder,
     source: Annotated[

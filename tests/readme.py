@@ -9,6 +9,7 @@ from pathlib import Path
 
 from omforge.passes import PASSES, PIPELINES
 from omforge.reports import registry_rows
+from tests.matrix import measure_all, table
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -74,6 +75,7 @@ def update() -> None:
             "verify": lambda: verify_output(bundle),
             "run": lambda: run_output(bundle),
             "passes": pass_table,
+            "matrix": lambda: table(measure_all()),
         }
         for name, make in made.items():
             start, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"

@@ -16,7 +16,7 @@ from onnx import numpy_helper
 from typer.testing import CliRunner
 
 import omforge
-from omforge import cli
+from omforge import cli, ir
 from omforge.lowering import compile as compiling
 from omforge.passes import PASSES, PIPELINES
 from omforge.runtime import text_stream
@@ -571,6 +571,48 @@ def test_check_json(relu: Path) -> None:
 
 def test_check_refuses_an_unknown_soc(relu: Path) -> None:
     assert "Did you mean" in refused("check", relu, "--target", "ascend310p3")
+
+
+# --- explain ------------------------------------------------------------------------------------
+
+
+def test_explain_says_what_was_raised(exported: Exports) -> None:
+    assert omf("explain", exported("dynamo", "mistral")).out.splitlines() == [
+        "attention: 2 of 2 raised",
+        "rotary: 4 of 4 raised",
+        "norm: 5 of 5 raised",
+        "mlp: 2 of 2 raised",
+    ]
+
+
+def test_explain_names_the_layer_and_the_node_of_a_miss(exported: Exports, tmp_path: Path) -> None:
+    model = ir.load(exported("dynamo", "llama_mha"))
+    softmax = [node for node in model.graph if node.op_type == "Softmax"][1]
+    softmax.attributes["axis"] = ir.AttrInt64("axis", 2)
+    ir.save(model, tmp_path / "model.onnx")
+    result = Result("explain", tmp_path / "model.onnx")
+    assert result.status == 1
+    assert "attention: 1 of 2 raised" in result.out
+    assert "layer 1: the softmax is over axis 2" in result.out
+    assert omf_lines("explain", tmp_path / "model.onnx", "--layer", "0")[1:] == []
+
+
+def omf_lines(*arguments: object) -> list[str]:
+    """The lines that are no counts."""
+    lines = Result(*arguments).out.splitlines()
+    return [line for line in lines if not line.endswith("raised") or line.startswith("attention")]
+
+
+def test_explain_json(exported: Exports) -> None:
+    told = omf("explain", exported("optimum", "qwen2"), "--json").json
+    assert told["coverage"]["rotary"] == {"found": 4, "expected": 4, "missed": []}
+    assert told["misses"] == []
+
+
+def test_explain_refuses_an_unknown_pass(exported: Exports) -> None:
+    assert "no pass 'fuse-all'" in refused(
+        "explain", exported("optimum", "qwen2"), "--pass", "fuse-all"
+    )
 
 
 # --- passes -------------------------------------------------------------------------------------

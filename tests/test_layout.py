@@ -91,7 +91,7 @@ def test_tests_mirror_sources(file):
     if parts[0] not in ROOMS:
         pytest.skip("tests of the whole are at the top")
     source = PACKAGE.joinpath(*parts[:-1], parts[-1].removeprefix("test_"))
-    # A package of files on one subject is tested as that subject; `test_init.py` tests a room's door.
+    # A package on one subject is tested as that subject; `test_init.py` tests a room's door.
     sources = (source, source.with_suffix("") / "__init__.py", source.with_name("__init__.py"))
     exists = any(path.is_file() for path in sources[: 3 if source.name == "init.py" else 2])
     assert exists, f"{file} tests {source}, which does not exist"

@@ -102,6 +102,10 @@ def constant_tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
     node = value.producer()
     if node is None or node.op_type != "Constant" or node.domain != "":
         return None
+    tensor = node.attributes.get("value")
+    if tensor is not None:
+        # `Attr.as_tensor`, which get_const_tensor asks, checks a protocol for 30 us each time.
+        return tensor.value
     if "sparse_value" in node.attributes:
         return None  # onnx-ir has no dense form of it
     return ir.convenience.get_const_tensor(value)

@@ -18,6 +18,7 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
     "hidden_size": ("hidden_size", "n_embd", "d_model"),
     "vocab_size": ("vocab_size",),
     "max_positions": ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"),
+    "experts": ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"),
 }
 _GATED = {"silu", "swish", "swiglu"}
 
@@ -31,6 +32,8 @@ class ModelConfig:
         window: Keys that a query of a sliding-window layer sees.
         rotary: Whether positions are rotary.
         gated: Whether the MLPs are gated by SiLU.
+        experts: Experts of a layer that routes tokens to some of them.
+        attention_layers: Layers that attend, where others do something else (a linear attention).
         eos_token_ids: Tokens that end a text.
     """
 
@@ -44,6 +47,8 @@ class ModelConfig:
     window: int | None = None
     rotary: bool | None = None
     gated: bool | None = None
+    experts: int | None = None
+    attention_layers: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     bos_token_id: int | None = None
     pad_token_id: int | None = None
@@ -73,6 +78,7 @@ def read_config(folder: Path) -> ModelConfig | None:
         window=_window(facts),
         rotary=_is_rotary(facts),
         gated=_is_gated(facts),
+        attention_layers=_attention_layers(facts),
         eos_token_ids=_token_ids(tokens.get("eos_token_id")),
         bos_token_id=_token_id(tokens.get("bos_token_id")),
         pad_token_id=_token_id(tokens.get("pad_token_id")),
@@ -107,6 +113,15 @@ def _window(facts: Mapping[str, Any]) -> int | None:
     if not isinstance(window, int) or facts.get("use_sliding_window") is False:
         return None
     return window
+
+
+def _attention_layers(facts: Mapping[str, Any]) -> int | None:
+    """Layers whose kind is an attention over all pairs of tokens, where config.json lists kinds."""
+    kinds = facts.get("layer_types")
+    if not isinstance(kinds, list):
+        return None
+    named = [str(kind) for kind in cast("list[Any]", kinds)]
+    return sum("attention" in kind and "linear" not in kind for kind in named)
 
 
 def _is_rotary(facts: Mapping[str, Any]) -> bool | None:

@@ -47,8 +47,8 @@ class ConvertOpset(Pass):
                 f"omforge's canonical level is opset {self.target}",
                 f"Export with opset {self.target} or lower",
             )
-        if source < self.target:
-            infer_model(model)  # an adapter may depend on a rank
+        if source < _LAST_RANK_DEPENDENT <= self.target:
+            infer_model(model)
         taken = value_names(model.graph)
         changed = sum(
             _convert(node, source, self.target, taken) for node in list(model.graph.all_nodes())
@@ -58,6 +58,9 @@ class ConvertOpset(Pass):
         model.ir_version = max(model.ir_version, _CANONICAL_IR_VERSION)
         return max(changed, int(source != self.target))
 
+
+_LAST_RANK_DEPENDENT = 13
+"""From this opset on no adapter needs to know the rank of an input."""
 
 Adapter = Callable[[ir.Node, set[str]], None]
 """Rewrites a node; the set holds all names of the model, for new constants."""

@@ -12,7 +12,7 @@ from omforge.ir.infer import dims
 from omforge.passes import masks
 from omforge.passes.config import ModelConfig
 from omforge.passes.events import Event, events
-from omforge.passes.interface import find_interface
+from omforge.passes.interface import activations, find_interface
 from omforge.passes.match import NoMatch
 
 _NORMS = ("RMSNormalization", "LayerNormalization")
@@ -40,10 +40,13 @@ class Coverage:
     Attributes:
         kinds: By kind: attention, rotary, norm, mlp.
         lost: Features that config.json promises and the graph does not have.
+        unrecognised: Blocks of kinds that omforge does not know; they stay as they are, and are no
+            failure.
     """
 
     kinds: dict[str, Covered] = field(default_factory=dict[str, Covered])
     lost: tuple[str, ...] = ()
+    unrecognised: tuple[str, ...] = ()
 
     @property
     def complete(self) -> bool:
@@ -65,7 +68,7 @@ class Coverage:
             name: {"found": k.found, "expected": k.expected, "missed": list(k.missed)}
             for name, k in self.kinds.items()
         }
-        return {**kinds, "lost": list(self.lost)}
+        return {**kinds, "lost": list(self.lost), "unrecognised": list(self.unrecognised)}
 
 
 def measure(model: ir.Model, config: ModelConfig | None) -> Coverage:
@@ -79,22 +82,64 @@ def measure(model: ir.Model, config: ModelConfig | None) -> Coverage:
     told = events(model)
     attention = ops["Attention"]
     layers = config.layers or attention + ops["Softmax"]
+    attending = config.attention_layers or layers
     rotary = ops["RotaryEmbedding"]
     norms = sum(ops[name] for name in _NORMS)
     gates = sum(1 for node in model.graph if _is_gate(node))
+    # Experts have an MLP each, as many as the exporter wrote out.
+    gated = layers if config.gated and not config.experts else gates + ops["Sigmoid"]
     kinds = {
-        "attention": _covered(attention, layers, told, "fuse-attention"),
+        "attention": _covered(attention, attending, told, "fuse-attention"),
         "rotary": _covered(
-            rotary, 2 * layers if config.rotary or rotary else 0, told, "fuse-rotary"
+            rotary, _rotations(model, rotary, attending, config), told, "fuse-rotary"
         ),
         "norm": _covered(
             norms, norms + sum(ops[name] for name in _NORM_LEFTOVERS), told, "fuse-rms-norm"
         ),
-        "mlp": _covered(
-            gates, layers if config.gated else gates + ops["Sigmoid"], told, "fuse-swish"
-        ),
+        "mlp": _covered(gates, gates if config.experts else gated, told, "fuse-swish"),
     }
-    return Coverage(kinds, tuple(_lost(model, config)))
+    return Coverage(kinds, tuple(_lost(model, config)), tuple(_unrecognised(model, kinds, told)))
+
+
+def _rotations(model: ir.Model, found: int, attending: int, config: ModelConfig) -> int:
+    """Rotary embeddings that the model has: those raised, and products with cosines that are left.
+
+    Not every layer need rotate (some leave positions out of every fourth), so config.json alone
+    says only that there are some.
+    """
+    tables = {node.outputs[0] for node in model.graph if node.op_type in ("Cos", "Sin")}
+    left = 0
+    if tables:
+        live = activations(model)
+        for node in model.graph:
+            from_table = [value for value in node.inputs if value in tables]
+            if not from_table:
+                continue
+            if node.op_type == "Mul" and any(value in live for value in node.inputs if value):
+                left += 1
+            elif node.op_type != "RotaryEmbedding":
+                tables.update(value for value in node.outputs if value not in live)
+    # Each takes a product with the cosine and one with the sine.
+    expected = found + -(-left // 2)
+    return 2 * attending if config.rotary and not expected else expected
+
+
+def _unrecognised(
+    model: ir.Model, kinds: dict[str, Covered], told: Iterable[Event]
+) -> Iterable[str]:
+    """What is neither a block of a known kind nor around one: routers, loops, other softmaxes."""
+    ops = Counter(node.op_type for node in model.graph)
+    for op, what in (
+        ("TopK", "an expert router"),
+        ("Loop", "a recurrence"),
+        ("Scan", "a recurrence"),
+    ):
+        if ops[op]:
+            yield f"{ops[op]} x {op} ({what}): left as it is"
+    if kinds["attention"].complete:
+        softmaxes = [e for e in told if e.pass_name == "fuse-attention" and "Softmax" in e.where]
+        if softmaxes:
+            yield f"{len(softmaxes)} x Softmax that is no attention: {softmaxes[0].reason}"
 
 
 def _covered(found: int, expected: int, told: Iterable[Event], by: str) -> Covered:
@@ -107,9 +152,8 @@ def _is_gate(node: ir.Node) -> bool:
     if node.op_type != "Mul":
         return False
     producers = [v.producer() for v in node.inputs if v is not None]
-    return any(p is not None and p.op_type in ("Swish", "Gelu") for p in producers) and all(
-        v is not None and len(dims(v) or ()) > 1 for v in node.inputs
-    )
+    scalars = any(v is None or len(dims(v) or (0, 0)) < 2 for v in node.inputs)
+    return not scalars and any(p is not None and p.op_type in ("Swish", "Gelu") for p in producers)
 
 
 def _lost(model: ir.Model, config: ModelConfig) -> Iterable[str]:

@@ -44,9 +44,10 @@ class Miss:
     layers: tuple[int, ...]
 
     def __str__(self) -> str:
-        where = _layers_text(self.layers) or self.places[0]
+        first = next(iter(self.places), "")
+        where = _layers_text(self.layers) or first
         more = f" (and {len(self.places) - 1} more)" if len(self.places) > 1 else ""
-        return f"{where}: {self.reason}; at {self.places[0]}{more}"
+        return f"{where}: {self.reason}; at {first}{more}"
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class Explanation:
                     shown.add(miss)
                     lines.append(f"  {miss}")
         lines += self.coverage.lost
+        lines += [f"unrecognised: {line}" for line in self.coverage.unrecognised]
         rest = [miss for miss in self.misses if miss not in shown]
         if rest:
             lines.append("besides:")

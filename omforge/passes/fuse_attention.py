@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from omforge import ir
-from omforge.ir.dims import Dim
+from omforge.ir.dims import Dim, Expr
 from omforge.ir.edit import remove_dead
 from omforge.ir.infer import attribute, dims, infer_model
 from omforge.passes import masks
@@ -55,6 +55,8 @@ class Scores:
     applied: list[tuple[Applied, ir.Node]] = field(default_factory=list[tuple[Applied, ir.Node]])
     """Masks with the nodes that apply them, the one nearest to the softmax first."""
     precision: int | None = None
+    path: list[ir.Node] = field(default_factory=list[ir.Node])
+    """The nodes between, the one nearest to the softmax first."""
 
 
 @dataclass
@@ -65,6 +67,8 @@ class Mixed:
     output: ir.Value
     guards: list[ir.Value] = field(default_factory=list[ir.Value])
     """Booleans that zero a row of the output."""
+    path: list[ir.Node] = field(default_factory=list[ir.Node])
+    """The nodes between, the one nearest to the softmax first."""
 
 
 @dataclass(frozen=True)
@@ -91,9 +95,14 @@ class FuseAttention(Pass):
         softmaxes = [node for node in model.graph if node.op_type == "Softmax"]
         if not softmaxes:
             return 0
+        try:
+            interface = find_interface(model)
+        except ir.InputError as error:  # any ONNX model may go through a pipeline
+            record(model, self.name, "the whole graph", str(error))
+            return 0
         names = Names(model)
         live = activations(model)
-        made = _Masks(model, find_interface(model), names)
+        made = _Masks(model, interface, names)
         count = 0
         for softmax in softmaxes:
             try:
@@ -126,9 +135,9 @@ def _fuse(
         key = _operand(op, k, heads, size, transposed=True)
         value = _operand(op, v, heads, _last(v), transposed=False)
         if key.heads != value.heads or (key.past is None) != (value.past is None):
-            raise NoMatch(
-                f"keys have {key.heads} heads and values {value.heads}, or one alone a cache", k, v
-            )
+            key, value = _plain(op, k, transposed=True), _plain(op, v, transposed=False)
+        if key.heads != value.heads:
+            raise NoMatch(f"keys have {key.heads} heads and values {value.heads}", k, v)
         scale = scores.scale * factor * key.factor
         if scale <= 0:
             raise NoMatch(f"its scale is {scale:g}, and `Attention` takes a positive one", softmax)
@@ -188,20 +197,34 @@ def _hand_over(graph: ir.Graph, old: ir.Value, new: ir.Value, names: Names) -> N
 def _check_shapes(softmax: ir.Node, scores: Scores, mixed: Mixed) -> None:
     """Reshapes on the way must end where they began, and no mask may widen the scores.
 
-    What they keep is the order of elements: a softmax over the same last axis, and masks and a
-    second product on the same shape, are those of the first product.
+    Reshapes keep the order of elements, so masks and a second product on the shape of the first,
+    and a softmax over the same last axis, are those of the first product.
     """
     shape = dims(scores.product.outputs[0])
     if shape is None:
         raise NoMatch("the scores have no known shape", softmax)
-    probabilities, _ = _operands(mixed.product)
-    met = [softmax.outputs[0]] if len(shape_of(softmax.outputs[0])) == len(shape) else []
-    met += [node.outputs[0] for _, node in scores.applied]
-    for value in (*met, probabilities):
-        if dims(value) != shape:
-            raise NoMatch(f"scores of {_text(shape)} become {_text(dims(value))}", value)
-    if shape_of(softmax.outputs[0])[-1:] != shape[-1:]:
-        raise NoMatch(f"the softmax is over {_text(dims(softmax.outputs[0]))}", softmax)
+    masking = {node for _, node in scores.applied}
+    now = shape
+    for node in (*reversed(scores.path), softmax, *mixed.path):
+        output = shape_of(node.outputs[0])
+        if node in masking and now != shape:
+            raise NoMatch(f"scores of {_text(shape)} are masked as {_text(now)}", node)
+        if node.op_type in _ORDER_KEEPING:
+            if shape_of(node.inputs[0])[-1:] != output[-1:]:
+                raise NoMatch(f"scores of {_text(now)} become {_text(output)}", node)
+            now = output
+        elif not _agree(now, output):
+            raise NoMatch(f"scores of {_text(now)} become {_text(output)}", node)
+    if now != shape:
+        raise NoMatch(f"scores of {_text(shape)} become {_text(now)}", mixed.product)
+
+
+def _agree(shape: tuple[Dim, ...], other: tuple[Dim, ...]) -> bool:
+    """Whether they can be equal: of two symbols that meet, inference keeps one."""
+    return len(shape) == len(other) and all(
+        a == b or (isinstance(a, Expr) and isinstance(b, Expr))
+        for a, b in zip(shape, other, strict=True)
+    )
 
 
 # --- from the softmax up ----------------------------------------------------------------------
@@ -226,6 +249,7 @@ def _scores(softmax: ir.Node, live: set[ir.Value]) -> Scores:
         step = _UPWARD.get(node.op_type)
         if step is None:
             raise NoMatch(f"the scores come from {node.op_type}, not from a product", node)
+        found.path.append(node)
         value = step(node, found, live)
 
 
@@ -302,6 +326,7 @@ def _up_softcap(tanh: ir.Node, cap: float, found: Scores) -> ir.Value:
     if found.scale != 1.0 or found.softcap:
         raise NoMatch("the scores are capped before they are scaled", tanh)
     found.softcap = cap
+    found.path += [tanh, links[0].node]
     return links[0].before
 
 
@@ -321,17 +346,19 @@ _UPWARD: Mapping[str, Callable[[ir.Node, Scores, set[ir.Value]], ir.Value]] = {
 def _mixed(softmax: ir.Node, live: set[ir.Value]) -> Mixed:
     """Walk down: casts, a guard against NaN, to the product with the values, a guard on rows."""
     value = softmax.outputs[0]
+    path: list[ir.Node] = []
     while True:
         guard = _nan_guard(value)
         node = guard or _only_consumer(value)
         if node.op_type == "MatMul" and node.inputs[0] is value:
-            found = Mixed(node, node.outputs[0])
+            found = Mixed(node, node.outputs[0], path=path)
             _row_guard(found, live)
             return found
         if node.op_type == "Cast" and node.outputs[0].dtype not in (*_HALVES, ir.DataType.FLOAT):
             raise NoMatch(f"the probabilities are cast to {node.outputs[0].dtype}", node)
         if guard is None and node.op_type not in ("Cast", *_ORDER_KEEPING):
             raise NoMatch(f"the probabilities go into {node.op_type}", node)
+        path.append(node)
         value = node.outputs[0]
 
 
@@ -382,28 +409,43 @@ def _queries(op: Builder, q: ir.Value, heads: int, size: int) -> tuple[ir.Value,
 
 def _operand(op: Builder, value: ir.Value, heads: int, size: int, *, transposed: bool) -> Operand:
     """Keys (transposed for the product) or values, with their cache."""
+    shape = shape_of(value)
+    have = shape[1] if len(shape) == 4 else None
+    if have not in (heads, 1) or not isinstance(have, int):
+        role = "keys" if transposed else "values"
+        raise NoMatch(f"the {role} are {_text(shape)}, for {heads} heads of queries", value)
     for prefix in trace(value, scalars=transposed).prefixes():  # values are not scaled
         source = shape_of(prefix.source)
         if len(source) == 3 and isinstance(source[2], int) and source[2] % size == 0:
             groups = source[2] // size
-            if _divides(groups, heads) and is_same_movement(
-                prefix, _split(groups, size, transposed, heads // groups)
+            if _divides(groups, have) and is_same_movement(
+                prefix, _split(groups, size, transposed, have // groups)
             ):
                 return Operand(prefix.source, groups, size, prefix.factor)
-        if len(source) == 4 and isinstance(source[1], int) and _divides(source[1], heads):
+        if len(source) == 4 and isinstance(source[1], int) and _divides(source[1], have):
             groups = source[1]
-            if is_same_movement(prefix, _repeat(heads // groups, transposed)):
-                return _cached(op, prefix, groups, size)
-    role = "keys" if transposed else "values"
-    raise NoMatch(f"no earlier value becomes the {role} by splitting and repeating heads", value)
+            if is_same_movement(prefix, _repeat(have // groups, transposed)):
+                whole = _cached(op, prefix, groups, size)
+                return whole or Operand(_flatten(op, prefix.source), groups, size, prefix.factor)
+    return _plain(op, value, transposed=transposed)
+
+
+def _plain(op: Builder, value: ir.Value, *, transposed: bool) -> Operand:
+    """Keys or values as the product wants them, whatever they are made by."""
+    _, heads, rows, columns = shape_of(value)
+    size = rows if transposed else columns
+    if not isinstance(heads, int) or not isinstance(size, int):
+        raise NoMatch(f"heads and their size are no numbers: {_text(dims(value))}", value)
+    whole = op.Transpose(value, perm=[0, 1, 3, 2]) if transposed else value
+    return Operand(_flatten(op, whole), heads, size, 1.0)
 
 
 def _divides(groups: int, heads: int) -> bool:
     return groups > 0 and heads % groups == 0
 
 
-def _cached(op: Builder, chain: Chain, groups: int, size: int) -> Operand:
-    """[B, K, T, D]: a cache with something new appended, or all of it new."""
+def _cached(op: Builder, chain: Chain, groups: int, size: int) -> Operand | None:
+    """[B, K, T, D] that is a cache with something new behind it; None if it is not."""
     whole = chain.source
     join = whole.producer()
     inputs = join.inputs if join is not None and join.op_type == "Concat" else ()
@@ -416,7 +458,7 @@ def _cached(op: Builder, chain: Chain, groups: int, size: int) -> Operand:
         or attribute(join, "axis") not in (2, -2)
         or shape_of(past)[1:2] != (groups,)
     ):
-        return Operand(_flatten(op, whole), groups, size, chain.factor)
+        return None
     for prefix in trace(new).prefixes():
         if _is_flat(prefix.source) and is_same_movement(prefix, _split(groups, size, False)):
             return Operand(prefix.source, groups, size, chain.factor, past, whole)

@@ -76,7 +76,11 @@ class FuseRotary(Pass):
         roots = [node for node in model.graph if node.op_type == "Add"]
         if not roots:
             return 0
-        interface = find_interface(model)
+        try:
+            interface = find_interface(model)
+        except ir.InputError as error:  # any ONNX model may go through a pipeline
+            record(model, self.name, "the whole graph", str(error))
+            return 0
         live = activations(model)
         names = Names(model)
         tables = _Tables(model, interface, names)

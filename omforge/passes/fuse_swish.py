@@ -12,7 +12,7 @@ After::
 """
 
 from omforge import ir
-from omforge.passes.rewrite import Builder, Match, Pat, PatternOps, RewritePass
+from omforge.passes.rewrite import ANY, Builder, Match, Pat, PatternOps, RewritePass
 
 
 class FuseSwish(RewritePass):
@@ -24,6 +24,10 @@ class FuseSwish(RewritePass):
         """Match the gate in its three spellings; only quick GELU binds `alpha`."""
         gate = op.Sigmoid(x) | op.Sigmoid(op.Mul(x, alpha))
         return op.Mul(x, gate) | op.Div(x, op.Add(op.Exp(op.Neg(x)), 1.0))
+
+    def near_miss(self, op: PatternOps) -> Pat:
+        """A gate that is no SiLU, or not of the value that it gates."""
+        return op.Sigmoid(ANY)
 
     def rewrite(self, op: Builder, m: Match) -> ir.Value:
         """Return the `Swish`."""

@@ -99,11 +99,6 @@ class Probe:
         counted = np.maximum(np.cumsum(self.attention_mask, axis=1) - 1, 0)
         return counted[:, self.past :]
 
-    @property
-    def bindings(self) -> dict[str, int]:
-        """The numbers of the dimensions that name-dims names."""
-        return {"batch": self.batch, "seq": self.seq, "past": self.past}
-
 
 class Prober:
     """Runs parts of one model on probes.
@@ -134,6 +129,14 @@ class Prober:
         cache = shape_of(self._interface.caches[0][0])
         return rows, new, d.evaluate(cache[2], asked) if len(cache) == 4 else past
 
+    def bindings(self, batch: int, seq: int, past: int) -> dict[str, int]:
+        """Numbers for the dimensions that name-dims names.
+
+        Without a cache there is no past: a part that has one anyway is not run as if it were empty.
+        """
+        found = {"batch": batch, "seq": seq}
+        return {**found, "past": past} if self._interface.caches else found
+
     def cut(self, outputs: Sequence[ir.Value]) -> Cutout:
         """The part that makes `outputs` from attention_mask, position_ids and shapes."""
         interface = self._interface
@@ -156,7 +159,7 @@ class Prober:
                 continue
             if len(shape_of(value)) == array.ndim:
                 feeds[value.name] = array.astype(value.dtype.numpy())
-        return part.run(feeds, probe.bindings)
+        return part.run(feeds, self.bindings(probe.batch, probe.seq, probe.past))
 
 
 def recognise(
@@ -223,7 +226,7 @@ def _observations(
     while length >= 16 and not longest:
         probe = _probe(prober, 2, 3, length - 3, pads=(0, 2))
         length //= 2
-        if _elements(part, probe) > _MOST_ELEMENTS:
+        if _elements(prober, part, probe) > _MOST_ELEMENTS:
             continue
         try:
             found = _observe(prober, part, probe, applied)
@@ -234,7 +237,7 @@ def _observations(
     for window in _windows(part):
         if window >= longest:
             probe = _probe(prober, 2, 3, window + 4, pads=(0, 2))
-            if _elements(part, probe) > _MOST_ELEMENTS:
+            if _elements(prober, part, probe) > _MOST_ELEMENTS:
                 raise NoMatch(
                     f"it may have a window of {window}, and is made as too large a square to tell",
                     applied[-1].value,
@@ -247,13 +250,14 @@ def _observations(
         yield _observe(prober, part, probe, applied)
 
 
-def _elements(part: Cutout, probe: Probe) -> int:
+def _elements(prober: Prober, part: Cutout, probe: Probe) -> int:
     """Elements of the largest tensor that a run makes."""
+    bindings = prober.bindings(probe.batch, probe.seq, probe.past)
     most = 0
     for node in part.nodes:
         for output in node.outputs:
             try:
-                most = max(most, math.prod(sizes(output, probe.bindings)))
+                most = max(most, math.prod(sizes(output, bindings)))
             except EvaluationError:  # of unknown size: at worst a square for each row
                 most = max(most, probe.batch * (probe.past + probe.seq) ** 2)
     return most
@@ -314,7 +318,7 @@ def _probes(prober: Prober) -> Iterator[Probe]:
     yield _probe(prober, 2, 3, 8, pads=(0, 2))
     yield _probe(prober, 2, 1, 4, pads=(0, 3))
     yield _probe(prober, 2, 4, 0, pads=(0, 2))
-    yield _probe(prober, 2, 5, 3, pads=(0, 5))
+    yield _probe(prober, 2, 5, 3, pads=(5, 1))
     yield _probe(prober, 1, 6, 0, pads=(0,))
     yield _probe(prober, 2, 5, 2, pads=(0, 1), right=2)
     yield _probe(prober, 2, 4, 3, pads=(0,), hole=1)

@@ -8,6 +8,7 @@ from typing import ClassVar
 from omforge import ir
 from omforge.ir.dims import Dim, Expr, symbol
 from omforge.ir.infer import dims, infer_model, to_shape
+from omforge.passes.events import record
 from omforge.passes.interface import Interface, find_interface
 from omforge.passes.pipeline import Pass
 from omforge.passes.views import shape_of
@@ -29,12 +30,16 @@ class NameDims(Pass):
     def run(self, model: ir.Model) -> int:
         """Name; the number of inputs whose dimensions got new names.
 
-        Raises:
-            InputError: The graph is no causal LM.
+        A graph that is no causal LM keeps its names, and that is an event.
         """
         changed = {value for value in model.graph.inputs if _rename(value, dims(value))}
         infer_model(model)
-        for value, names in _roles(find_interface(model)):
+        try:
+            roles = _roles(find_interface(model))
+        except ir.InputError as error:
+            record(model, self.name, "the whole graph", str(error))
+            return len(changed)
+        for value, names in roles:
             if _rename(value, names):
                 changed.add(value)
         infer_model(model)

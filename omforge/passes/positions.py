@@ -27,6 +27,8 @@ _NEAR = np.array([1, 0, 5, 2, 7, 3, 6, 4], dtype=np.int64)
 _FAR = np.array([1, 0, 131071, 300, 5, 4000, 2, 7], dtype=np.int64)
 _PASTS = (3, 131072)
 
+_INTEGERS = (ir.DataType.INT64, ir.DataType.INT32)
+
 
 @dataclass(frozen=True)
 class Rotation:
@@ -155,9 +157,9 @@ def _integer_source(prober: Prober, angle: ir.Value) -> ir.Value:
     found: dict[ir.Value, None] = {}
     for node in _cone(prober, angle):
         source = node.inputs[0] if node.op_type == "Cast" else None
-        if source is None or source.dtype not in (ir.DataType.INT64, ir.DataType.INT32):
+        if source is None or source.dtype not in _INTEGERS or known(source) is not None:
             continue
-        if known(source) is None:
+        if node.outputs[0].dtype not in _INTEGERS:
             found[source] = None
     if len(found) != 1:
         raise NoMatch(f"the angle is made of {len(found)} integer tensors, not one position", angle)
@@ -171,9 +173,7 @@ def _run(
     if source.dtype is None or source.name is None:
         raise EvaluationError("the position has no known dtype")
     asked = len(positions)
-    bindings: Mapping[str, int] = dict(
-        zip(("batch", "seq", "past"), prober.sizes(asked, asked, past), strict=True)
-    )
+    bindings = prober.bindings(*prober.sizes(asked, asked, past))
     shape = sizes(source, bindings)
     flat = np.resize(positions, shape).astype(source.dtype.numpy())
     if flat.size < 2:

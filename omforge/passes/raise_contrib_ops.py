@@ -42,7 +42,7 @@ class RaiseContribOps(Pass):
 
     def run(self, model: ir.Model) -> int:
         """Raise; the number of nodes replaced. A node that cannot be is an event."""
-        if not any(_rule(node) for node in model.graph):
+        if not any(_rule(node) or node.domain == DOMAIN for node in model.graph):
             return 0
         infer_model(model)
         names = Names(model)
@@ -51,6 +51,8 @@ class RaiseContribOps(Pass):
             rule = _rule(node)
             if rule is None:
                 infer_nodes([node])  # what stands behind a contrib op is known once that is raised
+                if node.domain == DOMAIN:
+                    record(model, self.name, node, f"no standard form of {node.op_type} is known")
                 continue
             try:
                 with Builder(model) as op:
@@ -178,9 +180,9 @@ def _rotate(
         options["interleaved"] = 1
     if 2 * half != width // heads:
         options["rotary_embedding_dim"] = 2 * half
-    return op.RotaryEmbedding(
-        x, op.Gather(cos, positions, axis=0), op.Gather(sin, positions, axis=0), **options
-    )
+    tables = [op.Gather(table, positions, axis=0) for table in (cos, sin)]
+    rotated: ir.Value = op.RotaryEmbedding(x, *tables, **options)
+    return rotated
 
 
 def _group_query_attention(op: Builder, node: ir.Node) -> Values:

@@ -23,8 +23,9 @@ class RemoveNoOps(Pass):
     name: ClassVar[str] = "remove-no-ops"
 
     def run(self, model: ir.Model) -> int:
-        """Remove; the number of nodes that were bypassed, or that nothing used."""
+        """Remove; the number of nodes bypassed, or of nodes and initializers gone if it is more."""
         infer_model(model)
+        before = _size(model)
         count = 0
         for node in list(model.graph):
             output = node.outputs[0] if node.outputs else None
@@ -33,7 +34,12 @@ class RemoveNoOps(Pass):
             source = _neutral(node) or _cancelled(output)
             if source is not None:
                 count += replace_value(output, source)
-        return max(count, remove_dead(model))
+        remove_dead(model)
+        return max(count, before - _size(model))
+
+
+def _size(model: ir.Model) -> int:
+    return model.graph.num_nodes() + len(model.graph.initializers)
 
 
 def _neutral(node: ir.Node) -> ir.Value | None:
@@ -70,12 +76,18 @@ def _neutral_operand(node: ir.Node) -> ir.Value | None:
     shape = dims(node.outputs[0])
     if shape is None:
         return None
-    if scalar(right) == neutral and left is not None and dims(left) == shape:
+    if _is_number(right, neutral) and left is not None and dims(left) == shape:
         return left
     commutes = node.op_type in ("Add", "Mul")
-    if commutes and scalar(left) == neutral and right is not None and dims(right) == shape:
+    if commutes and _is_number(left, neutral) and right is not None and dims(right) == shape:
         return right
     return None
+
+
+def _is_number(value: ir.Value | None, number: float) -> bool:
+    """Whether it is that one number; a vector of ones is a weight (of a norm, untrained)."""
+    shape = dims(value) if value is not None else None
+    return shape is not None and all(dim == 1 for dim in shape) and scalar(value) == number
 
 
 def _cancelled(output: ir.Value) -> ir.Value | None:

@@ -149,11 +149,21 @@ def _step(value: ir.Value, scalars: bool) -> Link | None:
         return None
     first = node.inputs[0]
     if node.op_type in _MOVES:
-        picks = node.op_type != "Gather" or known_ints(node.inputs[1]) is not None
-        return Link(node, value, first) if picks else None
+        return Link(node, value, first) if _moves_one(node) else None
     if node.op_type == "Cast":
         return Link(node, value, first) if first.dtype == value.dtype else None
     return _scalar_step(node, value) if scalars and node.op_type in ("Mul", "Div") else None
+
+
+def _moves_one(node: ir.Node) -> bool:
+    """Whether a node of a moving op moves one value, by numbers that are known."""
+    match node.op_type:
+        case "Gather":
+            return known_ints(node.inputs[1]) is not None
+        case "Concat":
+            return len(node.inputs) > 1 and len(set(node.inputs)) == 1
+        case _:
+            return True
 
 
 def _scalar_step(node: ir.Node, value: ir.Value) -> Link | None:
@@ -232,6 +242,11 @@ def _tile(link: Link, array: Array, bindings: Mapping[str, int]) -> Array:
     return np.tile(array, repeats)
 
 
+def _concat(link: Link, array: Array, bindings: Mapping[str, int]) -> Array:
+    """The same value several times: how some repeat heads."""
+    return np.concatenate([array] * len(link.node.inputs), axis=attribute(link.node, "axis"))
+
+
 def _split(link: Link, array: Array, bindings: Mapping[str, int]) -> Array:
     axis: int = attribute(link.node, "axis", 0)
     start = 0
@@ -255,6 +270,7 @@ _MOVES: Mapping[str, Callable[[Link, Array, Mapping[str, int]], Array]] = {
     "Split": _split,
     "Gather": _gather,
     "Tile": _tile,
+    "Concat": _concat,
 }
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from omforge import ir
 from omforge.ir import numerics
-from omforge.passes.name_dims import NameDims
+from omforge.passes import make_pipeline
 from omforge.passes.pipeline import Pass
 from omforge.testing import parse
 
@@ -83,8 +83,8 @@ class Block:
         value_size: D of values; that of keys where it is 0.
         cache: With past and present.
         positions: With position_ids as an input.
-        visible: What a query sees: "causal", "trilu" (made as a triangle), "table" (cut out of one),
-            "window", "chunk", "all", "alibi", or "" where nothing is masked.
+        visible: What a query sees: "causal", "trilu" (made as a triangle), "table" (cut out of
+            one), "window", "chunk", "all", "alibi", or "" where nothing is masked.
         padding: Whether padding is hidden.
         applied: How the mask is: "added", "where", "inverted", "two" (one after the other), "sum"
             (both added up before) or "product" (1 - mask, times the lowest).
@@ -243,7 +243,7 @@ class Block:
         return self.width or self.size
 
     def _tables(self, w: Writer) -> None:
-        """cos and sin [B, 1, S, width]."""
+        """Tables cos and sin [B, 1, S, width]."""
         half = self._width // 2
         inv_freq = (100.0 ** (-np.arange(half) / half)).astype(np.float32)
         if self.tables == "gathered":
@@ -466,7 +466,7 @@ class Block:
 def named(block: Block) -> ir.Model:
     """The model of a block, its dimensions named."""
     model = parse(block.text())
-    NameDims().run(model)
+    make_pipeline("name-dims,fold-constants").run(model)
     return model
 
 

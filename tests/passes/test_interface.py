@@ -1,0 +1,151 @@
+"""Which input and output of a causal LM is for what, whatever they are called."""
+
+import pytest
+
+from omforge import ir
+from omforge.passes.interface import (
+    activations,
+    attention_mask_of,
+    find_interface,
+    is_weight,
+)
+from omforge.testing import parse
+from tests.exports import EXPORTS
+from tests.passes.blocks import Block
+
+OPEN = '<ir_version: 11, opset_import: ["" : 24]>\n'
+
+
+def test_finds_all_roles() -> None:
+    found = find_interface(parse(Block(rotary="half").text()))
+    assert found.input_ids.name == "input_ids"
+    assert found.attention_mask is not None
+    assert found.attention_mask.name == "attention_mask"
+    assert found.position_ids is not None
+    assert found.position_ids.name == "position_ids"
+    pairs = [(past.name, present.name) for past, present in found.caches]
+    assert pairs == [("past_key", "present_key"), ("past_value", "present_value")]
+    assert found.logits.name == "logits"
+    assert found.extra == ()
+
+
+def test_names_do_not_matter() -> None:
+    text = Block(rotary="half").text()
+    for index, name in enumerate(("input_ids", "position_ids", "past_key", "past_value")):
+        text = text.replace(name, f"thing_{index}")
+    text = text.replace("attention_mask", "thing_4").replace("logits", "thing_5")
+    found = find_interface(parse(text))
+    assert found.input_ids.name == "thing_0"
+    assert found.position_ids is not None
+    assert found.position_ids.name == "thing_1"
+    assert [past.name for past, _ in found.caches] == ["thing_2", "thing_3"]
+    assert found.attention_mask is not None
+    assert found.attention_mask.name == "thing_4"
+    assert found.logits.name == "thing_5"
+
+
+def test_a_boolean_mask_is_one() -> None:
+    text = Block().text().replace("int64[batch, total] attention", "bool[batch, total] attention")
+    found = find_interface(parse(text))
+    assert found.attention_mask is not None
+    assert attention_mask_of(parse(text)) is not None
+
+
+def test_counted_slots_are_no_position_ids() -> None:
+    text = Block().text().replace(
+        "int64[batch, seq] position_ids", "int64[seq] cache_position, int64[batch, seq] position_ids"
+    )  # fmt: skip
+    found = find_interface(parse(text))
+    assert found.position_ids is not None
+    assert found.position_ids.name == "position_ids"
+    assert [value.name for value in found.extra] == ["cache_position"]
+
+
+def test_learned_positions_are_not_taken_for_tokens() -> None:
+    text = Block().text()
+    order = text.replace("int64[batch, seq] input_ids, ", "").replace(
+        "position_ids, ", "position_ids, int64[batch, seq] input_ids, "
+    )
+    looked = order.replace(
+        "x = Gather (table, input_ids)",
+        "p = Gather (table, position_ids) t = Gather (table, input_ids) x = Add (p, t)",
+    )
+    assert find_interface(parse(looked)).input_ids.name == "input_ids"
+
+
+def test_another_output_is_not_taken_for_logits() -> None:
+    text = Block(outputs=("float[batch, seq, 8] hidden",)).text()
+    text = text.replace("float[batch, seq, 16] logits, ", "").replace(
+        "hidden)\n", "hidden, float[batch, seq, 16] logits)\n", 1
+    )
+    assert find_interface(parse(text)).logits.name == "logits"
+
+
+def test_a_model_without_cache_and_mask() -> None:
+    found = find_interface(parse(Block(cache=False, padding=False, positions=False).text()))
+    assert found.caches == ()
+    assert found.attention_mask is None
+    assert found.position_ids is None
+
+
+NOT_LMS = {
+    "no tokens": (
+        "g (float[B, S, 8] x) => (float[B, S, 8] y) { y = Neg (x) }",
+        "no integer input .* looks up rows of an embedding",
+    ),
+    "no logits": (
+        "g (int64[B, S] ids) => (int64 y) <float[2, 2] t = {1, 2, 3, 4}>"
+        " { a = Gather (t, ids) y = ArgMax (a) }",
+        "no output is logits",
+    ),
+    "a mask that is looked up": (
+        "g (int64[S] ids) => (float[S, 2] y) <float[2, 2] t = {1, 2, 3, 4}> { y = Gather (t, ids) }",
+        "no integer input",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NOT_LMS)
+def test_refuses_what_is_no_language_model(case: str) -> None:
+    text, why = NOT_LMS[case]
+    with pytest.raises(ir.InputError, match=why):
+        find_interface(parse(OPEN + text))
+
+
+@pytest.mark.parametrize(("route", "family"), EXPORTS)
+def test_finds_the_roles_of_real_exports(route: str, family: str, exported) -> None:  # type: ignore[no-untyped-def]
+    model = ir.load(exported(route, family))
+    if any(node.domain == "com.microsoft" for node in model.graph):
+        pytest.skip("its caches end in operators that are raised first")
+    from omforge.ir.infer import infer_model
+
+    infer_model(model)
+    found = find_interface(model)
+    assert len(found.caches) == 4
+    assert found.input_ids.name == "input_ids"
+    assert found.logits.name == "logits"
+    assert found.attention_mask is not None
+
+
+# --- weights and activations ------------------------------------------------------------------
+
+
+def test_what_is_made_of_weights_alone_is_one() -> None:
+    text = """g (int64[B, S] ids) => (float y)
+    <float[2, 3] t = {1, 2, 3, 4, 5, 6}, int8[3] q = {1, 2, 3}, float s = {0.5}> {
+        moved = Transpose (t) again = Identity (moved) full = DequantizeLinear (q, s)
+        x = Gather (t, ids) hot = Transpose (x) y = Mul (x, full)
+    }"""
+    model = parse(OPEN + text)
+    values = {v.name: v for node in model.graph for v in node.outputs}
+    weights = [name for name, value in values.items() if is_weight(value)]
+    assert weights == ["moved", "again", "full"]
+    assert is_weight(model.graph.initializers["t"])
+    assert not is_weight(model.graph.inputs[0])
+
+
+def test_activations_depend_on_tokens_and_caches_but_not_by_their_shapes() -> None:
+    model = parse(Block(rotary="half").text())
+    live = {value.name for value in activations(model)}
+    assert {"input_ids", "x", "q4", "present_key", "probs", "logits"} <= live
+    assert not {"bias", "cos", "sin", "attention_mask", "position_ids", "total1"} & live

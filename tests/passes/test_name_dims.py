@@ -1,0 +1,94 @@
+"""name-dims: one name for one size, whatever the exporter called it."""
+
+import pytest
+
+from omforge import ir
+from omforge.ir.infer import dims, infer_model
+from omforge.passes.name_dims import NameDims
+from omforge.testing import parse
+from tests.passes.blocks import Block
+
+STRANGE = {"batch": "s0", "seq": "s1", "past": "s2", "total": "s3"}
+
+
+def strange(block: Block) -> str:
+    """The text with names that tell nothing."""
+    text = block.text()
+    head, _, body = text.partition("{\n")
+    for name, other in STRANGE.items():
+        head = head.replace(f"[{name}", f"[{other}").replace(f" {name}", f" {other}")
+    return head + "{\n" + body
+
+
+def shapes(model: ir.Model) -> dict[str | None, str]:
+    return {v.name: str(v.shape) for v in (*model.graph.inputs, *model.graph.outputs)}
+
+
+def test_names_every_input_and_output() -> None:
+    model = parse(strange(Block()))
+    assert NameDims().run(model) == 5
+    assert shapes(model) == {
+        "input_ids": "[batch,seq]",
+        "attention_mask": "[batch,past + seq]",
+        "position_ids": "[batch,seq]",
+        "past_key": "[batch,2,past,4]",
+        "past_value": "[batch,2,past,4]",
+        "logits": "[batch,seq,16]",
+        "present_key": "[batch,2,past + seq,4]",
+        "present_value": "[batch,2,past + seq,4]",
+    }
+
+
+def test_finds_nothing_in_a_second_run() -> None:
+    model = parse(strange(Block()))
+    NameDims().run(model)
+    assert NameDims().run(model) == 0
+
+
+def test_makes_shapes_of_different_inputs_comparable() -> None:
+    model = parse(strange(Block()))
+    NameDims().run(model)
+    infer_model(model)
+    values = {v.name: v for node in model.graph for v in node.outputs}
+    assert dims(values["bias"]) == dims(model.graph.inputs[1])[:1] + (
+        1,
+        *dims(values["scaled"])[2:],
+    )  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("block", "mask", "cache"),
+    [
+        (Block(batch="2"), "[2,past + seq]", "[2,2,past,4]"),
+        (Block(seq="1"), "[batch,past + 1]", "[batch,2,past,4]"),
+        (Block(past="7"), "[batch,seq + 7]", "[batch,2,7,4]"),
+        (Block(batch="1", seq="1", past="7"), "[1,8]", "[1,2,7,4]"),
+    ],
+)
+def test_numbers_stay(block: Block, mask: str, cache: str) -> None:
+    model = parse(block.text())
+    NameDims().run(model)
+    found = shapes(model)
+    assert found["attention_mask"] == mask
+    assert found["past_key"] == cache
+
+
+def test_without_a_cache_the_mask_is_as_long_as_the_tokens() -> None:
+    model = parse(strange(Block(cache=False)))
+    NameDims().run(model)
+    assert shapes(model)["attention_mask"] == "[batch,seq]"
+
+
+def test_numbers_written_as_text_become_numbers() -> None:
+    """dynamo writes some fixed sizes as names such as "16"."""
+    model = parse(Block().text())
+    cache = next(v for v in model.graph.inputs if v.name == "past_key")
+    cache.shape = ir.Shape(["batch", "2", "past", "4"])
+    assert NameDims().run(model) > 0
+    assert [dim for dim in cache.shape if isinstance(dim, int)] == [2, 4]
+
+
+def test_refuses_what_is_no_language_model() -> None:
+    text = '<ir_version: 11, opset_import: ["" : 24]> g (float[N] x) => (float[N] y) {y = Neg (x)}'
+    with pytest.raises(ir.InputError, match="no causal LM"):
+        NameDims().run(parse(text))
