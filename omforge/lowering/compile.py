@@ -128,8 +128,8 @@ def compile_bundle(
             "Compile with --allow-partial to go on regardless",
         )
     export = _export(model, found)
-    kv_heads, head_size = _heads(model)
     blocks = [n for n in model.graph if n.op_type == "Attention"]
+    kv_heads, head_size, value_size = _heads(blocks)
     heads = attribute(blocks[0], "q_num_heads") if blocks else 0
     serve = Pipeline(
         (LastTokenLogits(), FuseKvIo(options.layout), TabulateRotary(options.context or 0))
@@ -178,7 +178,7 @@ def compile_bundle(
                 layers=facts.layers,
                 kv_heads=kv_heads,
                 head_size=head_size,
-                value_head_size=head_size,
+                value_head_size=value_size,
                 capacity=options.context or 0,
                 dtype=_float(options),
             ),
@@ -277,14 +277,18 @@ def _export(model: ir.Model, source: Source) -> m.Export:
     )
 
 
-def _heads(model: ir.Model) -> tuple[int, int]:
-    """K and D of the cache."""
-    caches = find_interface(model).caches
-    shape = dims(caches[0][0]) if caches else None
-    if shape is None or len(shape) != 4:
-        return 0, 0  # fuse-kv-io says what is wrong
-    heads, size = shape[1], shape[3]
-    return (heads, size) if isinstance(heads, int) and isinstance(size, int) else (0, 0)
+def _heads(blocks: Sequence[ir.Node]) -> tuple[int, int, int]:
+    """K, and the sizes of a key and a value, of the cache; zeros where fuse-kv-io will refuse it."""
+    pasts = [value for block in blocks[:1] for value in block.inputs[4:6] if value is not None]
+    if len(pasts) != 2:
+        return 0, 0, 0
+    return _size(pasts[0], 1), _size(pasts[0], 3), _size(pasts[1], 3)
+
+
+def _size(value: ir.Value, axis: int) -> int:
+    shape = dims(value)
+    dim = shape[axis] if shape is not None and len(shape) == 4 else 0
+    return dim if isinstance(dim, int) else 0
 
 
 def _facts(

@@ -88,8 +88,9 @@ PIPELINES: dict[str, str] = {
             "raise-contrib-ops",  # after the opset: it writes operators of 23 and 24
             "name-dims",  # before folding: shapes of different inputs become comparable
             "fold-constants",
-            "eliminate-common-subexpressions",  # equal shape arithmetic has been folded by now
             "remove-no-ops",
+            # Equal shape arithmetic has been folded by now, and no-ops told nothing else apart.
+            "eliminate-common-subexpressions",
         )
     ),
     # From an export to the canonical level, its interface unchanged.

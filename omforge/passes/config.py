@@ -133,6 +133,8 @@ def _is_rotary(facts: Mapping[str, Any]) -> bool | None:
         "rotary_dim",
         "rotary_emb_base",
     )
+    if facts.get("alibi"):
+        return False  # Falcon writes rope_theta beside it
     return True if any(word in facts for word in words) else None
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from omforge import ir
+from omforge.passes.pattern import COMMUTATIVE
 from omforge.passes.pipeline import Pass
 
 
@@ -13,7 +14,8 @@ from omforge.passes.pipeline import Pass
 class EliminateCommonSubexpressions(Pass):
     """Merge equal nodes, and equal small initializers before them.
 
-    The work is onnx-ir's own; TorchScript writes the same Shape and Gather for every use.
+    The work is onnx-ir's own, once operands that commute are in one order; TorchScript writes the
+    same Shape and Gather for every use.
     """
 
     name: ClassVar[str] = "eliminate-common-subexpressions"
@@ -23,7 +25,24 @@ class EliminateCommonSubexpressions(Pass):
         before = _size(model)
         ir.common_passes.DeduplicateInitializersPass(size_limit=16)(model)
         ir.common_passes.CommonSubexpressionEliminationPass()(model)
+        while _align_operands(model):  # merging makes operands equal, and more nodes comparable
+            ir.common_passes.CommonSubexpressionEliminationPass()(model)
         return before - _size(model)
+
+
+def _align_operands(model: ir.Model) -> int:
+    """Order the operands of `b + a` as those of an `a + b` before it; the number of nodes."""
+    first: dict[tuple[str, frozenset[ir.Value | None]], ir.Node] = {}
+    count = 0
+    for node in model.graph:
+        if node.domain != "" or node.op_type not in COMMUTATIVE or len(node.inputs) != 2:
+            continue
+        like = first.setdefault((node.op_type, frozenset(node.inputs)), node)
+        if tuple(like.inputs) != tuple(node.inputs):
+            for index, value in enumerate(like.inputs):
+                node.replace_input_with(index, value)
+            count += 1
+    return count
 
 
 def _size(model: ir.Model) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any, ClassVar
 
 import numpy as np
@@ -53,7 +54,12 @@ class FoldConstants(Pass):
         infer_model(model)
         lifted = _lift(model)
         taken = value_names(model.graph)
-        folded = self._fold_known(model, taken) + self._fold_computed(model, taken)
+        folded = 0
+        while count := self._fold_known(model, taken) + self._fold_computed(model, taken):
+            folded += count
+            if all(node.op_type != "NonZero" for node in model.graph):
+                break
+            infer_model(model)  # a NonZero that is a constant now gives what is behind it a size
         if lifted or folded:
             remove_dead(model)
         return lifted + folded
@@ -67,7 +73,7 @@ class FoldConstants(Pass):
                     continue
                 array = _known_array(output)
                 if array is not None:
-                    count += _store(model.graph, output, array, taken)
+                    count += _store(model.graph, output, array, taken) is not None
         return count
 
     def _fold_computed(self, model: ir.Model, taken: set[str]) -> int:
@@ -84,10 +90,17 @@ class FoldConstants(Pass):
             and not output.is_graph_output()  # a graph computes its outputs
             and any(user.outputs[0] not in constant for user in output.consumers())
         ]
-        return sum(
-            _store(model.graph, value, array, taken)
-            for value, array in self._compute(model, wanted)
-        )
+        count = 0
+        stored: dict[tuple[object, ...], ir.Value] = {}
+        for value, array in self._compute(model, wanted):
+            content = (array.dtype, array.shape, sha256(array.tobytes()).digest())
+            same = stored.get(content)  # what was computed twice is still one value to the matchers
+            if same is not None:
+                count += replace_value(value, same)
+            elif made := _store(model.graph, value, array, taken):
+                stored[content] = made
+                count += 1
+        return count
 
     def _compute(
         self, model: ir.Model, wanted: Sequence[ir.Value]
@@ -113,7 +126,8 @@ class FoldConstants(Pass):
         given = [value for value in node.inputs if value is not None]
         if any(value not in constant and constant_tensor(value) is None for value in given):
             return False
-        return all(_elements(value) <= self.limit for value in (*given, *node.outputs))
+        results = [] if node.op_type == "NonZero" else node.outputs  # at most rank x its input
+        return all(_elements(value) <= self.limit for value in (*given, *results))
 
 
 def _known_array(value: ir.Value) -> npt.NDArray[Any] | None:
@@ -135,11 +149,15 @@ def _elements(value: ir.Value) -> float:
     return math.prod(dim if isinstance(dim, int) else math.inf for dim in shape)
 
 
-def _store(graph: ir.Graph, value: ir.Value, array: npt.NDArray[Any], taken: set[str]) -> bool:
+def _store(
+    graph: ir.Graph, value: ir.Value, array: npt.NDArray[Any], taken: set[str]
+) -> ir.Value | None:
+    """The initializer that replaces a value; None for an output, which is computed."""
     if value.is_graph_output():
-        return False
+        return None
     stored = add_initializer(graph, f"{value.name}_folded", array, taken)
-    return replace_value(value, stored)
+    replace_value(value, stored)
+    return stored
 
 
 def _lift(model: ir.Model) -> int:

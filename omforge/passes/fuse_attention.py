@@ -312,22 +312,20 @@ def _up_scale(node: ir.Node, found: Scores, live: set[ir.Value]) -> ir.Value:
 
 
 def _up_softcap(tanh: ir.Node, cap: float, found: Scores) -> ir.Value:
-    """A softcap is `cap * tanh(x / cap)`: the x."""
+    """A softcap is `cap * tanh(x / cap)`: the x; a divisor that is not there scales x by cap."""
     inner = tanh.inputs[0]
     assert inner is not None
     links = trace(inner, scalars=True).links[:1]
-    if not links or links[0].node.op_type not in ("Mul", "Div"):
-        raise NoMatch(f"tanh times {cap:g} is no softcap: its input is not divided", tanh)
-    if abs(links[0].factor * cap - 1.0) > 1e-5:
-        raise NoMatch(
-            f"tanh times {cap:g} is no softcap: its input is multiplied by {links[0].factor:g}",
-            tanh,
-        )
     if found.scale != 1.0 or found.softcap:
         raise NoMatch("the scores are capped before they are scaled", tanh)
     found.softcap = cap
-    found.path += [tanh, links[0].node]
-    return links[0].before
+    found.path.append(tanh)
+    if links and links[0].node.op_type in ("Mul", "Div") and abs(links[0].factor * cap - 1) < 1e-5:
+        found.path.append(links[0].node)
+        return links[0].before
+    # The division may be part of the scale, before or behind the product.
+    found.scale = cap
+    return inner
 
 
 _UPWARD: Mapping[str, Callable[[ir.Node, Scores, set[ir.Value]], ir.Value]] = {
@@ -560,6 +558,9 @@ class _Masks:
         if mask.dtype != dtype:
             raise NoMatch(f"a mask of {mask.dtype} is added to scores of {dtype}: {miss}", mask)
         record(self._model, FuseAttention.name, mask, f"its mask is kept as it stands: {miss}")
+        # ONNX Runtime gives a row of nothing but the lowest number zeros, and not a mean of values.
+        lowest = np.array(dtype.min, dtype=dtype.numpy())
+        mask = op.Where(op.Equal(mask, op.constant(lowest)), op.constant(lowest / 2), mask)
         # ONNX Runtime broadcasts the batch and the heads of a mask, not its queries and keys.
         seq = op.Shape(query, start=1, end=2)
         total = op.Shape(key.new, start=1, end=2)

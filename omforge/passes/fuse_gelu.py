@@ -7,7 +7,7 @@ Before::
 
 After::
 
-    y = Gelu<approximate>(x)
+    y = Gelu<approximate>(x)        times z where that is among the factors
 """
 
 import math
@@ -21,15 +21,15 @@ class FuseGelu(RewritePass):
 
     name = "fuse-gelu"
 
-    def pattern(self, op: PatternOps, x: Pat) -> Pat:
+    def pattern(self, op: PatternOps, x: Pat, z: Pat) -> Pat:
         """Match both forms; only the approximation binds `tanh`."""
         exact = op.Erf(op.Div(x, math.sqrt(2)) | op.Mul(x, math.sqrt(0.5)))
         cube = op.Pow(x, 3.0) | op.Mul(op.Mul(x, x), x)
         inner = op.Mul(op.Add(x, op.Mul(cube, 0.044715)), math.sqrt(2 / math.pi))
         curve = exact | op.Tanh(inner).named("tanh")
-        return op.Mul(op.Mul(x, 0.5), op.Add(curve, 1.0)) | op.Mul(
-            x, op.Mul(op.Add(curve, 1.0), 0.5)
-        )
+        gelu = op.Mul(op.Mul(x, 0.5), op.Add(curve, 1.0))
+        # What is gated may come between: the chain of four, whatever its association.
+        return gelu | op.Mul(gelu, z)
 
     def near_miss(self, op: PatternOps) -> Pat:
         """An error function, which nothing else in a language model uses."""
@@ -37,4 +37,5 @@ class FuseGelu(RewritePass):
 
     def rewrite(self, op: Builder, m: Match) -> ir.Value:
         """Return the `Gelu`."""
-        return op.Gelu(m.x, approximate="tanh" if "tanh" in m else "none")
+        gelu = op.Gelu(m.x, approximate="tanh" if "tanh" in m else "none")
+        return op.Mul(gelu, m.z) if "z" in m else gelu

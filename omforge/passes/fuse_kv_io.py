@@ -73,11 +73,11 @@ class FuseKvIo(Pass):
         kinds = _mask_kinds(model, interface, blocks)
         shapes = [_cache_shape(block) for block in blocks]
         stacked = self.layout == "stacked"
-        if stacked and len(set(shapes)) > 1:
+        if stacked and (len(set(shapes)) > 1 or shapes[0].key != shapes[0].value):
             raise ir.CheckError(
                 "the layers' caches cannot be stacked",
-                f"their heads and sizes differ: {sorted(set(shapes))}",
-                "Use fuse-kv-io{layout=per-layer}",
+                f"their heads or sizes differ: {', '.join(sorted({str(shape) for shape in shapes}))}",
+                "Use --layout per-layer (fuse-kv-io{layout=per-layer})",
             )
         logits = interface.logits
         positions = _positions(model, interface)
@@ -166,19 +166,29 @@ def _mask_kinds(
     return [seen[block.inputs[3]] for block in blocks]
 
 
-def _cache_shape(block: ir.Node) -> tuple[int, int]:
-    """Heads and head size of a block's cache; its values' must be as wide as its keys."""
+@dataclass(frozen=True)
+class _Shape:
+    """Heads K of a block's cache, and the sizes of a key and a value."""
+
+    heads: int
+    key: int
+    value: int
+
+    def __str__(self) -> str:
+        return f"{self.heads} heads with keys of {self.key} and values of {self.value}"
+
+
+def _cache_shape(block: ir.Node) -> _Shape:
     key, value = (_dims(block.inputs[i]) for i in (4, 5))
-    if len(key) != 4 or key[1] != value[1] or key[3] != value[3]:
-        raise ir.CheckError(
-            f"the cache of {block.name} has keys {key} and values {value}",
-            "keys and values of different widths need two tensors",
-            "Such models are not supported yet",
-        )
-    heads, size = key[1], key[3]
-    if not isinstance(heads, int) or not isinstance(size, int):
-        raise ir.CheckError(f"the cache of {block.name} has {heads} heads of {size}, not numbers")
-    return heads, size
+    if len(key) == 4 and len(value) == 4 and key[1] == value[1]:
+        heads, size, width = key[1], key[3], value[3]
+        if isinstance(heads, int) and isinstance(size, int) and isinstance(width, int):
+            return _Shape(heads, size, width)
+    raise ir.CheckError(
+        f"the cache of {block.name} is no [B, K, P, D] with K and D numbers",
+        f"its keys are [{', '.join(map(str, key))}] and its values [{', '.join(map(str, value))}]",
+        "Export the model with its heads and sizes as numbers",
+    )
 
 
 def _positions(model: ir.Model, interface: Interface) -> ir.Value | None:
@@ -253,11 +263,9 @@ class _Past:
     parts: list[tuple[ir.Value, ir.Value]]
 
 
-def _past_stacked(
-    model: ir.Model, blocks: Sequence[ir.Node], shapes: Sequence[tuple[int, int]]
-) -> _Past:
+def _past_stacked(model: ir.Model, blocks: Sequence[ir.Node], shapes: Sequence[_Shape]) -> _Past:
     count = 2 * len(blocks)
-    heads, size = shapes[0]
+    heads, size = shapes[0].heads, shapes[0].key
     dtype = blocks[0].inputs[4].dtype  # type: ignore[union-attr]
     past = _input(PAST, dtype, (BATCH * count, heads, CAPACITY, size))
     op = Builder(model)
@@ -266,14 +274,13 @@ def _past_stacked(
     return _Past([past], list(zip(parts[0::2], parts[1::2], strict=True)))
 
 
-def _past_per_layer(
-    model: ir.Model, blocks: Sequence[ir.Node], shapes: Sequence[tuple[int, int]]
-) -> _Past:
+def _past_per_layer(model: ir.Model, blocks: Sequence[ir.Node], shapes: Sequence[_Shape]) -> _Past:
     inputs: list[ir.Value] = []
-    for layer, (block, (heads, size)) in enumerate(zip(blocks, shapes, strict=True)):
+    for layer, (block, shape) in enumerate(zip(blocks, shapes, strict=True)):
         dtype = block.inputs[4].dtype  # type: ignore[union-attr]
-        shape = (BATCH, heads, CAPACITY, size)
-        inputs += [_input(f"{PAST}.{layer}.{role}", dtype, shape) for role in ("key", "value")]
+        for role, size in (("key", shape.key), ("value", shape.value)):
+            axes = (BATCH, shape.heads, CAPACITY, size)
+            inputs.append(_input(f"{PAST}.{layer}.{role}", dtype, axes))
     return _Past(inputs, list(zip(inputs[0::2], inputs[1::2], strict=True)))
 
 
@@ -299,18 +306,20 @@ def _rewire(
 def _emit(
     model: ir.Model,
     new: Sequence[ir.Value],
-    shapes: Sequence[tuple[int, int]],
+    shapes: Sequence[_Shape],
     stacked: bool,
     by: str,
 ) -> None:
     """The new keys and values as outputs: joined while they are [B, S, K*D], split by head after."""
     with Builder(model) as op:
         if stacked:
-            heads, size = shapes[0]
-            outputs = [_by_head(op, op.Concat(*new, axis=0), heads, size)]
+            joined = op.Concat(*new, axis=0)
+            outputs = [_by_head(op, joined, shapes[0].heads, shapes[0].key)]
             names = [PRESENT]
         else:
-            outputs = [_by_head(op, v, *shapes[i // 2]) for i, v in enumerate(new)]
+            sizes = [size for shape in shapes for size in (shape.key, shape.value)]
+            heads = [shape.heads for shape in shapes for _ in range(2)]
+            outputs = [_by_head(op, *of) for of in zip(new, heads, sizes, strict=True)]
             names = [f"present.{i // 2}.{('key', 'value')[i % 2]}" for i in range(len(new))]
         insert(op, list(model.graph)[-1], by=by)
     for output, name in zip(outputs, names, strict=True):

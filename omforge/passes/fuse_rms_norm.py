@@ -32,7 +32,8 @@ class FuseRmsNorm(RewritePass):
         rms = op.Sqrt(variance) | op.Pow(variance, 0.5)
         inverse = op.Reciprocal(rms) | op.Div(1.0, rms) | op.Pow(variance, -0.5)
         norm = op.Mul(wide, inverse) | op.Div(wide, rms)
-        return op.Mul(op.Cast(norm, to=ANY) | norm, gamma)
+        whole = op.Mul(wide, op.Div(gamma, rms)) | op.Div(op.Mul(wide, gamma), rms)
+        return op.Mul(op.Cast(norm, to=ANY) | norm, gamma) | whole
 
     def square(self, op: PatternOps, x: Pat) -> Pat:
         """Match x squared."""

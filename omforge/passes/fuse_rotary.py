@@ -86,10 +86,12 @@ class FuseRotary(Pass):
         tables = _Tables(model, interface, names)
         count = 0
         for node in roots:
-            found = _candidate(node, live) if node.graph is not None else None
-            if found is None:
+            if node.graph is None:
                 continue
             try:
+                found = _candidate(node, live)
+                if found is None:
+                    continue
                 self._fuse(model, node, found, tables, names)
             except NoMatch as miss:
                 record(model, self.name, node, str(miss))

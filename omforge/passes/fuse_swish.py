@@ -5,10 +5,11 @@ Before::
     y = Mul(x, Sigmoid(x))                   SiLU
     y = Mul(x, Sigmoid(Mul(x, 1.702)))       quick GELU
     y = Div(x, Add(1, Exp(Neg(x))))          SiLU, spelled out
+    y = Mul(x, Mul(Sigmoid(x), z))           SiLU times z, in any association
 
 After::
 
-    y = Swish<alpha>(x)
+    y = Swish<alpha>(x)                      times z where there is one
 """
 
 from omforge import ir
@@ -20,10 +21,16 @@ class FuseSwish(RewritePass):
 
     name = "fuse-swish"
 
-    def pattern(self, op: PatternOps, x: Pat, alpha: Pat) -> Pat:
-        """Match the gate in its three spellings; only quick GELU binds `alpha`."""
-        gate = op.Sigmoid(x) | op.Sigmoid(op.Mul(x, alpha))
-        return op.Mul(x, gate) | op.Div(x, op.Add(op.Exp(op.Neg(x)), 1.0))
+    def pattern(self, op: PatternOps, x: Pat, z: Pat, alpha: Pat) -> Pat:
+        """Match the gate in its spellings; only quick GELU binds `alpha`."""
+        below = op.Add(op.Exp(op.Neg(x)), 1.0)
+        sigmoid = op.Sigmoid(x) | op.Reciprocal(below) | op.Div(1.0, below)
+        gate = sigmoid | op.Sigmoid(op.Mul(x, alpha))
+        # What is gated may come between: the chain of three, whatever its association.
+        gated = (
+            op.Mul(op.Mul(x, gate), z) | op.Mul(x, op.Div(z, below)) | op.Div(op.Mul(x, z), below)
+        )
+        return op.Mul(x, gate) | op.Div(x, below) | gated
 
     def near_miss(self, op: PatternOps) -> Pat:
         """A gate that is no SiLU, or not of the value that it gates."""
@@ -32,4 +39,5 @@ class FuseSwish(RewritePass):
     def rewrite(self, op: Builder, m: Match) -> ir.Value:
         """Return the `Swish`."""
         alpha = m.const("alpha") if "alpha" in m else 1.0
-        return op.Swish(m.x, alpha=alpha)
+        swish = op.Swish(m.x, alpha=alpha)
+        return op.Mul(swish, m.z) if "z" in m else swish

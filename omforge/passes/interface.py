@@ -18,7 +18,8 @@ from omforge.passes.views import shape_of
 _INTEGERS = (ir.DataType.INT64, ir.DataType.INT32)
 _MASKS = (*_INTEGERS, ir.DataType.BOOL)
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-_TRANSPARENT = {"Identity", "Cast", "Concat", "Reshape", "Squeeze", "Unsqueeze", "Flatten"}
+_MOVERS = {"Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose"}
+_TRANSPARENT = {"Concat", *_MOVERS}
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def _tokens(integers: Sequence[ir.Value]) -> ir.Value | None:
 
 
 def _looks_up_rows(value: ir.Value) -> bool:
-    for node in _uses_through_casts(value):
+    for node in _uses_through_movement(value):
         table = node.inputs[0] if node.op_type == "Gather" else None
         if table is not None and is_weight(table) and len(shape_of(table)) == 2:
             return True
@@ -100,8 +101,7 @@ def is_weight(value: ir.Value) -> bool:
     if constant_tensor(value) is not None:
         return True
     node = value.producer()
-    movers = ("Transpose", "Cast", "DequantizeLinear", "Identity", "Reshape")
-    if node is None or node.op_type not in movers:
+    if node is None or node.op_type not in {*_MOVERS, "DequantizeLinear", "Shape"}:
         return False
     return all(v is None or is_weight(v) for v in node.inputs)
 
@@ -110,10 +110,10 @@ def _words(value: ir.Value) -> str:
     return (value.name or "").lower()
 
 
-def _uses_through_casts(value: ir.Value) -> Iterator[ir.Node]:
+def _uses_through_movement(value: ir.Value) -> Iterator[ir.Node]:
     for node in value.consumers():
-        if node.op_type in ("Cast", "Identity", "Reshape"):
-            yield from _uses_through_casts(node.outputs[0])
+        if node.op_type in _MOVERS:
+            yield from _uses_through_movement(node.outputs[0])
         else:
             yield node
 

@@ -102,12 +102,15 @@ def _head(logits: ir.Value) -> list[ir.Node]:
 def _is_row_wise(node: ir.Node) -> bool:
     if node.domain != "" or any(extra.uses() for extra in node.outputs[1:]):
         return False
+    first = node.inputs[0] if node.inputs else None
+    if first is None or all(v is None or is_weight(v) for v in node.inputs):
+        return False
+    if node.op_type in _RESHAPES:  # rows may be merged or split, and keep their order
+        return shape_of(first)[-1:] == shape_of(node.outputs[0])[-1:] != ()
     weights = [v for v in node.inputs if v is not None and is_weight(v)]
     if len(weights) != sum(v is not None for v in node.inputs) - 1:
         return False
-    x, y = shape_of(_moving(node)), shape_of(node.outputs[0])
-    if not x or not y:
-        return False
+    x = shape_of(_moving(node))
     match node.op_type:
         case "MatMul":
             return node.inputs[1] in weights and len(shape_of(node.inputs[1])) == 2
@@ -116,8 +119,6 @@ def _is_row_wise(node: ir.Node) -> bool:
             return node.inputs[1] in weights and not attribute(node, "transA", 0) and bias
         case kind if kind in _NORMS:
             return attribute(node, "axis", -1) in (-1, len(x) - 1)
-        case kind if kind in _RESHAPES:
-            return x[-1] == y[-1]  # rows are merged or split, and keep their order
         case kind if kind in _ELEMENTWISE:
             return all(len(shape_of(v)) <= 1 for v in weights)
         case _:

@@ -253,7 +253,7 @@ def _observations(
 def _elements(prober: Prober, part: Cutout, probe: Probe) -> int:
     """Elements of the largest tensor that a run makes."""
     bindings = prober.bindings(probe.batch, probe.seq, probe.past)
-    most = 0
+    most = probe.batch * probe.seq * (probe.past + probe.seq)  # what the masks are broadcast to
     for node in part.nodes:
         for output in node.outputs:
             try:

@@ -53,7 +53,7 @@ class MergeSlices(Pass):
             for axis, parts in axes.items():
                 parts.sort(key=lambda part: part.start)
                 if _cover(source, axis, parts):
-                    _merge(model, source, axis, parts, names)
+                    _merge(model, axis, parts, names)
                     count += len(parts)
         return count
 
@@ -84,7 +84,11 @@ def _cover(source: ir.Value, axis: int, parts: list[Part]) -> bool:
     return len(parts) > 1 and adjoin and bounds[-1] == size
 
 
-def _merge(model: ir.Model, source: ir.Value, axis: int, parts: list[Part], names: Names) -> None:
+def _merge(model: ir.Model, axis: int, parts: list[Part], names: Names) -> None:
+    node = parts[0].output.producer()
+    assert node is not None
+    source = node.inputs[0]  # an earlier merge may have replaced it: slices of slices
+    assert source is not None
     rank = len(dims(source) or ())
     with Builder(model) as op:
         sizes = [part.end - part.start for part in parts]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+
 from omforge import ir
 from omforge.ir.edit import remove_dead, replace_value
 from omforge.ir.infer import dims, infer_model, known_ints
@@ -28,6 +30,7 @@ class RemoveNoOps(Pass):
         before = _size(model)
         count = 0
         for node in list(model.graph):
+            count += _turn_where(node)
             output = node.outputs[0] if node.outputs else None
             if output is None or not (output.uses() or output.is_graph_output()):
                 continue
@@ -53,13 +56,49 @@ def _neutral(node: ir.Node) -> ir.Value | None:
         case "Dropout":
             return first if _is_off(node) else None
         case "Cast" | "CastLike":
-            return first if first.dtype == output.dtype else None
+            return _cast_source(first, output)
+        case "Not":
+            inner = first.producer()
+            return inner.inputs[0] if inner is not None and inner.op_type == "Not" else None
         case "Concat":
             return first if len(node.inputs) == 1 else None
         case "Mul" | "Add" | "Div" | "Sub" | "Pow":
             return _neutral_operand(node)
         case _:
             return None
+
+
+def _cast_source(first: ir.Value, output: ir.Value) -> ir.Value | None:
+    """What a cast gives back: its input, or what that was widened from."""
+    if first.dtype == output.dtype:
+        return first
+    node = first.producer()
+    source = node.inputs[0] if node is not None and node.op_type == "Cast" else None
+    if source is None or source.dtype != output.dtype or None in (source.dtype, first.dtype):
+        return None
+    return source if _holds(first.dtype, source.dtype) else None
+
+
+def _holds(wide: ir.DataType | None, narrow: ir.DataType | None) -> bool:
+    """Whether every number of one dtype is one of the other."""
+    if wide is None or narrow is None or ir.DataType.STRING in (wide, narrow):
+        return False
+    if narrow in (ir.DataType.INT64, ir.DataType.UINT64):  # numpy calls them safe in a double
+        return False
+    return np.can_cast(narrow.numpy(), wide.numpy(), "safe")
+
+
+def _turn_where(node: ir.Node) -> int:
+    """Where(Not(c), a, b) is Where(c, b, a): the matchers see one of the two."""
+    if node.op_type != "Where" or node.domain != "" or node.inputs[0] is None:
+        return 0
+    condition, shown, other = node.inputs
+    inverse = None if condition is None else condition.producer()
+    if inverse is None or inverse.op_type != "Not" or inverse.domain != "":
+        return 0
+    for index, value in enumerate((inverse.inputs[0], other, shown)):
+        node.replace_input_with(index, value)
+    return 1
 
 
 def _is_off(dropout: ir.Node) -> bool:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from omforge import ir
 from omforge.ir import dims as d
-from omforge.ir.dims import Dim
+from omforge.ir.dims import Dim, Opaque
 from omforge.ir.evaluate import EvaluationError, numbers, sizes
 from omforge.ir.infer import attribute, constant, dims, known_ints
 
@@ -121,9 +121,22 @@ def is_same_movement(chain: Chain, expected: Movement) -> bool:
         expected: What the candidate would do.
     """
     values = [chain.end, chain.source, *(link.before for link in chain.links)]
-    if any(dims(value) is None for value in values):
+    if any(dims(value) is None for value in values) or any(map(_is_cut, chain.links)):
         return False
     return all(_moves_alike(chain, expected, bindings) for bindings in bindings_for(values))
+
+
+def _is_cut(link: Link) -> bool:
+    """Whether a step takes at most so many of a symbolic size: at small sizes it takes all."""
+    before = shape_of(link.before)
+    return any(_has_limit(dim) and dim not in before for dim in shape_of(link.after))
+
+
+def _has_limit(dim: Dim) -> bool:
+    if isinstance(dim, int):
+        return False
+    atoms = (atom for monomial in dim.terms for atom in monomial)
+    return any(isinstance(atom, Opaque) and atom.op in ("min", "max") for atom in atoms)
 
 
 def _moves_alike(chain: Chain, expected: Movement, bindings: Mapping[str, int]) -> bool:

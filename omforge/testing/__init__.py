@@ -7,10 +7,12 @@ from omforge.testing.assertions import (
     parse,
 )
 from omforge.testing.feeds import example_feeds, several_feeds
+from omforge.testing.metamorphic import TRANSFORMATIONS, transform
 from omforge.testing.mutations import Mutant, assert_near_misses_are_safe, mutants
 from omforge.testing.outline import outline
 
 __all__ = [
+    "TRANSFORMATIONS",
     "Mutant",
     "assert_leaves_alone",
     "assert_near_misses_are_safe",
@@ -21,4 +23,5 @@ __all__ = [
     "outline",
     "parse",
     "several_feeds",
+    "transform",
 ]

@@ -66,7 +66,7 @@ def assert_near_misses_are_safe(
 
 def mutants(model: ir.Model) -> Iterator[Mutant]:
     """Yield every valid model that is one change away from `model`."""
-    for change, edit in _edits(model):
+    for change, edit in edits(model):
         copy = model.clone()
         edit(copy)
         if _is_valid(copy):
@@ -94,7 +94,8 @@ def _refusal(model: ir.Model) -> str | None:
     return None
 
 
-def _edits(model: ir.Model) -> Iterator[tuple[str, Edit]]:
+def edits(model: ir.Model) -> Iterator[tuple[str, Edit]]:
+    """Yield every single change of a model, by words: `edit(model.clone())` makes it."""
     for index, node in enumerate(model.graph):
         if node.op_type == "Constant":
             yield from _constant_edits(

@@ -162,6 +162,7 @@ def test_caps_scores_before_the_mask() -> None:
 @pytest.mark.parametrize("visible", ["causal", "window", ""])
 def test_raises_a_block_without_a_cache(visible: str) -> None:
     node = attention(fused(FuseAttention(), Block(cache=False, visible=visible)))
+    assert inputs(node)[:3] == ["q", "k", "v"]  # before heads are split and repeated
     assert len(node.inputs) == (4 if visible else 3)
     assert len(node.outputs) == 1
 
@@ -260,6 +261,31 @@ def test_takes_for_a_cache_only_an_input_with_new_keys_behind_it(case: str) -> N
     assert len(node.inputs) == 4
 
 
+def test_takes_for_a_cache_only_what_is_joined_along_the_tokens() -> None:
+    """Halves of heads joined to whole ones, of as many tokens in both."""
+    block = Block(kv_heads=4, visible="", padding=False, seq="3", past="3")
+    changes = {
+        "float[batch, 4, 3, 4] past_key": "float[batch, 4, 3, 2] past_key",
+        "float[batch, 4, 3, 4] past_value": "float[batch, 4, 3, 2] past_value",
+        "float[batch, 4, 6, 4] present_key": "float[batch, 4, 3, 4] present_key",
+        "float[batch, 4, 6, 4] present_value": "float[batch, 4, 3, 4] present_value",
+        "present_key = Concat <axis = 2> (past_key, k4)": (
+            "half_k = Slice (k4, i_from, i_to, i_axis)"
+            " present_key = Concat <axis = 3> (past_key, half_k)"
+        ),
+        "present_value = Concat <axis = 2> (past_value, v4)": (
+            "half_v = Slice (v4, i_from, i_to, i_axis)"
+            " present_value = Concat <axis = 3> (past_value, half_v)"
+        ),
+        "float scale =": (
+            "int64[1] i_from = {0}, int64[1] i_to = {2}, int64[1] i_axis = {3}, float scale ="
+        ),
+    }
+    model = named(edited(block, changes))
+    assert FuseAttention().run(model) == 1
+    assert len(attention(model).inputs) == 3
+
+
 # --- left alone -------------------------------------------------------------------------------
 
 LEFT_ALONE: dict[str, tuple[Block, dict[str, str], str]] = {
@@ -330,15 +356,10 @@ LEFT_ALONE: dict[str, tuple[Block, dict[str, str], str]] = {
         {"masked = Add (capped,": "late = Mul (capped, scale) masked = Add (late,"},
         "the scores are capped before they are scaled",
     ),
-    "not divided by the cap": (
-        Block(softcap=2.0),
-        {"Mul (capped_b, cap)": "Mul (capped_b, scale)"},
-        "is no softcap: its input is multiplied by 0.5",
-    ),
     "moved before the cap": (
         Block(softcap=1.0, visible="", scale="", kv_heads=4),
         {"Div (scores, cap)": "Transpose <perm = [1, 0, 2, 3]> (scores)"},
-        "is no softcap: its input is not divided",
+        "the scores come from Transpose, not from a product",
     ),
     "a negative scale": (
         Block(),
@@ -384,6 +405,45 @@ LEFT_ALONE: dict[str, tuple[Block, dict[str, str], str]] = {
         Block(applied="where"),
         {"masked = Where (seen,": "odd = Greater (scaled, zero) masked = Where (odd,"},
         "which scores are hidden depends on the tokens",
+    ),
+    "a softmax over several axes": (
+        Block(visible=""),
+        {
+            "masked = Identity (scaled)": "masked = Reshape (scaled, i_rows)",
+            "probs = Softmax <axis = -1> (masked)": (
+                "flat_probs = Softmax <axis = -1> (masked) whole = Shape (scaled)"
+                " probs = Reshape (flat_probs, whole)"
+            ),
+            "float scale =": "int64[3] i_rows = {0, 4, -1}, float scale =",
+        },
+        "scores of [batch, 4, seq, past + seq] become [batch, 4, past*seq + seq*seq]",
+    ),
+    "a mask on scores of another shape": (
+        Block(visible="", seq="2"),
+        {
+            "masked = Identity (scaled)": (
+                "i_all = Concat <axis = 0> (i_rows, total1) rows = Reshape (scaled, i_all)"
+                " tilted = Add (rows, tilt) whole = Shape (scaled) masked = Reshape (tilted, whole)"
+            ),
+            "float scale =": (
+                "int64[2] i_rows = {0, 8}, float[8, 1] tilt = {1, 2, 3, 4, 5, 6, 7, 8},"
+                " float scale ="
+            ),
+        },
+        "scores of [batch, 4, 2, past + 2] are masked as [batch, 8, past + 2]",
+    ),
+    "a mask that makes two of one": (
+        Block(visible="", batch="1"),
+        {
+            "masked = Identity (scaled)": "masked = Add (scaled, tall)",
+            "float scale =": "float[2, 1, 1, 1] tall = {0, 0}, float scale =",
+            "back = Transpose <perm = [0, 2, 1, 3]> (mixed)": (
+                "one = ReduceMean <keepdims = 1> (mixed, i_0)"
+                " back = Transpose <perm = [0, 2, 1, 3]> (one)"
+            ),
+            "int64[4] i_0_0_4_4": "int64[1] i_0 = {0}, int64[4] i_0_0_4_4",
+        },
+        "become [2, 4, seq, past + seq]",
     ),
     "scores of no product": (
         Block(),

@@ -156,3 +156,23 @@ def test_a_mask_that_the_runtime_cannot_make_is_refused(exported: Exported) -> N
             node.attributes["upper"] = ir.AttrInt64("upper", 1)
     with pytest.raises(ir.CheckError, match="not one that the runtime can make"):
         FuseKvIo().run(model)
+
+
+def test_keys_and_values_of_other_widths_need_a_tensor_each() -> None:
+    text = """<ir_version: 11, opset_import: ["" : 24]>
+    g (int64[batch, seq] input_ids, int64[batch, total] attention_mask,
+       float[batch, 2, past, 4] pk, float[batch, 2, past, 3] pv)
+       => (float[batch, seq, 6] logits, float[batch, 2, t, 4] key, float[batch, 2, t, 3] value)
+    <float[4, 8] words = {0,1,2,3,4,5,6,7,0,1,2,3,4,5,6,7,0,1,2,3,4,5,6,7,0,1,2,3,4,5,6,7},
+     int64[2] six = {6, 2}> {
+        q = Gather (words, input_ids)
+        v, rest = Split <axis = -1> (q, six)
+        logits, key, value = Attention <q_num_heads = 2, kv_num_heads = 2, is_causal = 1>
+            (q, q, v, , pk, pv) }"""
+    stacked, split = parse(text), parse(text)
+    with pytest.raises(ir.CheckError, match="keys of 4 and values of 3"):
+        FuseKvIo().run(stacked)
+    FuseKvIo("per-layer").run(split)
+    shapes = _interface(split)
+    assert shapes["past_key_values.0.key"] == ["batch", "2", "capacity", "4"]
+    assert shapes["present.0.value"] == ["batch", "2", "seq", "3"]

@@ -1,8 +1,12 @@
 """Which input and output of a causal LM is for what, whatever they are called."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 
 from omforge import ir
+from omforge.ir.infer import infer_model
 from omforge.passes.interface import (
     activations,
     attention_mask_of,
@@ -52,9 +56,8 @@ def test_a_boolean_mask_is_one() -> None:
 
 
 def test_counted_slots_are_no_position_ids() -> None:
-    text = Block().text().replace(
-        "int64[batch, seq] position_ids", "int64[seq] cache_position, int64[batch, seq] position_ids"
-    )  # fmt: skip
+    positions = "int64[batch, seq] position_ids"
+    text = Block().text().replace(positions, f"int64[seq] cache_position, {positions}")
     found = find_interface(parse(text))
     assert found.position_ids is not None
     assert found.position_ids.name == "position_ids"
@@ -98,8 +101,9 @@ NOT_LMS = {
         " { a = Gather (t, ids) y = ArgMax (a) }",
         "no output is logits",
     ),
-    "a mask that is looked up": (
-        "g (int64[S] ids) => (float[S, 2] y) <float[2, 2] t = {1, 2, 3, 4}> { y = Gather (t, ids) }",
+    "tokens without a batch": (
+        "g (int64[S] ids) => (float[S, 2] y) <float[2, 2] t = {1, 2, 3, 4}>"
+        " { y = Gather (t, ids) }",
         "no integer input",
     ),
 }
@@ -113,12 +117,12 @@ def test_refuses_what_is_no_language_model(case: str) -> None:
 
 
 @pytest.mark.parametrize(("route", "family"), EXPORTS)
-def test_finds_the_roles_of_real_exports(route: str, family: str, exported) -> None:  # type: ignore[no-untyped-def]
+def test_finds_the_roles_of_real_exports(
+    route: str, family: str, exported: Callable[[str, str], Path]
+) -> None:
     model = ir.load(exported(route, family))
     if any(node.domain == "com.microsoft" for node in model.graph):
         pytest.skip("its caches end in operators that are raised first")
-    from omforge.ir.infer import infer_model
-
     infer_model(model)
     found = find_interface(model)
     assert len(found.caches) == 4

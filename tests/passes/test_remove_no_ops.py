@@ -1,6 +1,7 @@
 """remove-no-ops: what changes nothing goes, and nothing else."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -134,9 +135,8 @@ def test_near_misses_are_safe(body: str) -> None:
     assert assert_near_misses_are_safe(RemoveNoOps(), graph(body))
 
 
-def test_a_real_export_keeps_its_interface(exported) -> None:  # type: ignore[no-untyped-def]
-    path: Path = exported("torchscript-op17", "llama_mha")
-    model = ir.load(path)
+def test_a_real_export_keeps_its_interface(exported: Callable[[str, str], Path]) -> None:
+    model = ir.load(exported("torchscript-op17", "llama_mha"))
     before = [line for line in outline(model) if line.startswith(("input", "output"))]
     make_pipeline("fold-constants,remove-no-ops").run(model)
     names = [line.split(":")[0] for line in before]

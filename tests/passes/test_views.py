@@ -21,7 +21,8 @@ def chain(body: str, shape: str = "B, S, 12", *, scalars: bool = False) -> Chain
     <int64[4] heads = {{0, 0, 3, 4}}, int64[4] by_head = {{0, 3, -1, 4}},
      int64[3] flat = {{0, 0, 12}}, int64[3] copies = {{1, 1, 2}}, int64[2] order = {{1, 0}},
      int64[1] zero = {{0}}, int64[1] one = {{1}}, int64[1] two = {{2}}, int64[1] three = {{3}},
-     int64[1] five = {{5}}, int64[1] last = {{-1}}, int64[1] first = {{-9223372036854775807}},
+     int64[1] five = {{5}}, int64[1] many = {{9999}},
+     int64[1] last = {{-1}}, int64[1] first = {{-9223372036854775807}},
      float half = {{0.5}}, float none = {{0.0}}, float[2] halves = {{0.5, 0.5}},
      float[2] other = {{0.5, 0.25}}> {{ {body} }}"""
     return trace(parse(text).graph.outputs[0], scalars=scalars)
@@ -95,6 +96,17 @@ NO_IDENTITIES = {
 def test_takes_nothing_else_for_identity(case: str) -> None:
     found = chain(NO_IDENTITIES[case])
     assert not found.links or not is_identity(found)
+
+
+def test_a_slice_beyond_the_small_sizes_is_not_taken_for_all() -> None:
+    """Of 9,999 tokens and more it takes the first; of the few in the index tensor it takes all."""
+    found = chain("a = Slice (x, zero, many, one) y = Transpose <perm = [0, 2, 1]> (a)")
+    assert len(found.links) == 2
+    assert not is_same_movement(found, lambda a, _: a.transpose(0, 2, 1))
+    assert is_same_movement(
+        chain("a = Identity (x) y = Transpose <perm = [0, 2, 1]> (a)"),
+        lambda a, _: a.transpose(0, 2, 1),
+    )
 
 
 def test_an_expansion_to_another_symbol_may_repeat() -> None:

@@ -1,0 +1,117 @@
+"""What a config.json promises, by whatever name a family calls it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from omforge import ir
+from omforge.passes.config import ModelConfig, read_config
+
+
+def config(folder: Path, facts: Any, generation: Any = None) -> ModelConfig:
+    (folder / "config.json").write_text(json.dumps(facts))
+    if generation is not None:
+        (folder / "generation_config.json").write_text(json.dumps(generation))
+    found = read_config(folder)
+    assert found is not None
+    return found
+
+
+def test_reads_a_llama(tmp_path: Path) -> None:
+    facts = {
+        "model_type": "llama",
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "hidden_size": 64,
+        "vocab_size": 320,
+        "max_position_embeddings": 256,
+        "rope_theta": 10000.0,
+        "hidden_act": "silu",
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    assert config(tmp_path, facts) == ModelConfig(
+        model_type="llama",
+        layers=2,
+        heads=4,
+        kv_heads=2,
+        hidden_size=64,
+        vocab_size=320,
+        max_positions=256,
+        rotary=True,
+        gated=True,
+        eos_token_ids=(2,),
+        bos_token_id=1,
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [
+        ("n_layer", "layers"),
+        ("n_head", "heads"),
+        ("n_embd", "hidden_size"),
+        ("n_positions", "max_positions"),
+        ("d_model", "hidden_size"),
+        ("num_kv_heads", "kv_heads"),
+    ],
+)
+def test_knows_other_names(tmp_path: Path, name: str, field: str) -> None:
+    assert getattr(config(tmp_path, {name: 7}), field) == 7
+
+
+def test_is_silent_where_the_file_is(tmp_path: Path) -> None:
+    assert config(tmp_path, {}) == ModelConfig()
+
+
+def test_reads_the_text_part_of_a_multimodal_model(tmp_path: Path) -> None:
+    facts = {"hidden_size": 9, "text_config": {"hidden_size": 64, "num_hidden_layers": 2}}
+    found = config(tmp_path, facts)
+    assert (found.hidden_size, found.layers) == (64, 2)
+
+
+@pytest.mark.parametrize(
+    ("facts", "window"),
+    [
+        ({"sliding_window": 4096}, 4096),
+        ({"sliding_window": None}, None),
+        ({"sliding_window": 4096, "use_sliding_window": False}, None),
+        ({"sliding_window": 4096, "use_sliding_window": True}, 4096),
+    ],
+)
+def test_a_window_counts_where_it_is_used(tmp_path: Path, facts: Any, window: int | None) -> None:
+    assert config(tmp_path, facts).window == window
+
+
+@pytest.mark.parametrize(
+    ("ids", "expected"), [(2, (2,)), ([2, 5], (2, 5)), (None, ()), ([2, None], (2,)), (True, ())]
+)
+def test_reads_one_or_several_ends(tmp_path: Path, ids: Any, expected: tuple[int, ...]) -> None:
+    assert config(tmp_path, {"eos_token_id": ids}).eos_token_ids == expected
+
+
+def test_the_generation_config_has_the_last_word_on_tokens(tmp_path: Path) -> None:
+    found = config(tmp_path, {"eos_token_id": 2, "pad_token_id": 0}, {"eos_token_id": [2, 7]})
+    assert found.eos_token_ids == (2, 7)
+    assert found.pad_token_id == 0
+
+
+@pytest.mark.parametrize(
+    ("act", "gated"), [("silu", True), ("swiglu", True), ("gelu_new", False), (None, None)]
+)
+def test_tells_whether_the_mlp_is_gated(tmp_path: Path, act: str | None, gated: bool) -> None:
+    assert config(tmp_path, {"hidden_act": act}).gated is gated
+
+
+def test_none_without_a_file(tmp_path: Path) -> None:
+    assert read_config(tmp_path) is None
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", "\x00"])
+def test_refuses_what_is_no_object(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ir.InputError, match="cannot read"):
+        read_config(tmp_path)
