@@ -96,7 +96,7 @@ def compile_bundle(
 
     Args:
         source: The export's folder or .onnx file.
-        output: The bundle's folder; a bundle that is there is replaced when the new one is complete.
+        output: The bundle's folder; one that is there is replaced when the new one is complete.
         options: What to make.
         instruments: What watches the passes; the verifier alone if None.
         progress: Told the step's name, steps done and steps in all.
@@ -278,7 +278,7 @@ def _export(model: ir.Model, source: Source) -> m.Export:
 
 
 def _heads(blocks: Sequence[ir.Node]) -> tuple[int, int, int]:
-    """K, and the sizes of a key and a value, of the cache; zeros where fuse-kv-io will refuse it."""
+    """K and the sizes of a key and a value of the cache; zeros where fuse-kv-io will refuse it."""
     pasts = [value for block in blocks[:1] for value in block.inputs[4:6] if value is not None]
     if len(pasts) != 2:
         return 0, 0, 0

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from omforge import ir
+from omforge.passes.matcher import SMALL
 from omforge.passes.pattern import COMMUTATIVE
 from omforge.passes.pipeline import Pass
 
@@ -23,7 +24,7 @@ class EliminateCommonSubexpressions(Pass):
     def run(self, model: ir.Model) -> int:
         """Merge; the number of nodes and initializers gone."""
         before = _size(model)
-        ir.common_passes.DeduplicateInitializersPass(size_limit=16)(model)
+        ir.common_passes.DeduplicateInitializersPass(size_limit=SMALL)(model)
         ir.common_passes.CommonSubexpressionEliminationPass()(model)
         while _align_operands(model):  # merging makes operands equal, and more nodes comparable
             ir.common_passes.CommonSubexpressionEliminationPass()(model)

@@ -126,8 +126,9 @@ class FoldConstants(Pass):
         given = [value for value in node.inputs if value is not None]
         if any(value not in constant and constant_tensor(value) is None for value in given):
             return False
-        results = [] if node.op_type == "NonZero" else node.outputs  # at most rank x its input
-        return all(_elements(value) <= self.limit for value in (*given, *results))
+        if node.op_type != "NonZero":  # which gives at most the rank times its input
+            given += node.outputs
+        return all(_elements(value) <= self.limit for value in given)
 
 
 def _known_array(value: ir.Value) -> npt.NDArray[Any] | None:

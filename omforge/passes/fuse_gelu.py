@@ -24,7 +24,7 @@ class FuseGelu(RewritePass):
     def pattern(self, op: PatternOps, x: Pat, z: Pat) -> Pat:
         """Match both forms; only the approximation binds `tanh`."""
         exact = op.Erf(op.Div(x, math.sqrt(2)) | op.Mul(x, math.sqrt(0.5)))
-        cube = op.Pow(x, 3.0) | op.Mul(op.Mul(x, x), x)
+        cube = op.Pow(x, 3.0) | op.Mul(op.Mul(x, x) | op.Pow(x, 2.0), x)
         inner = op.Mul(op.Add(x, op.Mul(cube, 0.044715)), math.sqrt(2 / math.pi))
         curve = exact | op.Tanh(inner).named("tanh")
         gelu = op.Mul(op.Mul(x, 0.5), op.Add(curve, 1.0))

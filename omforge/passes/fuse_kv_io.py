@@ -64,7 +64,7 @@ class FuseKvIo(Pass):
 
         Raises:
             InputError: The model has no cache.
-            CheckError: An attention block or a mask was not raised, so that its cache cannot be replaced.
+            CheckError: A block or a mask was not raised, so its cache cannot be replaced.
         """
         infer_model(model)
         interface = find_interface(model)
@@ -76,7 +76,7 @@ class FuseKvIo(Pass):
         if stacked and (len(set(shapes)) > 1 or shapes[0].key != shapes[0].value):
             raise ir.CheckError(
                 "the layers' caches cannot be stacked",
-                f"their heads or sizes differ: {', '.join(sorted({str(shape) for shape in shapes}))}",
+                f"their heads or sizes differ: {', '.join(sorted(set(map(str, shapes))))}",
                 "Use --layout per-layer (fuse-kv-io{layout=per-layer})",
             )
         logits = interface.logits
@@ -310,7 +310,7 @@ def _emit(
     stacked: bool,
     by: str,
 ) -> None:
-    """The new keys and values as outputs: joined while they are [B, S, K*D], split by head after."""
+    """The new keys and values as outputs: joined while [B, S, K*D], split by head after."""
     with Builder(model) as op:
         if stacked:
             joined = op.Concat(*new, axis=0)

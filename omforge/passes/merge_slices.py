@@ -68,7 +68,10 @@ def _part(node: ir.Node) -> Part | None:
     bounds = (starts, ends, axes, steps)
     if shape is None or any(numbers is None or len(numbers) != 1 for numbers in bounds):
         return None
-    assert starts and ends and axes and steps
+    assert starts
+    assert ends
+    assert axes
+    assert steps
     axis = axes[0] % len(shape)
     size = shape[axis]
     if not isinstance(size, int) or steps[0] != 1:

@@ -73,7 +73,7 @@ class RaiseContribOps(Pass):
 
 
 def _rule(node: ir.Node) -> Callable[[Builder, ir.Node], Values] | None:
-    # SimplifiedLayerNormalization is of the default domain in ONNX Runtime, but not in the standard.
+    # SimplifiedLayerNormalization is of ONNX Runtime's default domain, and not in the standard.
     if node.domain == DOMAIN or node.op_type == "SimplifiedLayerNormalization":
         return _RULES.get(node.op_type)
     return None
@@ -181,8 +181,7 @@ def _rotate(
     if 2 * half != width // heads:
         options["rotary_embedding_dim"] = 2 * half
     tables = [op.Gather(table, positions, axis=0) for table in (cos, sin)]
-    rotated: ir.Value = op.RotaryEmbedding(x, *tables, **options)
-    return rotated
+    return op.node("RotaryEmbedding", [x, *tables], options).outputs[0]
 
 
 def _group_query_attention(op: Builder, node: ir.Node) -> Values:

@@ -109,8 +109,8 @@ class TabulateRotary(Pass):
         while length < self.positions:  # LongRoPE turns at other frequencies once a text is long
             if not np.array_equal(_at(part, ids, np.arange(length)[None, :])[0], table[:length]):
                 raise EvaluationError(
-                    f"it depends on the length of the text: {length} and {self.positions} positions "
-                    "give other rows"
+                    f"it depends on the length of the text: {length} and {self.positions} "
+                    "positions give other rows"
                 )
             length *= 2
         return table

@@ -157,7 +157,9 @@ def _constant_edits(
     array = tensor.numpy()
     for at in range(array.size):
         element = array.flat[at]
-        for other in (element * 2 + 1, element - 1, element * 0):
+        with np.errstate(over="ignore"):  # the lowest number, which masks are made of
+            others = (element * 2 + 1, element - 1, element * 0)
+        for other in others:
             changed = array.copy()
             changed.flat[at] = other
             if not np.array_equal(changed, array):

@@ -11,10 +11,11 @@ import onnx
 
 from omforge import ir
 from omforge.ir.edit import add_initializer, fresh_name
-from omforge.ir.infer import attribute, constant_tensor, dims
+from omforge.ir.infer import attribute, constant, constant_tensor, dims
 from omforge.passes.builder import Builder
 from omforge.passes.convert_opset import ConvertOpset
 from omforge.passes.interface import find_interface
+from omforge.passes.matcher import SMALL
 from omforge.passes.splice import Names
 from omforge.testing.edits import BY, FLOATS, chosen, fresh_names, insert_noise, of_type
 
@@ -214,6 +215,8 @@ def _copy(value: ir.Value, depth: int, user: ir.Node, names: Names) -> ir.Value 
     graph = user.graph
     if not depth or node is None or node.domain != "" or len(node.outputs) != 1:
         return None
+    if constant_tensor(value) is not None and constant(value, SMALL) is None:
+        return None  # a weight: nobody stores it twice
     if graph is None or any(a.type == ir.AttributeType.GRAPH for a in node.attributes.values()):
         return None
     inputs = [v if v is None else _copy(v, depth - 1, user, names) or v for v in node.inputs]

@@ -45,9 +45,7 @@ def test_the_same_input_gives_the_same_bytes(exported: Exported, tmp_path: Path)
     source = exported("optimum", "llama_gqa")
     for name in ("one", "two"):
         compile_bundle(source, tmp_path / name, SMALL)
-    one, two = (
-        {f.name: f.read_bytes() for f in (tmp_path / n).iterdir()} for n in ("one", "two")
-    )
+    one, two = ({f.name: f.read_bytes() for f in (tmp_path / n).iterdir()} for n in ("one", "two"))
     assert sorted(one) == sorted(two)
     assert [name for name in one if one[name] != two[name]] == []
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from omforge import ir
 from omforge.passes.eliminate_common_subexpressions import EliminateCommonSubexpressions
 from omforge.testing import assert_leaves_alone, assert_rewrites
 
@@ -31,3 +32,13 @@ def test_different_nodes_stay(body: str, caplog: pytest.LogCaptureFixture) -> No
     if "three" not in APART[body]:
         used = used.replace(", float three = {3.0}", "")
     assert_leaves_alone(EliminateCommonSubexpressions(), used + APART[body], "", caplog)
+
+
+def test_equal_constants_alone_count_as_a_change() -> None:
+    """A pass that returns 0 has left the model untouched."""
+    model = ir.from_onnx_text("""<ir_version: 11, opset_import: ["" : 24]>
+    g (float[N] x) => (float[N] y) <float half = {0.5}, float other = {0.5}> {
+        a = Mul (x, half) b = Neg (x) c = Add (b, other) y = Add (a, c)
+    }""")
+    assert EliminateCommonSubexpressions().run(model) == 1
+    assert EliminateCommonSubexpressions().run(model) == 0

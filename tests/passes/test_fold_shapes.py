@@ -14,27 +14,36 @@ g (float[B, S, 8] x%s) => (float[%s] y)
 
 
 def test_a_computed_target_becomes_copies_and_numbers() -> None:
-    before = HEADER % ("", "B, S, 4, 2") + """{
+    before = (
+        HEADER % ("", "B, S, 4, 2")
+        + """{
         b = Shape <start = 0, end = 1> (x) s = Shape <start = 1, end = 2> (x)
         t = Concat <axis = 0> (b, s, four, rest) y = Reshape (x, t) }"""
+    )
     after = """<ir_version: 11, opset_import: ["" : 24]>
     g (float[B, S, 8] x) => (float[B, S, 4, 2] y) <int64[4] t = {0, 0, 4, 2}> { y = Reshape (x, t) }"""
     assert_rewrites(FoldShapes(), before, after)
 
 
 def test_a_chain_of_reshapes_becomes_its_last() -> None:
-    before = HEADER % ("", "B, S, 4, 2") + """{
+    before = (
+        HEADER % ("", "B, S, 4, 2")
+        + """{
         f = Flatten <axis = 2> (x)
         b = Shape <start = 0, end = 1> (x) s = Shape <start = 1, end = 2> (x)
         t = Concat <axis = 0> (b, s, four, two) y = Reshape (f, t) }"""
+    )
     after = """<ir_version: 11, opset_import: ["" : 24]>
     g (float[B, S, 8] x) => (float[B, S, 4, 2] y) <int64[4] t = {0, 0, 4, 2}> { y = Reshape (x, t) }"""
     assert_rewrites(FoldShapes(), before, after)
 
 
 def test_an_expansion_keeps_its_dimensions_by_ones() -> None:
-    before = HEADER % ("", "B, S, 8") + """{
+    before = (
+        HEADER % ("", "B, S, 8")
+        + """{
         s = Shape (x) y = Expand (x, s) }"""
+    )
     after = """<ir_version: 11, opset_import: ["" : 24]>
     g (float[B, S, 8] x) => (float[B, S, 8] y) <int64[3] t = {1, 1, 1}> { y = Expand (x, t) }"""
     assert_rewrites(FoldShapes(), before, after)

@@ -143,6 +143,13 @@ def test_gives_zeros_to_rows_that_see_nothing(block: Block) -> None:
     assert mask.dtype == ir.DataType.BOOL
 
 
+def test_a_guard_that_gives_something_else_stays() -> None:
+    changes = {"Where (empty, zero, mixed)": "Where (empty, scale, mixed)"}
+    model = fused(FuseAttention(), edited(Block(guard="rows"), changes))
+    assert "Attention" in ops(model)
+    assert "guarded" in [value.name for node in model.graph for value in node.outputs]
+
+
 def test_keeps_the_mean_of_rows_that_see_nothing() -> None:
     mask = attention(fused(FuseAttention(), Block())).inputs[3]
     assert mask is not None

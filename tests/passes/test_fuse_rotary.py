@@ -279,7 +279,8 @@ LEFT_ALONE: dict[str, tuple[dict[str, str], str]] = {
         "does not run over [B, S, R]",
     ),
     "a pair with two frequencies": (
-        {"cos_b = Concat <axis = -1> (cos_a,": "cos_x = Neg (cos_a) cos_b = Concat <axis = -1> (cos_x,"},
+        {"cos_b = Concat <axis = -1> (cos_a,": (
+            "cos_x = Neg (cos_a) cos_b = Concat <axis = -1> (cos_x,")},
         "the two elements of a rotated pair meet different numbers",
     ),
     "half-style tables for neighbours": (

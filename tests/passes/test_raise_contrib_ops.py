@@ -35,14 +35,24 @@ def test_activations(op: str) -> None:
 
 
 def test_a_skip_norm_becomes_an_add_and_a_norm() -> None:
-    before = HEADER + SKIP + """{
+    before = (
+        HEADER
+        + SKIP
+        + """{
         y, m, i, t = com.microsoft.SkipSimplifiedLayerNormalization <epsilon = 0.00001> (x, r, w) }"""
-    after = STANDARD + SKIP + """{
+    )
+    after = (
+        STANDARD
+        + SKIP
+        + """{
         t = Add (x, r) y = RMSNormalization <axis = -1, epsilon = 0.00001> (t, w) }"""
+    )
     assert_rewrites(RaiseContribOps(), before, after)
 
 
-GQA = HEADER + """g (int64[B, S] input_ids, int64[B, T] attention_mask, float[B, S, %d] q,
+GQA = (
+    HEADER
+    + """g (int64[B, S] input_ids, int64[B, T] attention_mask, float[B, S, %d] q,
    float[B, 2, P, 16] pk, float[B, 2, P, 16] pv, float[32, 8] cos, float[32, 8] sin%s)
    => (float[B, S, 64] y, float[B, 2, Q, 16] key, float[B, 2, Q, 16] value)
 <int64[1] one = {1}, int64 first = {1}> {
@@ -55,6 +65,7 @@ GQA = HEADER + """g (int64[B, S] input_ids, int64[B, T] attention_mask, float[B,
     y, key, value = com.microsoft.GroupQueryAttention <num_heads = 4, kv_num_heads = 2%s>
         (q, %s, pk, pv, lengths, total, cos, sin)
 }"""
+)
 
 
 KEYS = ", float[B, S, 32] k, float[B, S, 32] v"

@@ -101,6 +101,9 @@ STAYS = {
     "some of the tokens": "a = Slice (x, i0, far, i1) y = Neg (a)",
     "dropout in training": "a, m = Dropout (x, ratio, yes) b = Not (m) c = Cast <to = 1> (b)"
     " y = Add (a, c)",
+    "dropout in training, its mask unused": "a = Dropout (x, ratio, yes) y = Neg (a)",
+    "dropout by the caller's choice": "n = ReduceMax <keepdims = 0> (x) on = Cast <to = 9> (n)"
+    " a = Dropout (x, ratio, on) y = Neg (a)",
     "two parts": "a = Concat <axis = 0> (x, x) y = Neg (a)",
 }
 
