@@ -97,6 +97,8 @@ def _steps(inputs: list[ir.Value], interface: Interface, longest: int) -> Iterat
     """The steps that the model's own numbers and `longest` allow, each once."""
     tokens = _shape(interface.input_ids)
     slots = _slots(inputs, interface)
+    if not interface.caches and not any(_is_cache(value) for value in inputs):
+        slots = 0  # without a cache there is no past
     seen: set[Step] = set()
     for step in STEPS:
         batch = tokens[0] if isinstance(tokens[0], int) else step.batch
