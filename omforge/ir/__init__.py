@@ -24,6 +24,7 @@ from onnx_ir import (
     Model,
     Node,
     OptionalType,
+    PackedTensor,
     RefAttr,
     SequenceType,
     Shape,
@@ -46,9 +47,9 @@ from onnx_ir import (
 )
 from onnx_ir.passes import common as common_passes
 
-from omforge.ir.diagnostics import Diagnostic, describe, format_diagnostics, layer_path
+from omforge.ir.diagnostics import Diagnostic, describe, format_diagnostics, group, layer_path
 from omforge.ir.errors import CheckError, InputError, OmforgeError
-from omforge.ir.files import load, save
+from omforge.ir.files import load, read_message, save
 from omforge.ir.interop import via_graphsurgeon, via_onnxsim
 from omforge.ir.text import to_text
 from omforge.ir.verify import check, verify
@@ -78,6 +79,7 @@ __all__ = [
     "Node",
     "OmforgeError",
     "OptionalType",
+    "PackedTensor",
     "RefAttr",
     "SequenceType",
     "Shape",
@@ -98,9 +100,11 @@ __all__ = [
     "format_diagnostics",
     "from_onnx_text",
     "from_proto",
+    "group",
     "layer_path",
     "load",
     "node",
+    "read_message",
     "replace_tensors",
     "save",
     "tape",

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from omforge.ir.streamed import StreamedTensor
+
 Array = npt.NDArray[Any]
 
+_PIECE = 1 << 20
 
-class ElementwiseTensor(ir.LazyTensor):
+
+class ElementwiseTensor(StreamedTensor):
     """`function` of every element of `source`; nothing is computed before it is asked for.
 
     Args:
@@ -24,23 +27,13 @@ class ElementwiseTensor(ir.LazyTensor):
     def __init__(
         self, source: ir.TensorProtocol, function: Callable[[Array], Array], dtype: ir.DataType
     ) -> None:
-        self._sizes = tuple(int(dim) for dim in source.shape.numpy())
-        super().__init__(
-            self._whole, dtype=dtype, shape=ir.Shape(self._sizes), name=source.name or ""
-        )
+        shape = tuple(int(dim) for dim in source.shape.numpy())
+        super().__init__(dtype, shape, source.name or "")
         self._source = source
         self._function = function
 
-    def pieces(self, elements: int = 1 << 20) -> Iterator[bytes]:
-        """The result's bytes in order, `elements` at a time: memory stays at a few pieces."""
+    def pieces(self) -> Iterator[bytes]:
+        """The result's bytes in order, a piece at a time: memory stays at a few pieces."""
         flat = self._source.numpy().reshape(-1)
-        for start in range(0, flat.size, elements):
-            yield self._function(flat[start : start + elements]).tobytes()
-
-    def _whole(self) -> ir.TensorProtocol:
-        array: Array = np.empty(self._sizes, dtype=self.dtype.numpy())
-        flat, result = self._source.numpy().reshape(-1), array.reshape(-1)
-        for start in range(0, flat.size, 1 << 20):
-            piece = slice(start, start + (1 << 20))
-            result[piece] = self._function(flat[piece])
-        return ir.Tensor(array, name=self.name)
+        for start in range(0, flat.size, _PIECE):
+            yield self._function(flat[start : start + _PIECE]).tobytes()

@@ -38,7 +38,7 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
             short (every such file and tensor is named).
     """
     file = Path(path)
-    proto = _parse(file, _read(file))
+    proto = read_message(file)
     _check_versions(file, proto)
     try:
         model = ir.from_proto(proto)
@@ -46,6 +46,16 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
         raise InputError(f"cannot read {file}", _root_cause(error), EXPORT_AGAIN) from error
     _check_weights(model, file)
     return model
+
+
+def read_message(path: str | os.PathLike[str]) -> onnx.ModelProto:
+    """Read an ONNX file as its protobuf message: no external data, any opset and IR version.
+
+    Raises:
+        InputError: `path` is missing, a folder, not an ONNX model, or truncated.
+    """
+    file = Path(path)
+    return _parse(file, _read(file))
 
 
 def _read(file: Path) -> bytes:

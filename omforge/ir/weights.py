@@ -14,8 +14,8 @@ from typing import BinaryIO, Self
 
 import onnx_ir as ir
 
-from omforge.ir.elementwise import ElementwiseTensor
 from omforge.ir.errors import OmforgeError
+from omforge.ir.streamed import StreamedTensor, ViewTensor
 
 CHUNK = 8 << 20
 LARGE = 1 << 20
@@ -136,10 +136,10 @@ def location_of(tensor: ir.ExternalTensor) -> str:
 def chunks(tensor: ir.TensorProtocol) -> Iterator[memoryview | bytes]:
     """Yield a tensor's bytes as ONNX stores them: little endian, small types packed.
 
-    An external tensor is read in pieces of `CHUNK`, and an elementwise one computed in pieces; any
+    An external tensor is read in pieces of `CHUNK`, and a streamed one computed in pieces; any
     other is in memory, and is one piece.
     """
-    if isinstance(tensor, ElementwiseTensor):
+    if isinstance(tensor, StreamedTensor):
         yield from tensor.pieces()
     elif not isinstance(tensor, ir.ExternalTensor):
         yield tensor.tobytes()
@@ -171,10 +171,23 @@ def _mapped_chunks(mapped: mmap.mmap, offset: int, length: int) -> Iterator[memo
         for start in range(offset, offset + length, CHUNK):
             with view[start : min(start + CHUNK, offset + length)] as chunk:
                 yield chunk
+    _give_back(mapped, offset, length)
+
+
+def release(tensor: ir.TensorProtocol, first: int, last: int) -> None:
+    """Give back the memory of bytes first..last of a mapped tensor; they can be read again.
+
+    Without it, a pass over all weights would count as memory in use. Does nothing for a tensor that
+    is not mapped.
+    """
+    if isinstance(tensor, ir.ExternalTensor) and tensor.raw is not None:
+        _give_back(tensor.raw, (tensor.offset or 0) + first, last - first)
+
+
+def _give_back(mapped: mmap.mmap, offset: int, length: int) -> None:
     page = mmap.ALLOCATIONGRANULARITY
     first, last = -(-offset // page) * page, (offset + length) // page * page
     if last > first:
-        # Give the pages back, or a pass over all weights would count as memory in use.
         mapped.madvise(mmap.MADV_DONTNEED, first, last - first)
 
 
@@ -218,7 +231,7 @@ class WeightWriter:
         self.path = Path(path)
         self._temporary = temporary_sibling(self.path)
         self._end = 0
-        self._places: dict[tuple[ir.DataType, tuple[int, ...], bytes], tuple[int, int]] = {}
+        self._places: dict[tuple[int, bytes], tuple[int, int]] = {}
         # Keyed by identity, so the tensor is kept: a new one could take over a dead one's id.
         self._seen: dict[int, tuple[ir.TensorProtocol, tuple[int, int]]] = {}
         try:
@@ -227,7 +240,7 @@ class WeightWriter:
             raise write_error(self.path, error) from error
 
     def add(self, tensor: ir.TensorProtocol) -> tuple[int, int]:
-        """Write a tensor unless one of the same type, shape and bytes is there.
+        """Write a tensor unless the same bytes are there, whatever their type and shape.
 
         Returns:
             (offset, length) in bytes.
@@ -235,11 +248,13 @@ class WeightWriter:
         Raises:
             OmforgeError: The disk is full, or the tensor's own file has become shorter.
         """
+        if isinstance(tensor, ViewTensor):
+            return self.add(tensor.source)
         # Only these are known not to change between two graphs that share the writer.
         if id(tensor) in self._seen:
             return self._seen[id(tensor)][1]
         place = self._add(tensor)
-        if isinstance(tensor, ir.ExternalTensor | ElementwiseTensor):
+        if isinstance(tensor, ir.ExternalTensor | StreamedTensor):
             self._seen[id(tensor)] = (tensor, place)
         return place
 
@@ -254,7 +269,7 @@ class WeightWriter:
                 self._file.write(chunk)
         except OSError as error:
             raise write_error(self.path, error) from error
-        key = (tensor.dtype, tuple(tensor.shape.numpy()), digest.digest())
+        key = (tensor.nbytes, digest.digest())
         if key not in self._places:
             self._places[key] = (offset, tensor.nbytes)
             self._end = offset + tensor.nbytes

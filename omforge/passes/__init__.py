@@ -25,6 +25,7 @@ from omforge.passes.merge_slices import MergeSlices
 from omforge.passes.name_dims import NameDims
 from omforge.passes.onnxsim import Onnxsim
 from omforge.passes.pipeline import Pass, PassRun, Pipeline, PipelineResult, parse_pipeline
+from omforge.passes.quantize_weights import QuantizeWeights
 from omforge.passes.raise_contrib_ops import RaiseContribOps
 from omforge.passes.remove_no_ops import RemoveNoOps
 from omforge.passes.rewrite import ANY, Builder, Match, NoMatch, Pat, PatternOps, RewritePass
@@ -72,6 +73,7 @@ PASSES: dict[str, type[Pass]] = {
         MergeSlices,
         NameDims,
         Onnxsim,
+        QuantizeWeights,
         RaiseContribOps,
         RemoveNoOps,
         TabulateRotary,

@@ -327,7 +327,7 @@ class _Parser:
         text = self._value()
         try:
             given[name] = _convert(text, option.type)
-        except ValueError:
+        except (ValueError, KeyError):
             self._fail(start, f"{text!r} is no value for {name!r}", f"Write {name}={option.words}")
 
     def _value(self) -> str:
@@ -379,8 +379,8 @@ def _words(kind: Any) -> str | None:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if kind in _SCALARS:
         return _SCALARS[kind]
-    if origin is Literal and all(isinstance(choice, str) for choice in arguments):
-        return "|".join(arguments)
+    if origin is Literal and all(type(choice) in (str, int) for choice in arguments):
+        return "|".join(map(str, arguments))
     if origin is tuple and len(arguments) == 2 and arguments[1] is ...:
         element = _words(arguments[0])
         return f"{element},{element},..." if element else None
@@ -395,12 +395,11 @@ def _words(kind: Any) -> str | None:
 
 
 def _convert(text: str, kind: Any) -> Any:
-    """Read a value of a type that `_words` knows; ValueError if the text is none."""
+    """Read a value of a type that `_words` knows; ValueError or KeyError if the text is none."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
-        if text not in arguments:
-            raise ValueError(text)
-        return text
+        # By text, as a choice may be a number.
+        return {str(choice): choice for choice in arguments}[text]
     if origin is tuple:
         return tuple(_convert(part, arguments[0]) for part in text.split(",") if part)
     if arguments:

@@ -1,0 +1,93 @@
+"""Tensors that are computed when they are read or written, piece by piece."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+Array = npt.NDArray[Any]
+T = TypeVar("T")
+
+_SUBBYTE = {4}
+"""Bits of the element types whose numpy form has one element a byte, and ONNX's form more."""
+
+
+class StreamedTensor(ir.LazyTensor):
+    """A tensor whose bytes come from `pieces()`; nothing is computed before it is asked for.
+
+    Args:
+        dtype: Of the elements.
+        shape: Of the whole.
+        name: Of the tensor.
+    """
+
+    def __init__(self, dtype: ir.DataType, shape: Sequence[int], name: str = "") -> None:
+        self._sizes = tuple(shape)
+        super().__init__(self._whole, dtype=dtype, shape=ir.Shape(self._sizes), name=name)
+
+    def pieces(self) -> Iterator[bytes]:
+        """The bytes in order, as ONNX stores them: little endian, 4-bit elements two a byte."""
+        raise NotImplementedError(f"{type(self).__name__}.pieces")
+
+    def _whole(self) -> ir.TensorProtocol:
+        data = np.empty(self.nbytes, np.uint8)
+        done = 0
+        for piece in self.pieces():
+            data[done : done + len(piece)] = np.frombuffer(piece, np.uint8)
+            done += len(piece)
+        if self.dtype.bitwidth in _SUBBYTE:
+            return ir.PackedTensor(data, self.dtype, shape=ir.Shape(self._sizes), name=self.name)
+        return ir.Tensor(data.view(self.dtype.numpy()).reshape(self._sizes), name=self.name)
+
+
+class ViewTensor(StreamedTensor):
+    """The bytes of another tensor under another dtype and shape.
+
+    A `WeightWriter` stores both once.
+    """
+
+    def __init__(
+        self, source: ir.TensorProtocol, dtype: ir.DataType, shape: Sequence[int], name: str = ""
+    ) -> None:
+        super().__init__(dtype, shape, name)
+        if self.nbytes != source.nbytes:
+            raise ValueError(
+                f"{dtype}{list(shape)} has {self.nbytes} bytes, the tensor under it {source.nbytes}"
+            )
+        self.source = source
+
+    def pieces(self) -> Iterator[bytes]:
+        """The source's own bytes."""
+        if isinstance(self.source, StreamedTensor):
+            yield from self.source.pieces()
+        else:
+            yield self.source.tobytes()
+
+
+def in_order(
+    work: Callable[[int], T], count: int, *, threads: int = 2, ahead: int = 4
+) -> Iterator[T]:
+    """Yield work(0), work(1) …, computed on several threads, at most `ahead` of them at a time.
+
+    numpy lets go of the interpreter inside its loops, so two threads are two cores.
+    """
+    if count <= 1:
+        yield from (work(index) for index in range(count))
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: list[Future[T]] = []
+        try:
+            for index in range(count):
+                waiting.append(pool.submit(work, index))
+                if len(waiting) >= ahead:
+                    yield waiting.pop(0).result()
+            while waiting:
+                yield waiting.pop(0).result()
+        finally:
+            for future in waiting:
+                future.cancel()

@@ -1,0 +1,112 @@
+"""The linear layers of a model: which weights they have, and who else reads those."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from omforge import ir
+from omforge.ir.infer import attribute, tensor_shape
+
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+
+
+@dataclass
+class Linear:
+    """A weight that products read, and the nodes that read it.
+
+    Attributes:
+        weight: The initializer, [K, N], or [N, K] under a Transpose or a Gemm with transB.
+        axis: Its axis K, that products sum over.
+        users: MatMul, Gemm and Transpose nodes that read it, in the order of the graph.
+        products: The MatMul and Gemm nodes themselves.
+        gathers: Embedding lookups in the same weight.
+        others: What else reads it.
+    """
+
+    weight: ir.Value
+    axis: int
+    users: list[ir.Node] = field(default_factory=list[ir.Node])
+    products: list[ir.Node] = field(default_factory=list[ir.Node])
+    gathers: list[ir.Node] = field(default_factory=list[ir.Node])
+    others: list[ir.Node] = field(default_factory=list[ir.Node])
+    mixed: bool = False
+    """Whether some products sum over the other axis."""
+
+    @property
+    def name(self) -> str:
+        """The weight's name."""
+        return self.weight.name or ""
+
+    @property
+    def nbytes(self) -> int:
+        """Of the weight."""
+        assert self.weight.const_value is not None
+        return self.weight.const_value.nbytes
+
+    def obstacle(self) -> str:
+        """Why it cannot be quantised, empty if it can."""
+        assert self.weight.const_value is not None
+        shape = tensor_shape(self.weight.const_value)
+        if self.others:
+            other = self.others[0]
+            return f"{other.op_type} {other.name} reads it too"
+        if self.mixed:
+            return "products sum over both of its axes"
+        if self.weight.is_graph_output() or self.weight.is_graph_input():
+            return "it is an input or output of the graph"
+        if self.gathers and (self.axis != 1 or shape[1] % 2):
+            return "its embedding lookup does not read rows of an even width"
+        return ""
+
+
+def find_linears(model: ir.Model) -> list[Linear]:
+    """Every weight of the main graph that a MatMul or Gemm multiplies by, in the graph's order."""
+    found: dict[ir.Value, Linear] = {}
+    for node in model.graph:
+        for weight, axis, user in _weights(node):
+            linear = found.setdefault(weight, Linear(weight, axis))
+            linear.mixed |= linear.axis != axis
+            linear.products.append(node)
+            if user not in linear.users:
+                linear.users.append(user)
+    order = {node: index for index, node in enumerate(model.graph)}
+    for weight, linear in found.items():
+        for user in weight.consumers():
+            if user in linear.users:
+                continue
+            lookup = user.op_type == "Gather" and user.inputs[0] is weight
+            rows = attribute(user, "axis", 0) == 0
+            (linear.gathers if lookup and rows else linear.others).append(user)
+        linear.users.sort(key=lambda node: order.get(node, 0))
+    return list(found.values())
+
+
+def _weights(node: ir.Node) -> Iterator[tuple[ir.Value, int, ir.Node]]:
+    """(weight, axis K, node that reads it) of a product."""
+    if node.domain or node.op_type not in ("MatMul", "Gemm") or len(node.inputs) < 2:
+        return
+    operand = node.inputs[1]
+    if operand is None:
+        return
+    turned = bool(node.op_type == "Gemm" and attribute(node, "transB", 0))
+    user, weight = node, operand
+    producer = operand.producer()
+    if producer is not None and producer.op_type == "Transpose" and _swaps(producer):
+        source = producer.inputs[0]
+        if source is None:
+            return
+        user, weight, turned = producer, source, not turned
+    tensor = weight.const_value
+    if not weight.is_initializer() or tensor is None or tensor.dtype not in _FLOATS:
+        return
+    rank = len(tensor_shape(tensor))
+    if rank >= 2:
+        yield weight, rank - 1 if turned else rank - 2, user
+
+
+def _swaps(node: ir.Node) -> bool:
+    """Whether a Transpose swaps the last two axes, and nothing else."""
+    order = list(attribute(node, "perm", ()))
+    usual = list(range(len(order)))
+    return len(order) >= 2 and order == [*usual[:-2], usual[-1], usual[-2]]

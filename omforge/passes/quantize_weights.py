@@ -1,0 +1,238 @@
+"""Store the weights of linear layers as integers with scales.
+
+Before::
+
+    y = MatMul(x, w)                                     w float [K, N]
+
+After::
+
+    y = MatMul(x, DequantizeLinear<axis=0, block_size=g>(q, scale, zero_point))
+
+A tied embedding, `Gather(w, ids)` beside `MatMul(x, Transpose(w))`, reads rows of the same
+integers.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from omforge import ir
+from omforge.ir.elementwise import ElementwiseTensor
+from omforge.ir.infer import infer_model, tensor_shape
+from omforge.ir.streamed import ViewTensor
+from omforge.passes.builder import Builder
+from omforge.passes.events import record
+from omforge.passes.pipeline import Pass
+from omforge.passes.quantization.blockwise import Clip, Scheme
+from omforge.passes.quantization.linear import Linear, find_linears
+from omforge.passes.quantization.report import QuantizedLayer, add_layers
+from omforge.passes.quantization.tensors import QuantizedWeight
+from omforge.passes.splice import Names, insert, splice
+
+log = logging.getLogger(__name__)
+
+Method = Literal["rtn"]
+
+
+@dataclass(frozen=True)
+class QuantizeWeights(Pass):
+    """Quantise the weights of all linear layers, the head included.
+
+    Attributes:
+        bits: 8 or 4.
+        group: Weights that share a scale; 0 is one scale for each output.
+        symmetric: Without zero points.
+        method: How the integers are chosen.
+        clip: How much of a group's range they cover.
+        keep: Names of weights that stay as they are, `*` for anything; several behind commas.
+        progress: Told the bytes of weights done and in all.
+    """
+
+    name: ClassVar[str] = "quantize-weights"
+    bits: Literal[4, 8] = 8
+    group: int = 0
+    symmetric: bool = True
+    method: Method = "rtn"
+    clip: Clip = "mse"
+    keep: tuple[str, ...] = ()
+    progress: Callable[[int, int], None] | None = field(default=None, compare=False)
+
+    def run(self, model: ir.Model) -> int:
+        """Quantise; the number of weights that became integers.
+
+        Raises:
+            InputError: The options make no sense, or a name in `keep` is no layer's.
+            CheckError: A linear layer that should be quantised cannot be.
+        """
+        scheme = self._scheme()
+        infer_model(model)
+        linears = find_linears(model)
+        kept = self._kept(linears)
+        wanted = [linear for linear in linears if linear.name not in kept]
+        refused = {linear.name: why for linear in wanted if (why := linear.obstacle())}
+        if refused:
+            raise ir.CheckError(
+                f"{len(refused)} of {len(linears)} linear layers cannot be quantised",
+                "; ".join(f"{name}: {why}" for name, why in refused.items()),
+                f"Leave them as they are: keep={','.join(refused)}",
+            )
+        for linear in linears:
+            if linear.name in kept:
+                record(model, self.name, linear.weight, "kept as it is, because keep names it")
+        meter = _Meter(self.progress, sum(linear.nbytes for linear in wanted))
+        names = Names(model)
+        layers = [self._rewrite(model, linear, scheme, meter, names) for linear in wanted]
+        for linear in wanted:
+            model.graph.initializers.pop(linear.name, None)
+        add_layers(model, layers)
+        before, after = (sum(getattr(x, f"bytes_{w}") for x in layers) for w in ("before", "after"))
+        log.info(
+            "%d of %d weights quantised, %d bytes to %d", len(wanted), len(linears), before, after
+        )
+        infer_model(model)
+        return len(wanted)
+
+    def _scheme(self) -> Scheme:
+        if self.group < 0 or self.group % 32:
+            raise ir.InputError(
+                f"a group of {self.group} weights makes no sense",
+                "it must be a multiple of 32, or 0 for one scale for each output",
+                "32, 64 and 128 are usual",
+            )
+        return Scheme(self.bits, self.group, self.symmetric, self.clip)
+
+    def _kept(self, linears: Sequence[Linear]) -> set[str]:
+        kept: set[str] = set()
+        for pattern in self.keep:
+            found = [x.name for x in linears if fnmatch.fnmatchcase(x.name, pattern)]
+            if not found:
+                raise ir.InputError(
+                    f"keep={pattern} names no linear layer",
+                    f"the model has {len(linears)}: {', '.join(x.name for x in linears[:8])} ...",
+                    "Write a name from that list, or a pattern such as *down_proj*",
+                )
+            kept.update(found)
+        return kept
+
+    def _rewrite(
+        self, model: ir.Model, linear: Linear, scheme: Scheme, meter: _Meter, names: Names
+    ) -> QuantizedLayer:
+        tensor = linear.weight.const_value
+        assert tensor is not None
+        weight = QuantizedWeight(tensor, linear.axis, scheme, report=meter.add)
+        dtype = tensor.dtype
+        parameters = [_as(weight.scale, dtype)]
+        if weight.zero_point is not None:
+            parameters.append(weight.zero_point)
+        stored = [weight.codes, *parameters]
+        with Builder(model) as op:
+            made = [op.constant(part, part.name or "") for part in stored]
+            float_weight = _dequantized(op, weight, made)
+            insert(op, linear.users[0], by=self.name, names=names)
+        for user in linear.users:
+            for index, value in enumerate(user.inputs):
+                if value is linear.weight:
+                    user.replace_input_with(index, float_weight)
+        for gather in linear.gathers:
+            with Builder(model) as op:
+                rows = _gathered_rows(op, gather, weight, made)
+                splice(op, [gather.outputs[0]], [rows], by=self.name, names=names)
+        return QuantizedLayer(
+            name=linear.name,
+            shape=weight.shape,
+            bits=scheme.bits,
+            group=scheme.size(weight.shape[weight.axis]),
+            symmetric=scheme.symmetric,
+            method=self.method,
+            bytes_before=tensor.nbytes,
+            bytes_after=sum(part.nbytes for part in stored),
+            shared=len(linear.users) + len(linear.gathers) > 1,
+        )
+
+
+def _as(scale: ir.TensorProtocol, dtype: ir.DataType) -> ir.TensorProtocol:
+    if dtype == scale.dtype:
+        return scale
+    return ElementwiseTensor(scale, lambda part: part.astype(dtype.numpy()), dtype)
+
+
+def _dequantized(op: Builder, weight: QuantizedWeight, made: Sequence[ir.Value]) -> ir.Value:
+    if weight.per_channel and len(weight.shape) == 2:
+        return op.DequantizeLinear(*made, axis=1 - weight.axis)
+    size = weight.scheme.size(weight.shape[weight.axis])
+    return op.DequantizeLinear(*made, axis=weight.axis, block_size=size)
+
+
+def _gathered_rows(
+    op: Builder, gather: ir.Node, weight: QuantizedWeight, made: Sequence[ir.Value]
+) -> ir.Value:
+    """Rows [.., H] of an embedding [V, H] that is stored as integers, without the other rows."""
+    ids, dtype = gather.inputs[1], made[1].dtype
+    assert ids is not None
+    assert dtype is not None
+
+    def along_row(parameters: ir.Value) -> ir.Value:
+        """One number for each row and group, repeated for the row's weights."""
+        rows = op.Gather(parameters, ids, axis=0)
+        if weight.per_channel:
+            return op.Unsqueeze(rows, [-1])
+        groups = np.arange(weight.shape[1]) // weight.scheme.group
+        return op.Gather(rows, groups, axis=-1)
+
+    if weight.scheme.bits == 8:
+        codes = op.Cast(op.Gather(made[0], ids, axis=0), to=int(dtype))
+    else:
+        codes = _unpacked(op, weight, ids, dtype)
+    if weight.zero_point is not None:
+        # Gather takes no 4-bit integers.
+        zero = op.constant(_floats(weight.zero_point, dtype), f"{weight.zero_point.name}_float")
+        codes = op.Sub(codes, along_row(zero))
+    return op.Mul(codes, along_row(made[1]))
+
+
+def _floats(tensor: ir.TensorProtocol, dtype: ir.DataType) -> ir.TensorProtocol:
+    return ir.LazyTensor(
+        lambda: ir.Tensor(tensor.numpy().astype(dtype.numpy())),
+        dtype=dtype,
+        shape=ir.Shape(tensor_shape(tensor)),
+    )
+
+
+def _unpacked(op: Builder, weight: QuantizedWeight, ids: ir.Value, dtype: ir.DataType) -> ir.Value:
+    """Rows of 4-bit integers, by arithmetic that is exact in float16 too.
+
+    Gather takes bytes, so the integers are seen as bytes: the same memory under another type.
+    """
+    rows, width = weight.shape
+    view = ViewTensor(weight.codes, ir.DataType.UINT8, (rows, width // 2))
+    pairs = op.Cast(
+        op.Gather(op.constant(view, f"{weight.codes.name}_bytes"), ids, axis=0), to=int(dtype)
+    )
+    sixteen = op.constant(np.array(16, dtype.numpy()))
+    eight = op.constant(np.array(8, dtype.numpy()))
+    second = op.Floor(op.Div(pairs, sixteen))
+    first = op.Sub(pairs, op.Mul(second, sixteen))
+    halves = op.Concat(op.Unsqueeze(first, [-1]), op.Unsqueeze(second, [-1]), axis=-1)
+    flat = op.Reshape(halves, [0, 0, width])
+    # Two's complement: 8 to 15 stand for -8 to -1.
+    return op.Sub(flat, op.Mul(op.Floor(op.Div(flat, eight)), sixteen))
+
+
+class _Meter:
+    """Adds up the bytes that were read."""
+
+    def __init__(self, progress: Callable[[int, int], None] | None, total: int) -> None:
+        self._progress = progress
+        self._total = total
+        self._done = 0
+
+    def add(self, count: int) -> None:
+        self._done += count
+        if self._progress is not None:
+            self._progress(self._done, self._total)

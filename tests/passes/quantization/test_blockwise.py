@@ -1,0 +1,96 @@
+"""Blocked round-to-nearest, against its definition in plain numpy."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from omforge import ir
+from omforge.passes.quantization.blockwise import Scheme, decode, pack, quantize, widened
+
+SCHEMES = [
+    Scheme(bits, 32, symmetric, clip)
+    for bits in (4, 8)
+    for symmetric in (True, False)
+    for clip in ("none", "mse")
+]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+@given(weights=hnp.arrays(np.float32, (32, 5), elements=st.floats(-100, 100, width=32)))
+def test_every_weight_is_the_nearest_number_of_its_group(
+    scheme: Scheme, weights: np.ndarray
+) -> None:
+    made = quantize(weights, 0, scheme)
+    assert scheme.low <= made.codes.min()
+    assert made.codes.max() <= scheme.high
+    every = np.arange(scheme.low, scheme.high + 1, dtype=np.float32)
+    grid = (every[:, None, None] - made.zero) * made.scale
+    nearest = np.abs(grid - weights).min(0)
+    error = np.abs(decode(made.codes, made.scale, made.zero) - weights)
+    # Half a step may go either way in float32.
+    np.testing.assert_allclose(error, nearest, atol=1e-5 * float(made.scale.max()), rtol=1e-4)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_clipping_never_makes_the_squared_error_larger(symmetric: bool) -> None:
+    weights = np.random.default_rng(0).standard_t(4, (128, 64)).astype(np.float32)
+
+    def error(clip: str) -> np.ndarray:
+        made = quantize(weights, 0, Scheme(4, 128, symmetric, clip))
+        return ((decode(made.codes, made.scale, made.zero) - weights) ** 2).sum(0)
+
+    assert np.all(error("mse") <= error("none") * (1 + 1e-5))
+    assert error("mse").sum() < 0.95 * error("none").sum()
+
+
+def test_groups_may_lie_along_any_axis() -> None:
+    weights = np.random.default_rng(1).normal(size=(64, 3)).astype(np.float32)
+    down = quantize(weights, 0, Scheme())
+    along = quantize(np.ascontiguousarray(weights.T), 1, Scheme())
+    np.testing.assert_array_equal(down.codes, along.codes.T)
+    np.testing.assert_array_equal(down.scale, along.scale.T)
+
+
+def test_scales_are_numbers_of_float16() -> None:
+    weights = np.random.default_rng(2).normal(size=(32, 8)).astype(np.float32)
+    scale = quantize(weights, 0, Scheme(4, 32)).scale
+    np.testing.assert_array_equal(scale, scale.astype(np.float16))
+
+
+def test_a_group_of_zeros_stays_zero() -> None:
+    made = quantize(np.zeros((32, 2), np.float32), 0, Scheme(4, 32, symmetric=False))
+    assert np.all(made.scale != 0)
+    assert not decode(made.codes, made.scale, made.zero).any()
+
+
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_what_is_not_finite_is_refused(bad: float, dtype: type) -> None:
+    weights = np.ones((32, 2), dtype)
+    weights[3, 1] = bad
+    with pytest.raises(ir.InputError, match="not all finite"):
+        quantize(widened(weights), 0, Scheme(4, 32))
+
+
+def test_widening_float16_is_exact_for_every_finite_number() -> None:
+    every = np.arange(65536, dtype=np.uint16).view(np.float16)
+    finite = every[np.isfinite(every)]
+    np.testing.assert_array_equal(widened(finite), finite.astype(np.float32))
+    np.testing.assert_array_equal(np.signbit(widened(finite)), np.signbit(finite))
+
+
+def test_widening_takes_other_floats_too() -> None:
+    for dtype in (np.float32, np.float64, ml_dtypes.bfloat16):
+        np.testing.assert_array_equal(widened(np.array([1.5, -2], dtype)), [1.5, -2])
+
+
+@given(st.lists(st.integers(-8, 7), min_size=1, max_size=33))
+def test_packing_is_onnx_s(codes: list[int]) -> None:
+    import onnx_ir
+
+    packed = np.frombuffer(pack(np.array(codes, np.int8), 4), np.uint8)
+    tensor = onnx_ir.PackedTensor(packed, ir.DataType.INT4, shape=[len(codes)])
+    np.testing.assert_array_equal(tensor.numpy().astype(np.int8), codes)
