@@ -7,6 +7,7 @@ same fault at twenty-four layers is one entry with twenty-four places.
 import ast
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from onnx_ir import Node
 
@@ -52,6 +53,7 @@ def layer_path(node: Node) -> str:
     return ".".join(part for part in name.split("/")[:-1] if part)
 
 
+@lru_cache(maxsize=1 << 14)  # the verifier asks for every node after every pass
 def _innermost_module(scopes: str) -> str:
     try:
         paths = ast.literal_eval(scopes)

@@ -310,13 +310,11 @@ def _is_no_tensor(value: ir.Value | None) -> bool:
 
 
 def _target_op(context: Inference) -> None:
-    """What the table of target ops says, where all shapes are numbers."""
-    given: list[tuple[ir.DataType, tuple[int, ...]]] = []
+    """What the table of target ops says."""
+    given: list[tuple[ir.DataType, Dims]] = []
     for value in context.node.inputs:
-        if value is None or value.dtype is None or value.shape is None:
-            return
-        shape = tuple(dim for dim in dims(value) or () if isinstance(dim, int))
-        if len(shape) != len(value.shape):
+        shape = None if value is None else dims(value)
+        if value is None or value.dtype is None or shape is None:
             return
         given.append((value.dtype, shape))
     for index, (dtype, shape) in enumerate(TARGET_OPS[context.node.op_type].infer(given)):

@@ -46,27 +46,51 @@ class StreamedTensor(ir.LazyTensor):
 
 
 class ViewTensor(StreamedTensor):
-    """The bytes of another tensor under another dtype and shape.
+    """The bytes of another tensor, all or some, under another dtype and shape.
 
     A `WeightWriter` stores both once.
+
+    Args:
+        source: The other tensor.
+        dtype: Of the elements.
+        shape: Of the view.
+        name: Of the tensor.
+        start: The view's first byte in the source; without it, it is all of the source.
     """
 
     def __init__(
-        self, source: ir.TensorProtocol, dtype: ir.DataType, shape: Sequence[int], name: str = ""
+        self,
+        source: ir.TensorProtocol,
+        dtype: ir.DataType,
+        shape: Sequence[int],
+        name: str = "",
+        *,
+        start: int | None = None,
     ) -> None:
         super().__init__(dtype, shape, name)
-        if self.nbytes != source.nbytes:
+        left = source.nbytes - (start or 0)
+        if self.nbytes > left or (start is None and self.nbytes != left):
             raise ValueError(
-                f"{dtype}{list(shape)} has {self.nbytes} bytes, the tensor under it {source.nbytes}"
+                f"{dtype}{list(shape)} has {self.nbytes} bytes, the tensor under it {left}"
             )
         self.source = source
+        self.start = start or 0
 
     def pieces(self) -> Iterator[bytes]:
         """The source's own bytes."""
-        if isinstance(self.source, StreamedTensor):
-            yield from self.source.pieces()
-        else:
-            yield self.source.tobytes()
+        at, end = 0, self.start + self.nbytes
+        for part in _pieces(self.source):
+            cut = part[max(self.start - at, 0) : end - at] if end > at else b""
+            at += len(part)
+            if cut:
+                yield cut
+
+
+def _pieces(tensor: ir.TensorProtocol) -> Iterator[bytes]:
+    if isinstance(tensor, StreamedTensor):
+        yield from tensor.pieces()
+    else:
+        yield tensor.tobytes()
 
 
 def in_order(

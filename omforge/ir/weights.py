@@ -29,7 +29,22 @@ def all_graphs(model: ir.Model) -> Iterator[ir.Graph]:
     """Yield the main graph, the functions' graphs, and every graph nested in them."""
     for graph in (model.graph, *(function.graph for function in model.functions.values())):
         yield graph
-        yield from graph.subgraphs()
+        yield from _nested(graph)
+
+
+def _nested(graph: ir.Graph) -> Iterator[ir.Graph]:
+    # Graph.subgraphs walks through a traversal object for every node: most have no graph in them.
+    for node in graph:
+        for attribute in node.attributes.values():
+            if attribute.type is ir.AttributeType.GRAPH and not attribute.is_ref():
+                inner = (attribute.as_graph(),)
+            elif attribute.type is ir.AttributeType.GRAPHS and not attribute.is_ref():
+                inner = tuple(attribute.as_graphs())
+            else:
+                continue
+            for each in inner:
+                yield each
+                yield from _nested(each)
 
 
 def all_tensors(model: ir.Model) -> Iterator[tuple[str, ir.TensorProtocol]]:
@@ -249,7 +264,8 @@ class WeightWriter:
             OmforgeError: The disk is full, or the tensor's own file has become shorter.
         """
         if isinstance(tensor, ViewTensor):
-            return self.add(tensor.source)
+            offset, _ = self.add(tensor.source)
+            return offset + tensor.start, tensor.nbytes
         # Only these are known not to change between two graphs that share the writer.
         if id(tensor) in self._seen:
             return self._seen[id(tensor)][1]

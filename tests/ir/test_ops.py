@@ -107,6 +107,72 @@ def test_scaled_masked_softmax_masks_what_is_true(dtype: str, scale: float | Non
     assert y.dtype == NUMPY[dtype]
 
 
+@pytest.mark.parametrize("dtype", ["float", "float16"])
+def test_add_rms_norm_gives_the_sum_beside_the_norm(dtype: str) -> None:
+    model = parse(f"""
+        norm ({dtype}[2,8] a, {dtype}[2,8] b, {dtype}[8] gamma) => ({dtype}[2,8] y, {dtype}[2,8] x)
+        {{ y, rstd, x = NPUAddRmsNorm (a, b, gamma) }}
+    """)
+    rng = np.random.default_rng(3)
+    a, b = (rng.standard_normal((2, 8)).astype(NUMPY[dtype]) for _ in range(2))
+    y, x = run(model, {"a": a, "b": b, "gamma": np.full(8, 2, NUMPY[dtype])})
+    np.testing.assert_array_equal(x, a + b)
+    wide = (a + b).astype(np.float32)
+    expected = 2 * wide / np.sqrt((wide**2).mean(-1, keepdims=True) + 1e-6)
+    np.testing.assert_allclose(y.astype(np.float32), expected, atol=TOLERANCE[dtype], rtol=0)
+
+
+@pytest.mark.parametrize("dtype", ["float", "float16"])
+def test_fast_gelu_is_a_swish_of_1_702(dtype: str) -> None:
+    model = parse(f"g ({dtype}[64] x) => ({dtype}[64] y) {{ y = NPUFastGelu (x) }}")
+    x = np.linspace(-9, 9, 64).astype(NUMPY[dtype])
+    (y,) = run(model, {"x": x})
+    wide = x.astype(np.float64)
+    expected = wide / (1 + np.exp(-1.702 * wide))
+    np.testing.assert_allclose(y.astype(np.float64), expected, atol=TOLERANCE[dtype], rtol=0)
+
+
+@pytest.mark.parametrize("mode", [0, 1])
+def test_rotary_position_embedding_turns_halves_or_pairs(mode: int) -> None:
+    model = parse(f"""
+        rotate (float[2,3,2,8] x, float[2,3,1,8] cos, float[2,3,1,8] sin) => (float[2,3,2,8] y)
+        {{ y = NPURotaryPositionEmbedding <mode = {mode}> (x, cos, sin) }}
+    """)
+    rng = np.random.default_rng(4)
+    x = rng.standard_normal((2, 3, 2, 8)).astype(np.float32)
+    cos, sin = (rng.standard_normal((2, 3, 1, 8)).astype(np.float32) for _ in range(2))
+    (y,) = run(model, {"x": x, "cos": cos, "sin": sin})
+    if mode == 0:
+        turned = np.concatenate([-x[..., 4:], x[..., :4]], axis=-1)
+    else:
+        turned = np.stack([-x[..., 1::2], x[..., ::2]], axis=-1).reshape(x.shape)
+    np.testing.assert_allclose(y, x * cos + turned * sin, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2)])
+def test_prompt_flash_attention_is_attention(heads: tuple[int, int]) -> None:
+    query, kv = heads
+    model = parse(f"""
+        attend (float16[2,{query},3,8] q, float16[2,{kv},5,8] k, float16[2,{kv},5,8] v,
+                float16[0] pse, bool[2,1,3,5] mask) => (float16[2,{query},3,8] y)
+        {{ y = NPUPromptFlashAttention <num_heads = {query}, input_layout = "BNSD",
+                scale_value: float = 0.5, pre_tokens = 2147483647, num_key_value_heads = {kv}>
+                (q, k, v, pse, mask) }}
+    """)
+    rng = np.random.default_rng(5)
+    q, k, v = (
+        rng.standard_normal((2, count, length, 8)).astype(np.float16)
+        for count, length in ((query, 3), (kv, 5), (kv, 5))
+    )
+    mask = np.broadcast_to(np.triu(np.ones((3, 5), bool), 3), (2, 1, 3, 5))
+    (y,) = run(model, {"q": q, "k": k, "v": v, "pse": np.zeros(0, np.float16), "mask": mask})
+    keys, values = (part.astype(np.float32).repeat(query // kv, axis=1) for part in (k, v))
+    scores = np.where(mask, -1e9, 0.5 * q.astype(np.float32) @ keys.swapaxes(2, 3))
+    share = np.exp(scores - scores.max(-1, keepdims=True))
+    expected = share / share.sum(-1, keepdims=True) @ values
+    np.testing.assert_allclose(y.astype(np.float32), expected, atol=TOLERANCE["float16"], rtol=0)
+
+
 @pytest.mark.parametrize("name", sorted(TARGET_OPS))
 def test_the_table_and_the_body_agree(name: str) -> None:
     op = TARGET_OPS[name]
@@ -115,7 +181,9 @@ def test_the_table_and_the_body_agree(name: str) -> None:
     assert list(body.input) == [item.name for item in op.inputs]
     assert list(body.output) == list(op.outputs)
     declared = {item.name: onnx.helper.get_attribute_value(item) for item in body.attribute_proto}
+    declared |= dict.fromkeys(body.attribute)  # those without a default
     assert declared == {item.name: item.default for item in op.attributes}
+    assert set(body.attribute) == {item.name for item in op.attributes if item.required}
     assert 16 in op.opsets
     assert op.sources
 
@@ -126,6 +194,16 @@ def test_the_table_and_the_body_agree(name: str) -> None:
         ("NPURmsNorm", [(2, 3, 8), (8,)], [("FLOAT16", (2, 3, 8)), ("FLOAT", (2, 3, 1))]),
         ("NPURotaryMul", [(1, 3, 2, 8), (1, 3, 1, 8), (1, 3, 1, 8)], [("FLOAT16", (1, 3, 2, 8))]),
         ("NPUScaledMaskedSoftmax", [(1, 2, 32, 64)], [("FLOAT16", (1, 2, 32, 64))]),
+        (
+            "NPUAddRmsNorm",
+            [(2, 3, 8), (2, 3, 8), (8,)],
+            [("FLOAT16", (2, 3, 8)), ("FLOAT", (2, 3, 1)), ("FLOAT16", (2, 3, 8))],
+        ),
+        (
+            "NPUPromptFlashAttention",
+            [(1, 4, 2, 8), (1, 2, 6, 8), (1, 2, 6, 8)],
+            [("FLOAT16", (1, 4, 2, 8))],
+        ),
     ],
 )
 def test_output_shapes(

@@ -1,0 +1,147 @@
+"""Run a large graph a few nodes at a time: its weights and activations are never all in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_ir as ir
+
+from omforge.ir.errors import InputError
+
+Array = npt.NDArray[Any]
+
+
+class Walk:
+    """A model evaluated on several sets of inputs, as far as it is asked.
+
+    A value is dropped when nothing that is left to compute reads it.
+
+    Args:
+        model: Its main graph is sorted; its nodes hold no subgraphs. Left as it is.
+        feeds: Sets of arrays by the name of the input.
+    """
+
+    def __init__(self, model: ir.Model, feeds: Sequence[Mapping[str, Array]]) -> None:
+        self._model = model
+        self._envs = [dict(given) for given in feeds]
+        self._left = dict.fromkeys(model.graph)
+        for node in model.graph:
+            if any(
+                a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+                for a in node.attributes.values()
+            ):
+                raise InputError(
+                    f"{node.op_type} {node.name} holds a subgraph",
+                    "the model is run a few nodes at a time, and control flow cannot be cut",
+                    "Export the model without control flow",
+                )
+
+    def advance(
+        self, value: ir.Value, replaced: Mapping[ir.Value, Array] | None = None
+    ) -> list[Array]:
+        """Compute a value on every set of inputs, and whatever it depends on.
+
+        Args:
+            value: What to compute.
+            replaced: Numbers to take in place of initializers.
+        """
+        if value.name not in self._envs[0]:
+            self._compute(value, replaced or {})
+        arrays = [env[_name(value)] for env in self._envs]
+        for env in self._envs:
+            for name in [n for n in env if not self._wanted(n)]:
+                del env[name]
+        return arrays
+
+    def _compute(self, value: ir.Value, replaced: Mapping[ir.Value, Array]) -> None:
+        nodes = self._needed(value)
+        for node in nodes:
+            del self._left[node]
+        made = [output for node in nodes for output in node.outputs if output.name]
+        kept = [v for v in made if v is value or any(u in self._left for u in v.consumers())]
+        read = {v for node in nodes for v in node.inputs if v is not None} - set(made)
+        constants = {v for v in read if v.is_initializer()}
+        inputs = sorted(_name(v) for v in read - constants)
+        proto = self._proto(nodes, inputs, kept, constants, replaced)
+        session = _session(proto)
+        names = [_name(v) for v in kept]
+        for env in self._envs:
+            env.update(zip(names, session.run(names, {n: env[n] for n in inputs}), strict=True))
+
+    def _needed(self, value: ir.Value) -> list[ir.Node]:
+        """The nodes left to run for a value, in the graph's order."""
+        found: set[ir.Node] = set()
+        pending = [value.producer()]
+        while pending:
+            node = pending.pop()
+            if node is not None and node in self._left and node not in found:
+                found.add(node)
+                pending += [v.producer() for v in node.inputs if v is not None]
+        return [node for node in self._left if node in found]
+
+    def _wanted(self, name: str) -> bool:
+        value = self._values().get(name)
+        return value is not None and any(user in self._left for user in value.consumers())
+
+    def _values(self) -> dict[str, ir.Value]:
+        if not hasattr(self, "_by_name"):
+            graph = self._model.graph
+            values = [*graph.inputs, *(o for node in graph for o in node.outputs)]
+            self._by_name = {_name(v): v for v in values if v.name}
+        return self._by_name
+
+    def _proto(
+        self,
+        nodes: Iterable[ir.Node],
+        inputs: Sequence[str],
+        outputs: Sequence[ir.Value],
+        constants: Iterable[ir.Value],
+        replaced: Mapping[ir.Value, Array],
+    ) -> onnx.ModelProto:
+        proto = onnx.ModelProto(ir_version=11)
+        proto.graph.name = "segment"
+        proto.graph.node.extend(ir.to_proto(node) for node in nodes)
+        for domain, version in self._model.graph.opset_imports.items():
+            proto.opset_import.add(domain=domain, version=version)
+        for name in inputs:
+            kind = ir.DataType.from_numpy(self._envs[0][name].dtype)
+            proto.graph.input.add(name=name).type.tensor_type.elem_type = int(kind)
+        for value in sorted(constants, key=_name):
+            proto.graph.initializer.append(_initializer(value, replaced.get(value)))
+        for value in outputs:
+            proto.graph.output.add(name=_name(value))
+        return proto
+
+
+def _initializer(value: ir.Value, numbers: Array | None) -> onnx.TensorProto:
+    tensor = value.const_value
+    assert tensor is not None
+    if numbers is not None:
+        tensor = ir.Tensor(np.asarray(numbers, tensor.dtype.numpy(), order="C"))
+    return onnx.TensorProto(
+        name=_name(value),
+        data_type=int(tensor.dtype),
+        dims=[int(dim) for dim in tensor.shape.numpy()],
+        raw_data=tensor.tobytes(),
+    )
+
+
+def _session(proto: onnx.ModelProto) -> Any:
+    import onnxruntime  # slow to import, and most of `ir` never runs a model
+
+    runtime: Any = onnxruntime  # its stub is incomplete
+    options = runtime.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    return runtime.InferenceSession(
+        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+
+
+def _name(value: ir.Value) -> str:
+    assert value.name is not None
+    return value.name
