@@ -16,9 +16,9 @@ from tests.matrix import measure_cell
 # Nodes of the graphs that onnxruntime-genai's builder makes of the same models from their weights.
 BUILT = {"llama_mha": 33, "llama_gqa": 33, "qwen2": 36, "qwen3": 51, "gemma2": 42, "phi3": 33}
 
-ROTATES = {"gpt2": 0, "opt": 0}
-NORMS = {"qwen3": 9, "gemma2": 9}
-UNGATED = ("gpt2", "gpt_neox", "opt")
+ROTATES = {"bloom": 0, "gpt2": 0, "opt": 0}
+NORMS = {"bloom": 6, "qwen3": 9, "gemma2": 9}
+UNGATED = ("bloom", "gpt2", "gpt_neox", "opt")
 
 
 @pytest.mark.parametrize(("route", "family"), EXPORTS)

@@ -19,10 +19,10 @@ from tests.exports import EXPORTS, FAMILIES, ROUTES
 Feeds = dict[str, np.ndarray]
 
 LAYERS = 2
-NORMS = {"gemma2": 4 * LAYERS + 1, "qwen3": 4 * LAYERS + 1}
+NORMS = {"bloom": 6, "gemma2": 4 * LAYERS + 1, "qwen3": 4 * LAYERS + 1}
 """Two a layer and the last; gemma2 has some behind attention and MLP too, qwen3 on q and k."""
-NO_ROTARY = ("gpt2", "opt")  # learned positions
-GATES = {"gpt2": "Gelu", "gpt_neox": "Gelu", "gemma2": "Gelu", "opt": "Relu"}
+NO_ROTARY = ("bloom", "gpt2", "opt")  # a bias by position, and learned positions
+GATES = {"bloom": "Gelu", "gpt2": "Gelu", "gpt_neox": "Gelu", "gemma2": "Gelu", "opt": "Relu"}
 
 NODES = 60
 """A raised model has at most so many; an export has 170 to 700."""

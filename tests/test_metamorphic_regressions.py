@@ -125,6 +125,19 @@ def test_slices_of_slices_are_merged():
         (("dynamo", "qwen2"), [("insert-casts", 1)]),
         # The cap's division moved to the other side of the product.
         (("torchscript-op17", "gemma2"), [("move-scales", 0)]),
+        # The cap's factors as divisions by their inverses, and as products.
+        (("hfexporter", "gemma2"), [("respell-division", 4)]),
+        (("hfexporter", "gemma2"), [("respell-division", 909)]),
+        # The constants of a GELU.
+        (("optimum", "gemma2"), [("respell-division", 0)]),
+        # The negation inside a sigmoid that is written out.
+        (("optimum", "qwen2"), [("respell-sigmoid", 0), ("respell-negation", 9)]),
+        (("hfexporter", "qwen3"), [("respell-sigmoid", 6), ("respell-negation", 2)]),
+        # A contrib operator that nobody uses any more.
+        (("genai", "qwen3"), [("add-dead-nodes", 0), ("duplicate-nodes", 187)]),
+        # Functions of an earlier step, which a later one took the names of.
+        (("dynamo", "llama_gqa"), [("outline-functions", 0), ("outline-functions", 333)]),
+        (("dynamo", "llama_mha"), [("outline-functions", 0), ("outline-functions", 0)]),
     ],
 )
 def test_exports_in_other_words(pair, steps):

@@ -5,15 +5,19 @@ turn, and the raised graph is compared with the changed export, never with the o
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 
+import numpy as np
+import onnx
 import pytest
 
 from omforge import ir
 from omforge.ir.infer import infer_model
+from omforge.ir.numerics import max_abs_diff
 from omforge.passes import make_pipeline
 from omforge.passes.feeds import Feeds
 from omforge.testing.mutations import Edit, edits
-from tests.variants import difference, original, outputs
+from tests.variants import difference, original, outputs, run
 
 EXPORTS = (
     ("dynamo", "qwen3"),
@@ -22,6 +26,8 @@ EXPORTS = (
     ("hfexporter", "gemma2"),
     ("torchscript-op17", "phi3"),
 )
+Results = Sequence[list[np.ndarray]]
+
 CHUNKS = 8
 SAMPLE = 90
 """Every so many changes, one is made in `make test`."""
@@ -46,26 +52,54 @@ def problem(pair: tuple[str, str], edit: Edit) -> str | None:
     mutant = before.model.clone()
     edit(mutant)
     try:
-        mutant = ir.from_proto(ir.to_proto(mutant))
-        expected = outputs(mutant, before.feeds)
+        proto = ir.to_proto(mutant)
+        expected = run(proto, before.feeds)
     except Exception as error:  # onnxruntime's own errors share no base class
         if type(error).__module__.startswith(("onnxruntime", "onnx")) or "ONNXRuntime" in str(
             error
         ):
             return None
         raise
-    raised = mutant.clone()
+    raised = ir.from_proto(proto)
     try:
-        make_pipeline("raise").run(raised)
+        # Not verified after each pass: ONNX Runtime refuses what is no model.
+        make_pipeline("raise").run(raised, ())
     except ir.InputError:
         return ""  # refused in words
     try:
-        why = difference(outputs(raised, before.feeds), expected)
+        got = outputs(raised, before.feeds)
+        why = difference(got, expected)
+        if why and farthest(got, expected) <= 4 * rounding(proto, before.feeds, expected):
+            return None
     except Exception as error:
         if not type(error).__module__.startswith("onnxruntime"):
             raise
         why = str(error)
-    return None if why and joins_what_does_not_fit(mutant, before.feeds) else why
+    unfit = why and joins_what_does_not_fit(ir.from_proto(proto), before.feeds)
+    return None if unfit else why
+
+
+def rounding(proto: onnx.ModelProto, feeds: Sequence[Feeds], expected: Results) -> float:
+    """How far a mutant's numbers move when its float weights move by an ulp, up or down.
+
+    One that divides by the root of an epsilon, say, multiplies rounding by thousands. This is one
+    draw of many, so another may come to a few times as much.
+    """
+    model = ir.from_proto(proto)
+    random = np.random.default_rng(0)
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if tensor is not None and tensor.dtype == ir.DataType.FLOAT and tensor.size > SAMPLE:
+            array = tensor.numpy()
+            toward = np.float32(np.inf) * random.choice((-1, 1), array.shape)
+            value.const_value = ir.tensor(np.nextafter(array, toward.astype(np.float32)))
+    return farthest(run(ir.to_proto(model), feeds), expected)
+
+
+def farthest(got: Results, expected: Results) -> float:
+    """The largest difference of any output."""
+    pairs = zip(chain(*got), chain(*expected), strict=True)
+    return max(max_abs_diff(mine, theirs) for mine, theirs in pairs)
 
 
 def joins_what_does_not_fit(model: ir.Model, feeds: Sequence[Feeds]) -> bool:
@@ -76,6 +110,8 @@ def joins_what_does_not_fit(model: ir.Model, feeds: Sequence[Feeds]) -> bool:
     """
     watched = model.clone()
     infer_model(watched)  # an output needs a dtype
+    for value in (value for node in watched.graph for value in node.outputs):
+        value.shape = None  # ONNX Runtime refuses it where it contradicts the declared outputs
     joins = [node for node in watched.graph if node.op_type == "Concat"]
     parts = dict.fromkeys(v for node in joins for v in node.inputs if v is not None)
     own = len(watched.graph.outputs)

@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 
 from omforge import ir
@@ -58,14 +59,20 @@ def admitted(model: ir.Model, feeds: Sequence[Feeds]) -> tuple[Feeds, ...]:
 
 def outputs(model: ir.Model, feeds: Sequence[Feeds]) -> tuple[list[np.ndarray], ...]:
     """What ONNX Runtime returns, the inputs taken in their order, as names may differ."""
+    return run(ir.to_proto(model), feeds)
+
+
+def run(proto: onnx.ModelProto, feeds: Sequence[Feeds]) -> tuple[list[np.ndarray], ...]:
+    """The same of what would be written to a file."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = 1
-    data = ir.to_proto(model).SerializeToString()
-    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
     names = [given.name for given in session.get_inputs()]
-    order = [value.name for value in model.graph.inputs]
+    order = [given.name for given in proto.graph.input]
     results: list[list[np.ndarray]] = []
     for given in feeds:
         by_name = dict(zip(order, given.values(), strict=True))
@@ -88,10 +95,11 @@ def problem(route: str, family: str, steps: Steps) -> str:
     before = original(route, family)
     model = before.model.clone()
     changed = transform(model, steps)
-    model = ir.from_proto(ir.to_proto(model))  # as a file would hand it over
-    told = difference(outputs(model, before.feeds), before.outputs)
+    proto = ir.to_proto(model)
+    told = difference(run(proto, before.feeds), before.outputs)
     if told:
         return f"the transformation itself changes numbers {changed}: {told}"
+    model = ir.from_proto(proto)  # as a file would hand it over
     make_pipeline("raise").run(model)
     coverage = measure(model, before.config)
     if _counts(coverage) != _counts(before.coverage):

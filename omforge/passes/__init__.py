@@ -7,6 +7,7 @@
 from omforge.passes.bind_shapes import BindShapes
 from omforge.passes.convert_opset import ConvertOpset
 from omforge.passes.convert_precision import ConvertPrecision
+from omforge.passes.dense_experts import DenseExperts
 from omforge.passes.eliminate_common_subexpressions import EliminateCommonSubexpressions
 from omforge.passes.events import Event
 from omforge.passes.fold_constants import FoldConstants
@@ -23,6 +24,7 @@ from omforge.passes.inline_functions import InlineFunctions
 from omforge.passes.last_token_logits import LastTokenLogits
 from omforge.passes.merge_slices import MergeSlices
 from omforge.passes.name_dims import NameDims
+from omforge.passes.one_hot_choices import OneHotChoices
 from omforge.passes.onnxsim import Onnxsim
 from omforge.passes.pipeline import Pass, PassRun, Pipeline, PipelineResult, parse_pipeline
 from omforge.passes.quantize_weights import QuantizeWeights
@@ -30,6 +32,7 @@ from omforge.passes.raise_contrib_ops import RaiseContribOps
 from omforge.passes.remove_no_ops import RemoveNoOps
 from omforge.passes.rewrite import ANY, Builder, Match, NoMatch, Pat, PatternOps, RewritePass
 from omforge.passes.tabulate_rotary import TabulateRotary
+from omforge.passes.turn_weights import TurnWeights
 from omforge.passes.unflatten_gemm import UnflattenGemm
 
 __all__ = [
@@ -58,6 +61,7 @@ PASSES: dict[str, type[Pass]] = {
         BindShapes,
         ConvertOpset,
         ConvertPrecision,
+        DenseExperts,
         EliminateCommonSubexpressions,
         FoldConstants,
         FoldShapes,
@@ -72,11 +76,13 @@ PASSES: dict[str, type[Pass]] = {
         LastTokenLogits,
         MergeSlices,
         NameDims,
+        OneHotChoices,
         Onnxsim,
         QuantizeWeights,
         RaiseContribOps,
         RemoveNoOps,
         TabulateRotary,
+        TurnWeights,
         UnflattenGemm,
     )
 }
@@ -111,6 +117,8 @@ PIPELINES: dict[str, str] = {
             "fold-shapes",  # what is left of shape arithmetic
             "merge-slices",
             "eliminate-common-subexpressions",
+            "dense-experts",  # last: what works row by row is plain to see by now
+            "one-hot-choices",
         )
     ),
 }

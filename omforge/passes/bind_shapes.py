@@ -10,6 +10,7 @@ from omforge.ir import dims as d
 from omforge.ir.dims import Dim
 from omforge.ir.infer import dims, infer_model, to_shape
 from omforge.passes.fold_constants import FoldConstants
+from omforge.passes.fold_shapes import FoldShapes
 from omforge.passes.pipeline import Pass
 from omforge.passes.remove_no_ops import RemoveNoOps
 
@@ -20,7 +21,7 @@ class BindShapes(Pass):
 
     Attributes:
         batch: Rows B.
-        seq: New tokens S of a step.
+        seq: New tokens S of a step; 0 leaves `seq` a symbol, for a graph with gears.
         capacity: Slots C of the cache.
         rows: Tokens whose logits are computed; the batch where it is 0.
     """
@@ -45,10 +46,14 @@ class BindShapes(Pass):
             "capacity": self.capacity,
             "rows": self.rows or self.batch,
         }
+        kept = frozenset[str]()
+        if self.seq == 0:
+            del bindings["seq"]
+            kept = frozenset(("seq",))
         for name, size in bindings.items():
             if isinstance(size, int) and size < 1:
                 raise ir.InputError(f"{name} is {size}", "a size is at least 1")
-        bound = {value: _bind(value, bindings) for value in model.graph.inputs}
+        bound = {value: _bind(value, bindings, kept) for value in model.graph.inputs}
         changed = [value for value, shape in bound.items() if shape != dims(value)]
         if not changed:
             return 0
@@ -56,19 +61,22 @@ class BindShapes(Pass):
             value.shape = to_shape(bound[value])
         infer_model(model)
         FoldConstants().run(model)
+        if kept:
+            # What is still computed from shapes is computed from `seq` alone: say it in constants.
+            FoldShapes().run(model)
         RemoveNoOps().run(model)
         infer_model(model)
         return len(changed)
 
 
-def _bind(value: ir.Value, bindings: dict[str, Dim]) -> tuple[Dim, ...]:
+def _bind(value: ir.Value, bindings: dict[str, Dim], kept: frozenset[str]) -> tuple[Dim, ...]:
     shape = dims(value)
     if shape is None:
         raise ir.InputError(
             f"input {value.name} has no shape", "nothing can be bound", "Export it with shapes"
         )
     bound = tuple(d.substitute(dim, bindings) for dim in shape)
-    left = sorted({name for dim in bound for name in d.symbols(dim)})
+    left = sorted({name for dim in bound for name in d.symbols(dim) - kept})
     if left:
         raise ir.InputError(
             f"input {value.name} keeps the dimension {left[0]!r}",

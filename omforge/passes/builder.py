@@ -171,11 +171,20 @@ class Builder:
             for (variable, allowed), value in zip(formal, inputs, strict=True)
         ]
 
+    def _adopted(self, value: ir.Value) -> ir.Value:
+        """The value, or an initializer for a number that a matcher worked out, in no graph yet."""
+        if value.const_value is None or value.producer() is not None or value.graph is not None:
+            return value
+        known = self.constants.get(str(value.name)) is value
+        return value if known else self.constant(value.const_value)
+
     def _operand(
         self, value: Input, dtype: ir.DataType | None, allowed: frozenset[str]
     ) -> ir.Value | None:
-        if value is None or isinstance(value, ir.Value):
+        if value is None:
             return value
+        if isinstance(value, ir.Value):
+            return self._adopted(value)
         array = np.asarray(value)
         if isinstance(value, np.ndarray):
             return self.constant(array)

@@ -65,6 +65,7 @@ class ConvertPrecision(Pass):
         old = {_FLOAT, _HALF, _BRAIN} - {to}
         kept = _exact_values(model) | _islands(model) if to == _HALF else set[ir.Value]()
         changed = _cast_behind(model, kept, to, self.name)
+        changed += _cast_ahead(model, kept, self.name)
         for value in model.graph.initializers.values():
             if value not in kept and value.dtype in old and value.const_value is not None:
                 value.const_value = _converted(model, value, to, self.name)
@@ -146,6 +147,25 @@ def _cast_behind(model: ir.Model, kept: set[ir.Value], to: ir.DataType, by: str)
                 with Builder(model) as op:
                     cast[value] = op.Cast(value, to=int(to))
                     insert(op, node, by=by, names=names)
+            node.replace_input_with(index, cast[value])
+    return len(cast)
+
+
+def _cast_ahead(model: ir.Model, kept: set[ir.Value], by: str) -> int:
+    """Cast what is converted back where it meets what stays in float32; each value once."""
+    names = Names(model) if kept else None
+    cast: dict[ir.Value, ir.Value] = {}
+    for node in list(model.graph):
+        if not any(output in kept for output in node.outputs):
+            continue
+        for index, value in enumerate(node.inputs):
+            if value is None or value in kept or value.dtype != _FLOAT or value.is_initializer():
+                continue
+            if value not in cast:
+                with Builder(model) as op:
+                    cast[value] = op.Cast(value, to=int(_FLOAT))
+                    insert(op, node, by=by, names=names)
+                kept.add(cast[value])
             node.replace_input_with(index, cast[value])
     return len(cast)
 

@@ -10,10 +10,12 @@ from typing import Any
 from omforge import ir
 from omforge.ir.infer import dims
 from omforge.passes import masks
+from omforge.passes.attention_scores import SINKS
 from omforge.passes.config import ModelConfig
 from omforge.passes.events import Event, events
-from omforge.passes.interface import activations, find_interface
+from omforge.passes.interface import activations, find_interface, states
 from omforge.passes.match import NoMatch
+from omforge.passes.views import scalar
 
 _NORMS = ("RMSNormalization", "LayerNormalization")
 _NORM_LEFTOVERS = ("ReduceMean", "ReduceSumSquare", "ReduceL2")
@@ -83,20 +85,22 @@ def measure(model: ir.Model, config: ModelConfig | None) -> Coverage:
     attention = ops["Attention"]
     layers = config.layers or attention + ops["Softmax"]
     attending = config.attention_layers or layers
+    sinks = sum(event.reason == SINKS for event in told)
     rotary = ops["RotaryEmbedding"]
     norms = sum(ops[name] for name in _NORMS)
     gates = sum(1 for node in model.graph if _is_gate(node))
-    # Experts have an MLP each, as many as the exporter wrote out.
-    gated = layers if config.gated and not config.experts else gates + ops["Sigmoid"]
+    # Experts have an MLP each, as many as the exporter wrote out; a router is a curve too.
+    curves = 0 if config.experts else sum(1 for node in model.graph if _is_curve(node))
+    gated = layers if config.gated and not config.experts else gates + curves
     kinds = {
-        "attention": _covered(attention, attending, told, "fuse-attention"),
+        "attention": _covered(attention, attending - sinks, told, "fuse-attention"),
         "rotary": _covered(
             rotary, _rotations(model, rotary, attending, config), told, "fuse-rotary"
         ),
         "norm": _covered(
             norms, norms + sum(ops[name] for name in _NORM_LEFTOVERS), told, "fuse-rms-norm"
         ),
-        "mlp": _covered(gates, gates if config.experts else gated, told, "fuse-swish"),
+        "mlp": _covered(gates, gated, told, "fuse-swish", "fuse-gelu"),
     }
     return Coverage(kinds, tuple(_lost(model, config)), tuple(_unrecognised(model, kinds, told)))
 
@@ -108,7 +112,7 @@ def _rotations(model: ir.Model, found: int, attending: int, config: ModelConfig)
     says only that there are some.
     """
     tables = {node.outputs[0] for node in model.graph if node.op_type in ("Cos", "Sin")}
-    left = 0
+    left: list[ir.Node] = []
     if tables:
         live = activations(model)
         for node in model.graph:
@@ -116,12 +120,33 @@ def _rotations(model: ir.Model, found: int, attending: int, config: ModelConfig)
             if not from_table:
                 continue
             if node.op_type == "Mul" and any(value in live for value in node.inputs if value):
-                left += 1
+                left.append(node)
             elif node.op_type != "RotaryEmbedding":
                 tables.update(value for value in node.outputs if value not in live)
-    # Each takes a product with the cosine and one with the sine.
-    expected = found + -(-left // 2)
+    expected = found + _together(left, tables)
     return 2 * attending if config.rotary and not expected else expected
+
+
+def _together(products: Iterable[ir.Node], tables: set[ir.Value]) -> int:
+    """Rotations that products with cosines and sines belong to.
+
+    A rotation is two products and their sum, or, pair by pair, four products of two values and two
+    sums: those that share a factor or a sum are one.
+    """
+    leader: dict[ir.Value, ir.Value] = {}
+
+    def find(value: ir.Value) -> ir.Value:
+        while leader.setdefault(value, value) is not value:
+            value = leader[value]
+        return value
+
+    for node in products:
+        product = node.outputs[0]
+        factors = [v for v in node.inputs if v is not None and v not in tables]
+        sums = [user.outputs[0] for user, _ in product.uses() if user.op_type in ("Add", "Sub")]
+        for other in (*factors, *sums):
+            leader[find(other)] = find(product)
+    return len({find(value) for value in leader})
 
 
 def _unrecognised(
@@ -136,14 +161,32 @@ def _unrecognised(
     ):
         if ops[op]:
             yield f"{ops[op]} x {op} ({what}): left as it is"
+    try:
+        recurrent = states(model, find_interface(model))
+    except ir.InputError:  # any graph can be explained, a causal LM or not
+        recurrent = ()
+    if recurrent:
+        shown = ", ".join(str(value.name) for value, _ in recurrent)
+        yield f"{len(recurrent)} x recurrent state (linear attention or alike): {shown}"
+    routed = sum(node.op_type == "NonZero" for node in model.graph)
+    if routed:
+        yield f"{routed} x NonZero (tokens chosen for an expert): their number is no fixed size"
+    told = list(told)
+    sinks = [event for event in told if event.reason == SINKS]
+    if sinks:
+        yield f"{len(sinks)} x attention with a sink: {SINKS}"
     if kinds["attention"].complete:
-        softmaxes = [e for e in told if e.pass_name == "fuse-attention" and "Softmax" in e.where]
+        softmaxes = [
+            e
+            for e in told
+            if e.pass_name == "fuse-attention" and "Softmax" in e.where and e not in sinks
+        ]
         if softmaxes:
             yield f"{len(softmaxes)} x Softmax that is no attention: {softmaxes[0].reason}"
 
 
-def _covered(found: int, expected: int, told: Iterable[Event], by: str) -> Covered:
-    missed = () if found == expected else tuple(str(e) for e in told if e.pass_name == by)
+def _covered(found: int, expected: int, told: Iterable[Event], *by: str) -> Covered:
+    missed = () if found == expected else tuple(str(e) for e in told if e.pass_name in by)
     return Covered(found, expected, missed)
 
 
@@ -154,6 +197,24 @@ def _is_gate(node: ir.Node) -> bool:
     producers = [v.producer() for v in node.inputs if v is not None]
     scalars = any(v is None or len(dims(v) or (0, 0)) < 2 for v in node.inputs)
     return not scalars and any(p is not None and p.op_type in ("Swish", "Gelu") for p in producers)
+
+
+def _is_curve(node: ir.Node) -> bool:
+    """Whether it is the curve of an activation that was not raised, gating something or not.
+
+    A sigmoid may be written out, as 1 / (1 + exp(-x)); the 1 tells the tanh of a GELU from that of
+    a softcap.
+    """
+    if node.domain != "" or node.op_type in ("Erf", "Sigmoid"):
+        return node.domain == ""
+    if node.op_type not in ("Tanh", "Exp"):
+        return False
+    users = node.outputs[0].consumers()
+    sums = [user for user in users if user.op_type == "Add" and 1.0 in map(scalar, user.inputs)]
+    if node.op_type == "Tanh":
+        return bool(sums)
+    below = (user for total in sums for user in total.outputs[0].consumers())
+    return any(user.op_type in ("Div", "Reciprocal") for user in below)
 
 
 def _lost(model: ir.Model, config: ModelConfig) -> Iterable[str]:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from omforge import ir
 from omforge.ir.dims import Dim, Expr, evaluate, symbols
 from omforge.ir.infer import dims
+from omforge.passes.alibi import KEY_POSITIONS
 from omforge.passes.fuse_kv_io import MASK, PAST
 from omforge.passes.interface import Interface, find_interface
 from omforge.passes.last_token_logits import LOGITS_INDEX
@@ -93,6 +94,20 @@ def make_feeds(model: ir.Model, longest: int = 2048, seed: int = 0) -> list[Feed
     return made
 
 
+def token_feeds(model: ir.Model, tokens: Array) -> Feeds:
+    """Return the inputs of a prefill of tokens [B, S]: nothing in the past, no padding.
+
+    Raises:
+        InputError: The model is no causal LM, or an input has no shape.
+    """
+    interface = find_interface(model)
+    inputs = [v for v in model.graph.inputs if v.name not in model.graph.initializers]
+    random = np.random.default_rng(0)  # draws what a cache of no slots holds
+    made = {_name(v): _feed(v, Step(*tokens.shape), interface, random) for v in inputs}
+    made[_name(interface.input_ids)] = tokens.astype(_dtype(interface.input_ids).numpy())
+    return made
+
+
 def _steps(inputs: list[ir.Value], interface: Interface, longest: int) -> Iterator[Step]:
     """The steps that the model's own numbers and `longest` allow, each once."""
     tokens = _shape(interface.input_ids)
@@ -134,6 +149,8 @@ def _feed(value: ir.Value, step: Step, interface: Interface, random: np.random.G
         array = np.arange(step.batch) * step.seq + step.seq - 1
     elif _is_mask(value):
         array = _additive_mask(value, step)
+    elif value.name == KEY_POSITIONS:
+        array = _key_positions(value, step)
     elif _is_cache(value) or any(value is past for past, _ in interface.caches):
         array = random.standard_normal(_cache_shape(value, step, interface))
     else:
@@ -154,6 +171,13 @@ def _additive_mask(value: ir.Value, step: Step) -> Array:
         visible &= queries - np.minimum(keys, step.past + step.seq) < int(window)
     rows = visible[None] & (keys >= step.first[:, None, None])
     return np.where(rows, 0.0, HIDDEN)[:, None]
+
+
+def _key_positions(value: ir.Value, step: Step) -> Array:
+    """[1, 1, 1, C+S]: the new tokens follow the valid slots; the last one is 0."""
+    slots = np.arange(_capacity(_shape(value)[-1], step))
+    keys = np.concatenate([slots, np.arange(step.past, step.past + step.seq)])
+    return (keys - (step.past + step.seq - 1))[None, None, None]
 
 
 def _cache_shape(value: ir.Value, step: Step, interface: Interface) -> list[int]:

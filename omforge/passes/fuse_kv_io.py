@@ -10,6 +10,8 @@ After::
     attention_mask [B, 1, S, C+S] (additive), past_key_values [2*L*B, K, C, D]
       ->  present_key_values [2*L*B, K, S, D]
 
+and, with ALiBi, key_positions [1, 1, 1, C+S], which the slopes of the heads multiply.
+
 A present that grows makes every shape dynamic, and no in-place update is reachable from ONNX
 through ATC (hicann/ge:docs/zh/design/features/tensormove_delete.md), so the cache lives outside:
 the graph reads C slots under a mask and hands out the step's new keys and values alone.
@@ -17,17 +19,18 @@ the graph reads C slots under a mask and hands out the step's new keys and value
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeAlias
 
 import numpy as np
 
 from omforge import ir
-from omforge.ir.dims import Dim, symbol
-from omforge.ir.edit import remove_dead
+from omforge.ir.dims import Dim, symbol, symbols
+from omforge.ir.edit import all_values, fresh_name, remove_dead
 from omforge.ir.infer import attribute, dims, infer_model, to_shape
-from omforge.passes import masks
+from omforge.passes import alibi, masks, unraised_attention
+from omforge.passes.alibi import KEY_POSITIONS, Bias
 from omforge.passes.builder import Builder
 from omforge.passes.derived_positions import (
     as_shape_of,
@@ -36,14 +39,25 @@ from omforge.passes.derived_positions import (
     recognise,
 )
 from omforge.passes.events import record
-from omforge.passes.interface import Interface, activations, find_interface
+from omforge.passes.interface import (
+    CacheLayer,
+    Interface,
+    activations,
+    cache_layers,
+    find_interface,
+    states,
+)
 from omforge.passes.last_token_logits import LOGITS_INDEX
 from omforge.passes.match import NoMatch
 from omforge.passes.pipeline import Pass
 from omforge.passes.splice import insert, splice
+from omforge.passes.unraised_attention import Unraised
 
 BATCH, SEQ, CAPACITY = symbol("batch"), symbol("seq"), symbol("capacity")
 PAST, PRESENT, MASK = "past_key_values", "present_key_values", "attention_mask"
+
+_Kind: TypeAlias = tuple[int | None, Bias | None]
+"""A mask's window, and what it adds to the scores of visible keys."""
 
 
 @dataclass(frozen=True)
@@ -53,56 +67,70 @@ class FuseKvIo(Pass):
     Attributes:
         layout: `stacked`: one tensor, layers outermost, each layer's keys before its values, batch
             inside (4*L cache tensors become 2). `per-layer`: two inputs and two outputs a layer.
+            `auto`: stacked, unless the layers' caches differ in heads or sizes.
     """
 
     name: ClassVar[str] = "fuse-kv-io"
     changes_interface: ClassVar[bool] = True
-    layout: Literal["stacked", "per-layer"] = "stacked"
+    layout: Literal["auto", "stacked", "per-layer"] = "auto"
 
     def run(self, model: ir.Model) -> int:
         """Rewrite; the number of attention blocks whose cache changed.
 
+        A layer whose attention was not raised keeps its nodes, and an event says so.
+
         Raises:
             InputError: The model has no cache.
-            CheckError: A block or a mask was not raised, so its cache cannot be replaced.
+            CheckError: The cache is read, or masked, in a way that the runtime cannot serve.
         """
         infer_model(model)
         interface = find_interface(model)
-        blocks = [n for n in model.graph if n.op_type == "Attention" and n.domain == ""]
-        _check(model, interface, blocks)
-        kinds = _mask_kinds(model, interface, blocks)
-        shapes = [_cache_shape(block) for block in blocks]
-        stacked = self.layout == "stacked"
-        if stacked and (len(set(shapes)) > 1 or shapes[0].key != shapes[0].value):
-            raise ir.CheckError(
-                "the layers' caches cannot be stacked",
-                f"their heads or sizes differ: {', '.join(sorted(set(map(str, shapes))))}",
-                "Use --layout per-layer (fuse-kv-io{layout=per-layer})",
-            )
+        layers = _layers(model, interface)
+        shapes = [_cache_shape(layer) for layer in layers]
+        stacked = _is_stacked(model, self.layout, shapes)
+        unraised = unraised_attention.find(model, interface, layers, activations(model))
+        _check_blocks(model, unraised.values())
+        kinds = _mask_kinds(model, interface, layers, unraised)
         logits = interface.logits
-        positions = _positions(model, interface)
-        _drop_outputs(model, logits)
-        mask_inputs = _mask_inputs(blocks[0], kinds)
+        positions = _positions(model, interface, bool(unraised))
+        _drop_outputs(model, logits, layers)
+        mask_inputs = _mask_inputs(layers[0], [window for window, _ in kinds])
+        biased, key_positions = _biased(model, mask_inputs, kinds, self.name)
         given = (
-            _past_stacked(model, blocks, shapes)
+            _past_stacked(model, layers, shapes)
             if stacked
-            else _past_per_layer(model, blocks, shapes)
+            else _past_per_layer(model, layers, shapes)
         )
         new: list[ir.Value] = []
-        for block, kind, pasts in zip(blocks, kinds, given.parts, strict=True):
-            new += _rewire(model, block, mask_inputs[kind], pasts, self.name)
+        for layer, kind, pasts in zip(layers, kinds, given.parts, strict=True):
+            mask = biased[kind]
+            if layer.block is not None:
+                new += _rewire(model, layer.block, mask, pasts, self.name)
+            else:
+                new += _keep(model, unraised[layer], mask, pasts, self.name)
+        if unraised:
+            _resize(model, interface, layers, next(iter(mask_inputs.values())), given.parts)
         _emit(model, new, shapes, stacked, self.name)
         old_inputs = list(model.graph.inputs)
         index = [v for v in old_inputs if v.name == LOGITS_INDEX]
         model.graph.inputs.clear()
         kept = [interface.input_ids, *([positions] if positions is not None else []), *index]
-        model.graph.inputs.extend([*kept, *mask_inputs.values(), *given.inputs])
+        model.graph.inputs.extend([*kept, *mask_inputs.values(), *key_positions, *given.inputs])
         remove_dead(model)
         _check_disconnected(model, old_inputs)
         if positions is not None and not positions.uses():
             model.graph.inputs.remove(positions)
+            positions = None
         infer_model(model)
-        return len(blocks)
+        if unraised:
+            opset = model.opset_imports[""]
+            for layer, kind, pasts in zip(layers, kinds, given.parts, strict=True):
+                if layer in unraised:
+                    block, mask = unraised[layer], mask_inputs[kind[0]]
+                    keys = key_positions[0] if kind[1] is not None else None
+                    unraised_attention.compare(block, pasts, mask, keys, positions, opset)
+            unraised_attention.check_sizes(model, unraised.values(), str(CAPACITY))
+        return len(layers)
 
 
 def _dims(value: ir.Value | None) -> tuple[Dim, ...]:
@@ -111,59 +139,95 @@ def _dims(value: ir.Value | None) -> tuple[Dim, ...]:
     return () if shape is None else shape
 
 
-def _check(model: ir.Model, interface: Interface, blocks: Sequence[ir.Node]) -> None:
+def _layers(model: ir.Model, interface: Interface) -> tuple[CacheLayer, ...]:
+    recurrent = [value for value, _ in states(model, interface)]
+    if recurrent:
+        listed = ", ".join(f"{v.name} [{', '.join(map(str, _dims(v)))}]" for v in recurrent)
+        raise ir.CheckError(
+            f"the model carries {len(recurrent)} states besides keys and values, as a "
+            "linear-attention or state-space layer does",
+            f"{listed}: padding at the end of a prefill bucket would go into them, where that of a "
+            "cache is never copied",
+            "Layers whose state is a cache of keys and values are supported, raised or not",
+        )
     if not interface.caches:
         raise ir.InputError(
             "the model has no KV cache",
             "no input is joined with new keys or values into an output",
             "Export it with its past (Optimum: --task text-generation-with-past)",
         )
-    served = {value for block in blocks for value in block.inputs[4:6]}
-    left = [past.name for past, _ in interface.caches if past not in served]
-    if left:
+    return cache_layers(model, interface)
+
+
+def _check_blocks(model: ir.Model, unraised: Iterable[Unraised]) -> None:
+    inside = {node for block in unraised for node in block.nodes}
+    for node in model.graph:
+        if node.op_type != "Attention" or node.domain != "" or node in inside:
+            continue
+        if len(node.inputs) < 6 or node.inputs[4] is None or node.inputs[5] is None:
+            raise ir.CheckError(
+                f"attention {node.name} has no cache while others have",
+                next_step="Such models are not supported yet",
+            )
+
+
+def _is_stacked(model: ir.Model, layout: str, shapes: Sequence[_Shape]) -> bool:
+    if layout == "per-layer":
+        return False
+    if len(set(shapes)) == 1 and shapes[0].key == shapes[0].value:
+        return True
+    differ = f"their heads or sizes differ: {', '.join(sorted(set(map(str, shapes))))}"
+    if layout == "stacked":
         raise ir.CheckError(
-            f"the cache cannot be given a fixed capacity: {len(left)} of its "
-            f"{len(interface.caches)} tensors belong to attention that was not raised",
-            f"for one, {left[0]}",
-            "`omforge opt -p raise` lists what fuse-attention left alone, and why",
+            "the layers' caches cannot be stacked",
+            differ,
+            "Use --layout per-layer (fuse-kv-io{layout=per-layer})",
         )
-    loose = [b for b in blocks if len(b.inputs) < 6 or b.inputs[4] is None or b.inputs[5] is None]
-    if loose:
-        raise ir.CheckError(
-            f"attention {loose[0].name} has no cache while others have",
-            next_step="Such models are not supported yet",
-        )
+    record(model, FuseKvIo.name, "the stacked cache", f"{differ}; the layout is per-layer")
+    return False
 
 
 def _mask_kinds(
-    model: ir.Model, interface: Interface, blocks: Sequence[ir.Node]
-) -> list[int | None]:
-    """The window of each block's mask."""
+    model: ir.Model,
+    interface: Interface,
+    layers: Sequence[CacheLayer],
+    unraised: Mapping[CacheLayer, Unraised],
+) -> list[_Kind]:
+    """The window and the bias of each layer's mask."""
     prober = masks.Prober(model, interface)
-    seen: dict[ir.Value | None, int | None] = {}
-    for block in blocks:
-        mask = block.inputs[3]
-        if mask in seen:
+    seen: dict[ir.Value | None, _Kind] = {}
+    kinds: list[_Kind] = []
+    for layer in layers:
+        if layer.block is None:
+            kinds.append((unraised[layer].window, unraised[layer].bias))
             continue
-        if mask is None:
-            if not attribute(block, "is_causal", 0):
-                raise ir.CheckError(
-                    f"attention {block.name} sees later tokens",
-                    "it has no mask and is not causal",
-                    "Only causal language models can be cached",
-                )
-            seen[None] = None
-            continue
-        hidden = -float("inf") if mask.dtype == ir.DataType.BOOL else None
-        try:
-            seen[mask] = masks.recognise(prober, mask, [], hidden).window
-        except NoMatch as miss:
+        mask = layer.block.inputs[3]
+        if mask not in seen:
+            seen[mask] = _kind(prober, layer.block)
+        kinds.append(seen[mask])
+    return kinds
+
+
+def _kind(prober: masks.Prober, block: ir.Node) -> _Kind:
+    mask = block.inputs[3]
+    if mask is None:
+        if not attribute(block, "is_causal", 0):
             raise ir.CheckError(
-                f"the mask of attention {block.name} is not one that the runtime can make",
-                str(miss),
-                "Causal masks, with or without a sliding window, are supported",
-            ) from miss
-    return [seen[block.inputs[3]] for block in blocks]
+                f"attention {block.name} sees later tokens",
+                "it has no mask and is not causal",
+                "Only causal language models can be cached",
+            )
+        return None, None
+    hidden = -float("inf") if mask.dtype == ir.DataType.BOOL else None
+    try:
+        found = masks.recognise(prober, mask, [], hidden)
+    except NoMatch as miss:
+        raise ir.CheckError(
+            f"the mask of attention {block.name} is not one that the runtime can make",
+            str(miss),
+            "Causal masks, with or without a sliding window or ALiBi, are supported",
+        ) from miss
+    return found.window, found.bias
 
 
 @dataclass(frozen=True)
@@ -178,20 +242,20 @@ class _Shape:
         return f"{self.heads} heads with keys of {self.key} and values of {self.value}"
 
 
-def _cache_shape(block: ir.Node) -> _Shape:
-    key, value = (_dims(block.inputs[i]) for i in (4, 5))
+def _cache_shape(layer: CacheLayer) -> _Shape:
+    key, value = (_dims(past) for past in layer.past)
     if len(key) == 4 and len(value) == 4 and key[1] == value[1]:
         heads, size, width = key[1], key[3], value[3]
         if isinstance(heads, int) and isinstance(size, int) and isinstance(width, int):
             return _Shape(heads, size, width)
     raise ir.CheckError(
-        f"the cache of {block.name} is no [B, K, P, D] with K and D numbers",
+        f"the cache {layer.past[0].name} is no [B, K, P, D] with K and D numbers",
         f"its keys are [{', '.join(map(str, key))}] and its values [{', '.join(map(str, value))}]",
         "Export the model with its heads and sizes as numbers",
     )
 
 
-def _positions(model: ir.Model, interface: Interface) -> ir.Value | None:
+def _positions(model: ir.Model, interface: Interface, unraised: bool) -> ir.Value | None:
     """The input position_ids, made where the model derives positions from its mask or its cache.
 
     A model that counts all slots, padding included, is fed what it would count without padding:
@@ -199,10 +263,12 @@ def _positions(model: ir.Model, interface: Interface) -> ir.Value | None:
     """
     prober = masks.Prober(model, interface)
     live = activations(model)
+    # Attention that was not raised may number its keys: whether that goes well is tried later.
+    keys = _dims(interface.caches[0][0])[2:3] if unraised else ()
     derived = [
         value
         for value in position_values(model)
-        if value not in live and not follows_input(prober, value)
+        if value not in live and not _spans(value, keys) and not follows_input(prober, value)
     ]
     try:
         counted = [recognise(prober, value) for value in derived]
@@ -226,9 +292,15 @@ def _positions(model: ir.Model, interface: Interface) -> ir.Value | None:
     return ids
 
 
-def _drop_outputs(model: ir.Model, logits: ir.Value) -> None:
+def _spans(value: ir.Value, lengths: Sequence[Dim]) -> bool:
+    """Whether an axis of a value depends on one of some lengths."""
+    names = {name for length in lengths for name in symbols(length)}
+    return any(names & symbols(dim) for dim in _dims(value))
+
+
+def _drop_outputs(model: ir.Model, logits: ir.Value, layers: Sequence[CacheLayer]) -> None:
     """Everything but the logits leaves the interface."""
-    served = {value for n in model.graph if n.op_type == "Attention" for value in n.outputs[1:]}
+    served = {present for layer in layers for present in layer.present}
     for output in list(model.graph.outputs):
         if output is not logits and output not in served:
             record(
@@ -243,11 +315,35 @@ def mask_name(window: int | None) -> str:
     return MASK if window is None else f"{MASK}_w{window}"
 
 
-def _mask_inputs(block: ir.Node, kinds: Sequence[int | None]) -> dict[int | None, ir.Value]:
-    dtype = block.inputs[0].dtype if block.inputs[0] is not None else None
+def _mask_inputs(layer: CacheLayer, kinds: Sequence[int | None]) -> dict[int | None, ir.Value]:
+    dtype = layer.past[0].dtype
     shape: tuple[Dim, ...] = (BATCH, 1, SEQ, CAPACITY + SEQ)
     ordered = sorted(set(kinds), key=lambda window: (window is not None, window or 0))
     return {w: _input(mask_name(w), dtype, shape) for w in ordered}
+
+
+def _biased(
+    model: ir.Model,
+    mask_inputs: Mapping[int | None, ir.Value],
+    kinds: Sequence[_Kind],
+    by: str,
+) -> tuple[dict[_Kind, ir.Value], list[ir.Value]]:
+    """The mask of each kind [B, 1 or N, S, C+S], and the input that biases are made of, if any.
+
+    The runtime gives the position of each key; only it knows how many cache slots are valid.
+    """
+    masks_of = {kind: mask_inputs[kind[0]] for kind in kinds}
+    if all(bias is None for _, bias in masks_of):
+        return masks_of, []
+    dtype = next(iter(mask_inputs.values())).dtype
+    positions = _input(KEY_POSITIONS, dtype, (1, 1, 1, CAPACITY + SEQ))
+    with Builder(model) as op:
+        for kind, mask in list(masks_of.items()):
+            bias = kind[1]
+            if bias is not None and dtype is not None:
+                masks_of[kind] = op.Add(mask, alibi.times_slopes(op, bias, positions, dtype))
+        insert(op, next(iter(model.graph)), by=by)
+    return masks_of, [positions]
 
 
 def _input(name: str, dtype: ir.DataType | None, shape: Sequence[Dim]) -> ir.Value:
@@ -263,10 +359,10 @@ class _Past:
     parts: list[tuple[ir.Value, ir.Value]]
 
 
-def _past_stacked(model: ir.Model, blocks: Sequence[ir.Node], shapes: Sequence[_Shape]) -> _Past:
-    count = 2 * len(blocks)
+def _past_stacked(model: ir.Model, layers: Sequence[CacheLayer], shapes: Sequence[_Shape]) -> _Past:
+    count = 2 * len(layers)
     heads, size = shapes[0].heads, shapes[0].key
-    dtype = blocks[0].inputs[4].dtype  # type: ignore[union-attr]
+    dtype = layers[0].past[0].dtype
     past = _input(PAST, dtype, (BATCH * count, heads, CAPACITY, size))
     op = Builder(model)
     parts = op.Split(past, axis=0, num_outputs=count, _outputs=count)
@@ -274,13 +370,15 @@ def _past_stacked(model: ir.Model, blocks: Sequence[ir.Node], shapes: Sequence[_
     return _Past([past], list(zip(parts[0::2], parts[1::2], strict=True)))
 
 
-def _past_per_layer(model: ir.Model, blocks: Sequence[ir.Node], shapes: Sequence[_Shape]) -> _Past:
+def _past_per_layer(
+    model: ir.Model, layers: Sequence[CacheLayer], shapes: Sequence[_Shape]
+) -> _Past:
     inputs: list[ir.Value] = []
-    for layer, (block, shape) in enumerate(zip(blocks, shapes, strict=True)):
-        dtype = block.inputs[4].dtype  # type: ignore[union-attr]
+    for number, (layer, shape) in enumerate(zip(layers, shapes, strict=True)):
+        dtype = layer.past[0].dtype
         for role, size in (("key", shape.key), ("value", shape.value)):
             axes = (BATCH, shape.heads, CAPACITY, size)
-            inputs.append(_input(f"{PAST}.{layer}.{role}", dtype, axes))
+            inputs.append(_input(f"{PAST}.{number}.{role}", dtype, axes))
     return _Past(inputs, list(zip(inputs[0::2], inputs[1::2], strict=True)))
 
 
@@ -303,6 +401,50 @@ def _rewire(
     return [k, v]
 
 
+def _keep(
+    model: ir.Model, block: Unraised, mask: ir.Value, pasts: tuple[ir.Value, ir.Value], by: str
+) -> list[ir.Value]:
+    """Let attention that was not raised read the new cache and mask; its new keys and values.
+
+    They are [B, K, S, D] each.
+    """
+    record(
+        model,
+        by,
+        block.where,
+        "its attention was not raised: it copies its cache, to join it with the new keys and "
+        "values, at every step",
+    )
+    unraised_attention.attach(model, block, mask, by)
+    for old, new in zip(block.layer.past, pasts, strict=True):
+        old.replace_all_uses_with(new)
+    return list(block.new)
+
+
+def _resize(
+    model: ir.Model,
+    interface: Interface,
+    layers: Sequence[CacheLayer],
+    mask: ir.Value,
+    parts: Sequence[tuple[ir.Value, ir.Value]],
+) -> None:
+    """Read lengths off the new inputs where unraised attention reads them off the old ones."""
+    for layer, new in zip(layers, parts, strict=True):
+        for old, part in zip(layer.past, new, strict=True):
+            for node in old.consumers():
+                if node.op_type == "Shape":
+                    node.replace_input_with(0, part)
+    if interface.attention_mask is None:
+        return
+    for node in interface.attention_mask.consumers():
+        if node.op_type == "Shape":
+            start, end = attribute(node, "start", 0), attribute(node, "end", None)
+            axes = [0, 3][slice(start, end)]  # of [B, 1, S, C+S]
+            with Builder(model) as op:
+                sizes = op.Gather(op.Shape(mask), axes, axis=0)
+                splice(op, [node.outputs[0]], [sizes], by=FuseKvIo.name)
+
+
 def _emit(
     model: ir.Model,
     new: Sequence[ir.Value],
@@ -310,21 +452,42 @@ def _emit(
     stacked: bool,
     by: str,
 ) -> None:
-    """The new keys and values as outputs: joined while [B, S, K*D], split by head after."""
+    """The new keys and values as outputs.
+
+    Those of raised attention are [B, S, K*D], and are joined so, and split by head after; where
+    all are [B, K, S, D] that is what is joined.
+    """
+    whole = all(len(_dims(value)) == 4 for value in new)
+    sizes = [size for shape in shapes for size in (shape.key, shape.value)]
+    heads = [shape.heads for shape in shapes for _ in range(2)]
     with Builder(model) as op:
-        if stacked:
-            joined = op.Concat(*new, axis=0)
-            outputs = [_by_head(op, joined, shapes[0].heads, shapes[0].key)]
+        if stacked and whole:
+            outputs, names = [op.Concat(*new, axis=0)], [PRESENT]
+        elif stacked:
+            flat = [_flat(op, *of) for of in zip(new, heads, sizes, strict=True)]
+            outputs = [_by_head(op, op.Concat(*flat, axis=0), heads[0], sizes[0])]
             names = [PRESENT]
         else:
-            sizes = [size for shape in shapes for size in (shape.key, shape.value)]
-            heads = [shape.heads for shape in shapes for _ in range(2)]
-            outputs = [_by_head(op, *of) for of in zip(new, heads, sizes, strict=True)]
+            # An Identity, since one value may be both, and already bear another output's name.
+            outputs = [
+                op.Identity(value) if len(_dims(value)) == 4 else _by_head(op, value, count, size)
+                for value, count, size in zip(new, heads, sizes, strict=True)
+            ]
             names = [f"present.{i // 2}.{('key', 'value')[i % 2]}" for i in range(len(new))]
         insert(op, list(model.graph)[-1], by=by)
+    taken = {value.name: value for value in all_values(model.graph)}
     for output, name in zip(outputs, names, strict=True):
+        if name in taken:  # what unraised attention joins bore it, as the exported output
+            taken[name].name = fresh_name(model.graph, f"{name}_joined")
         output.name = name
         model.graph.outputs.append(output)
+
+
+def _flat(op: Builder, value: ir.Value, heads: int, size: int) -> ir.Value:
+    """[B, S, K*D], of the same or of [B, K, S, D]."""
+    if len(_dims(value)) == 3:
+        return value
+    return op.Reshape(op.Transpose(value, perm=[0, 2, 1, 3]), [0, 0, heads * size])
 
 
 def _by_head(op: Builder, value: ir.Value, heads: int, size: int) -> ir.Value:

@@ -9,10 +9,12 @@ After::
 
     y = LayerNormalization<axis=-1, epsilon=eps>(x, gamma, beta)
 
-Exporters write it out below opset 17, which has the operator.
+Exporters write it out below opset 17, which has the operator. Where gamma is absent or not [H] (one
+for each head, say), the norm gets a gamma of ones, and product and sum stay behind it.
 """
 
 from omforge import ir
+from omforge.passes.fuse_rms_norm import ones
 from omforge.passes.rewrite import ANY, Builder, Match, NoMatch, Pat, PatternOps, RewritePass
 
 FLOAT = ir.DataType.FLOAT
@@ -24,7 +26,7 @@ class FuseLayerNorm(RewritePass):
     name = "fuse-layer-norm"
 
     def pattern(self, op: PatternOps, x: Pat, gamma: Pat, beta: Pat, eps: Pat) -> Pat:
-        """Match gamma * (x - mean) / sqrt(variance + eps) + beta."""
+        """Match gamma * (x - mean) / sqrt(variance + eps) + beta; without beta, without gamma."""
         centred = op.Sub(x, op.ReduceMean(x, axes=[-1])).named("centred").shared()
         square = op.Pow(centred, 2.0) | op.Mul(centred, centred)
         variance = op.Add(op.ReduceMean(square, axes=[-1]), eps)
@@ -35,7 +37,7 @@ class FuseLayerNorm(RewritePass):
             | op.Mul(centred, op.Pow(variance, -0.5))
         )
         scaled = op.Mul(norm, gamma)
-        return op.Add(scaled, beta) | scaled
+        return op.Add(scaled, beta) | scaled | norm
 
     def near_miss(self, op: PatternOps) -> Pat:
         """The root of a variance."""
@@ -50,6 +52,8 @@ class FuseLayerNorm(RewritePass):
         if m.x.dtype != m.output.dtype:
             raise NoMatch(f"x is {m.x.dtype} but the norm returns {m.output.dtype}", m.output)
         m.shape("x", "... H")
+        if "gamma" not in m:
+            return op.LayerNormalization(m.x, op.constant(ones(m)), axis=-1, epsilon=m.const("eps"))
         m.shape("gamma", "H")
         inputs = [m.x, m.gamma]
         if "beta" in m:

@@ -12,7 +12,15 @@ After::
 A half-precision model casts x to float before, and the norm back before or after it is scaled. The
 operator casts back before (its `Normalized` has the type of x), so only that form takes the casts
 in; where gamma multiplies in float, the casts stay around a norm in float.
+
+A norm without gamma, or with one that is not [H] (one for each head, or of another dtype), becomes
+one with a gamma of ones, and the product stays behind it.
 """
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from omforge import ir
 from omforge.passes.rewrite import ANY, Builder, Match, NoMatch, Pat, PatternOps, RewritePass
@@ -26,14 +34,15 @@ class FuseRmsNorm(RewritePass):
     name = "fuse-rms-norm"
 
     def pattern(self, op: PatternOps, x: Pat, gamma: Pat, eps: Pat) -> Pat:
-        """Match gamma * x / sqrt(mean(x^2) + eps)."""
+        """Match gamma * x / sqrt(mean(x^2) + eps), and the same without gamma."""
         wide = op.Cast(x, to=FLOAT).named("wide").shared() | x
         variance = op.Add(op.ReduceMean(self.square(op, wide), axes=[-1]), eps)
         rms = op.Sqrt(variance) | op.Pow(variance, 0.5)
         inverse = op.Reciprocal(rms) | op.Div(1.0, rms) | op.Pow(variance, -0.5)
         norm = op.Mul(wide, inverse) | op.Div(wide, rms)
         whole = op.Mul(wide, op.Div(gamma, rms)) | op.Div(op.Mul(wide, gamma), rms)
-        return op.Mul(op.Cast(norm, to=ANY) | norm, gamma) | whole
+        normed = op.Cast(norm, to=ANY) | norm
+        return op.Mul(normed, gamma) | whole | normed
 
     def square(self, op: PatternOps, x: Pat) -> Pat:
         """Match x squared."""
@@ -47,16 +56,33 @@ class FuseRmsNorm(RewritePass):
 
     def rewrite(self, op: Builder, m: Match) -> ir.Value:
         """Return the norm."""
-        if m.x.dtype != m.output.dtype:
-            raise NoMatch(f"x is {m.x.dtype} but the norm returns {m.output.dtype}", m.output)
+        wide = m.get("wide")
+        x, stash = m.x, (wide or m.x).dtype
+        if "gamma" not in m and wide is not None and wide.dtype == m.output.dtype:
+            x = wide  # nothing casts the norm back
+        if x.dtype != m.output.dtype:
+            raise NoMatch(f"x is {x.dtype} but the norm returns {m.output.dtype}", m.output)
         if _is_centred(m.x):
             raise NoMatch(f"{m.x.name} is centred on its mean: a layer norm", m.x)
         m.shape("x", "... H")
-        m.shape("gamma", "H")
-        stash = m.get("wide") or m.x
-        return op.RMSNormalization(
-            m.x, m.gamma, axis=-1, epsilon=m.const("eps"), stash_type=stash.dtype
-        )
+        if "gamma" in m:
+            m.shape("gamma", "H")
+            gamma = m.gamma
+        else:
+            gamma = op.constant(ones(m))
+        return op.RMSNormalization(x, gamma, axis=-1, epsilon=m.const("eps"), stash_type=stash)
+
+
+def ones(m: Match) -> npt.NDArray[Any]:
+    """A gamma for a norm that has none.
+
+    Raises:
+        NoMatch: The size of x is not a number.
+    """
+    *_, size = m.shape("x", "... H")
+    if not isinstance(size, int) or m.output.dtype is None:
+        raise NoMatch(f"the size of {m.x.name}, {size}, is not a number", m.x)
+    return np.ones(size, dtype=m.output.dtype.numpy())
 
 
 def _is_centred(x: ir.Value) -> bool:

@@ -6,6 +6,11 @@ Before (heads split, half style; the tables are any function of position_ids)::
     rot = Concat<axis=-1>(Neg(x4[..., D/2:]), x4[..., :D/2])
     y4  = Add(Mul(x4, cos), Mul(rot, sin))
 
+or, the two parts of each pair on their own::
+
+    re, im = Sub(Mul(x1, cos), Mul(x2, sin)), Add(Mul(x2, cos), Mul(x1, sin))
+    y4     = Concat<axis=-1>(re, im)
+
 After::
 
     y  = RotaryEmbedding<num_heads=N>(x, cos_half, sin_half)
@@ -13,7 +18,8 @@ After::
 
 The rotation `rot` is found by running it on an index tensor, so its spelling does not matter; the
 tables are rebuilt from their frequencies where they are `cos(position * inv_freq)`, and cut in half
-where they are something else that has each number twice.
+where they are something else that has each number twice. A rotation the other way gets the negated
+sine. Where pairs are neighbours before and halves after, the permutation stays in front.
 """
 
 from __future__ import annotations
@@ -29,15 +35,16 @@ from omforge import ir
 from omforge.ir.dims import Dim
 from omforge.ir.edit import remove_dead
 from omforge.ir.evaluate import Cutout, EvaluationError, sizes
-from omforge.ir.infer import dims, infer_model
-from omforge.passes import positions
+from omforge.ir.infer import attribute, dims, infer_model
+from omforge.passes import positions, rotary_pairs
 from omforge.passes.builder import Builder
 from omforge.passes.events import record
-from omforge.passes.interface import Interface, activations, find_interface
-from omforge.passes.masks import Probe, Prober
+from omforge.passes.interface import activations, find_interface
 from omforge.passes.match import NoMatch
 from omforge.passes.pipeline import Pass
-from omforge.passes.splice import Names, insert, splice
+from omforge.passes.rotary_pairs import Placed
+from omforge.passes.rotary_tables import Tables, Wanted, check_layout
+from omforge.passes.splice import Names, splice
 from omforge.passes.views import Movement, bindings_for, is_same_movement, shape_of, trace
 
 Array = npt.NDArray[Any]
@@ -45,7 +52,7 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Rotary:
-    """One rotary embedding in the graph.
+    """One rotary embedding in the graph, as a sum of x and of x turned by a quarter.
 
     Attributes:
         output: What is replaced: [B, N, S, D] or [B, S, N, D].
@@ -54,6 +61,7 @@ class Rotary:
         turned: What meets the sine.
         cos: Table that broadcasts against `rotated`.
         sin: The same.
+        minus: Whether the term with the sine is subtracted.
     """
 
     output: ir.Value
@@ -62,18 +70,19 @@ class Rotary:
     turned: ir.Value
     cos: ir.Value
     sin: ir.Value
+    minus: bool
 
 
 @dataclass(frozen=True)
 class FuseRotary(Pass):
-    """Fuse rotary embeddings, full or partial, half style or interleaved."""
+    """Fuse rotary embeddings, full or partial, half style or interleaved, either way round."""
 
     name: ClassVar[str] = "fuse-rotary"
 
     def run(self, model: ir.Model) -> int:
         """Fuse; the number of embeddings raised. What looks like one and is not is an event."""
         infer_model(model)
-        roots = [node for node in model.graph if node.op_type == "Add"]
+        roots = [node for node in model.graph if node.op_type in ("Add", "Sub")]
         if not roots:
             return 0
         try:
@@ -83,51 +92,134 @@ class FuseRotary(Pass):
             return 0
         live = activations(model)
         names = Names(model)
-        tables = _Tables(model, interface, names)
+        tables = Tables(model, interface, names, self.name)
         count = 0
+        told: set[ir.Node] = set()
         for node in roots:
             if node.graph is None:
                 continue
             try:
-                found = _candidate(node, live)
-                if found is None:
+                pairs = rotary_pairs.find(node, live)
+                found = _candidate(node, live) if pairs is None else None
+                if pairs is not None:
+                    _fuse_pairs(model, node, pairs, live, tables, names)
+                elif found is not None:
+                    _fuse(model, node, found, tables, names)
+                else:
                     continue
-                self._fuse(model, node, found, tables, names)
             except NoMatch as miss:
                 record(model, self.name, node, str(miss))
+                told.add(node)
                 continue
             count += 1
+        for node in roots:
+            if node.graph is not None and node not in told and _meets_waves(node, live):
+                record(model, self.name, node, _HALF_A_ROTATION)
         if count:
             remove_dead(model)
         return count
 
-    def _fuse(
-        self, model: ir.Model, root: ir.Node, found: Rotary, tables: _Tables, names: Names
-    ) -> None:
-        interleaved = _style(found, model.opset_imports[""])
-        heads, source, by_head = _source(found.x)
-        width = _number(found.rotated)
-        size = _number(found.x)
-        cos, sin = tables.get(root, found, interleaved, by_head)
-        with Builder(model) as op:
-            if source is None:
-                source = op.Transpose(found.x, perm=[0, 2, 1, 3]) if by_head else found.x
-                flat = op.Reshape(source, [0, 0, -1])
-            elif len(shape_of(source)) == 3:
-                flat = source
-            else:
-                flat = op.Reshape(source, [0, 0, -1])
-            y = op.RotaryEmbedding(
-                flat,
-                cos,
-                sin,
-                num_heads=heads,
-                interleaved=1 if interleaved else None,
-                rotary_embedding_dim=width if width != size else None,
-            )
-            split = op.Reshape(y, [0, 0, heads, size])
-            new = op.Transpose(split, perm=[0, 2, 1, 3]) if by_head else split
-            splice(op, [found.output], [new], by=self.name, names=names)
+
+_HALF_A_ROTATION = (
+    "its products with a cosine and a sine are no rotation: neither of what they rotate is the "
+    "other turned by a quarter, nor do p*cos - q*sin and q*cos + p*sin stand beside each other"
+)
+
+
+def _fuse(model: ir.Model, root: ir.Node, found: Rotary, tables: Tables, names: Names) -> None:
+    interleaved, reverse = _style(found, model.opset_imports[""])
+    source = _source(found.x)
+    width = _number(found.rotated)
+    size = _number(found.x)
+    wanted = Wanted(
+        found.cos,
+        found.sin,
+        found.rotated,
+        source.by_head,
+        "interleaved" if interleaved else "half",
+        reverse != found.minus,
+    )
+    cos, sin = tables.get(root, wanted)
+    output, narrow = _cast_back(found, source)
+    with Builder(model) as op:
+        y = op.RotaryEmbedding(
+            _flat(op, found.x, source),
+            cos,
+            sin,
+            num_heads=source.heads,
+            interleaved=1 if interleaved else None,
+            rotary_embedding_dim=width if width != size else None,
+        )
+        y = y if narrow is None else op.Cast(y, to=int(narrow))
+        new = _split(op, y, source, size)
+        splice(op, [output], [new], by=FuseRotary.name, names=names)
+
+
+def _fuse_pairs(
+    model: ir.Model,
+    root: ir.Node,
+    pairs: rotary_pairs.Pairs,
+    live: set[ir.Value],
+    tables: Tables,
+    names: Names,
+) -> None:
+    taken = rotary_pairs.origin(pairs)
+    given = rotary_pairs.joined(pairs, live, model.opset_imports[""])
+    wider = rotary_pairs.joined_with_more(pairs) if given is None else None
+    style = (given.interleaved, given.swapped) if given else (False, False)
+    if wider is not None:
+        style = (False, wider[2])
+    interleaved, swapped = style
+    whole = taken if taken and (taken.interleaved, taken.swapped) == style else None
+    if given is not None and given.interleaved and whole is None:
+        given, interleaved, swapped = None, False, False
+    size = shape_of(pairs.re)[3]
+    if not isinstance(size, int):
+        raise NoMatch("the head size is not a number", pairs.re)
+    source, wanted = _pair_source(pairs, whole, swapped)
+    cos, sin = tables.get(root, wanted)
+    with Builder(model) as op:
+        if whole is not None:
+            flat = _flat(op, whole.whole, source)
+        else:
+            parts = (pairs.q, pairs.p) if swapped else (pairs.p, pairs.q)
+            if wanted.ends_in_unit:
+                parts = tuple(op.Squeeze(part, [-1]) for part in parts)
+            flat = _flat(op, op.Concat(*parts, axis=-1), source)
+        y = op.RotaryEmbedding(
+            flat, cos, sin, num_heads=source.heads, interleaved=1 if interleaved else None
+        )
+        new = _split(op, y, source, 2 * size)
+        if given is not None:
+            splice(op, [given.whole], [new], by=FuseRotary.name, names=names)
+        elif wider is not None:
+            node, place, _ = wider
+            inputs = [*node.inputs[:place], new, *node.inputs[place + 2 :]]
+            new = op.Concat(*inputs, axis=-1)
+            splice(op, [node.outputs[0]], [new], by=FuseRotary.name, names=names)
+        else:
+            halves = op.Split(new, axis=-1, num_outputs=2, _outputs=2)
+            if wanted.ends_in_unit:
+                halves = tuple(op.Unsqueeze(half, [-1]) for half in halves)
+            splice(op, [pairs.re, pairs.im], list(halves), by=FuseRotary.name, names=names)
+
+
+def _pair_source(
+    pairs: rotary_pairs.Pairs, whole: Placed | None, swapped: bool
+) -> tuple[Source, Wanted]:
+    """Where the heads come from, and the tables that belong to that."""
+    shape = shape_of(pairs.re)
+    sources = [_source(whole.whole)] if whole is not None else _layouts(shape, pairs.re)
+    reasons: list[NoMatch] = []
+    for source in sources:
+        wanted = Wanted(pairs.cos, pairs.sin, pairs.re, source.by_head, "single", swapped)
+        try:
+            check_layout(wanted)
+        except NoMatch as miss:
+            reasons.append(miss)
+        else:
+            return source, wanted
+    raise reasons[0]
 
 
 def _candidate(node: ir.Node, live: set[ir.Value]) -> Rotary | None:
@@ -144,14 +236,34 @@ def _candidate(node: ir.Node, live: set[ir.Value]) -> Rotary | None:
         if len(moving) != 1 or len(still) != 1:
             return None
         terms.append((moving[0], still[0]))
-    for (rotated, cos), (turned, sin) in (terms, terms[::-1]):
+    minus = node.op_type == "Sub"
+    for (rotated, cos), (turned, sin) in (terms,) if minus else (terms, terms[::-1]):
         if _is_turned(turned, rotated):
             output, x = _whole(node.outputs[0], rotated)
-            return Rotary(output, x, rotated, turned, cos, sin)
+            return Rotary(output, x, rotated, turned, cos, sin, minus)
     return None
 
 
+def _meets_waves(node: ir.Node, live: set[ir.Value]) -> bool:
+    """Whether a sum is one of products with a cosine and a sine of something."""
+    found: set[str] = set()
+    for term in rotary_pairs.terms(node, live):
+        pending, seen = [term.still], set[ir.Value]()
+        while pending and len(seen) < _MOST_STEPS:
+            value = pending.pop(0)
+            maker = value.producer()
+            if maker is None or value in seen:
+                continue
+            seen.add(value)
+            if maker.op_type in ("Cos", "Sin"):
+                found.add(maker.op_type)
+            else:
+                pending += [v for v in maker.inputs if v is not None]
+    return bool(found) and len(shape_of(node.outputs[0])) in (4, 5)
+
+
 _TURNING = {
+    "Cast",
     "Concat",
     "Gather",
     "Mul",
@@ -168,6 +280,7 @@ _MOST_STEPS = 24
 
 def _is_turned(turned: ir.Value, rotated: ir.Value) -> bool:
     """Whether `turned` is made of parts of `rotated`: a cheap look before anything is run."""
+    wanted = {rotated, _before_widening(rotated)}
     pending = [turned]
     for _ in range(_MOST_STEPS):
         if not pending:
@@ -176,10 +289,20 @@ def _is_turned(turned: ir.Value, rotated: ir.Value) -> bool:
         if node is None or node.op_type not in _TURNING:
             continue
         given = node.inputs if node.op_type in ("Concat", "Mul") else node.inputs[:1]
-        if any(value is rotated for value in given):
+        if any(value in wanted for value in given):
             return True
         pending += [value for value in given if value is not None]
     return False
+
+
+def _before_widening(value: ir.Value) -> ir.Value:
+    """The half-precision value that this one is in float; itself if it is none."""
+    node = value.producer()
+    if node is None or node.op_type != "Cast" or value.dtype != ir.DataType.FLOAT:
+        return value
+    narrow = node.inputs[0]
+    halves = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+    return narrow if narrow is not None and narrow.dtype in halves else value
 
 
 def _whole(output: ir.Value, rotated: ir.Value) -> tuple[ir.Value, ir.Value]:
@@ -216,70 +339,131 @@ def _number(value: ir.Value) -> int:
     return shape[-1]
 
 
-def _style(found: Rotary, opset: int) -> bool:
-    """Whether pairs are neighbours (interleaved); half style is False.
+def _style(found: Rotary, opset: int) -> tuple[bool, bool]:
+    """Whether pairs are neighbours (interleaved; half style is False), and turn the other way.
 
     Raises:
         NoMatch: `turned` is no rotation of `rotated` by a quarter.
     """
     rotated = found.rotated
-    styles = [False, True]
+    narrow = _before_widening(rotated)
+    styles = [(interleaved, other) for interleaved in (False, True) for other in (False, True)]
     try:
-        part = Cutout([found.turned], [rotated], opset)
+        part = Cutout([found.turned], [narrow], opset)
+        _keeps_numbers(part, narrow)
         for bindings in bindings_for([rotated, found.turned]):
             shape = sizes(rotated, bindings)
-            if rotated.dtype is None or rotated.name is None or shape[-1] % 2:
+            if narrow.dtype is None or narrow.name is None or shape[-1] % 2:
                 raise NoMatch(f"it rotates {shape[-1]} elements, or their dtype is not known")
             # Whole numbers below 2048 are exact in float32 and float16.
             x = (np.arange(np.prod(shape)) % 2039 + 1).reshape(shape)
-            x = x.astype(rotated.dtype.numpy())
-            (turned,) = part.run({rotated.name: x}, bindings)
-            styles = [style for style in styles if np.array_equal(turned, _turn(x, style))]
+            x = x.astype(narrow.dtype.numpy())
+            (turned,) = part.run({narrow.name: x}, bindings)
+            styles = [style for style in styles if np.array_equal(turned, _turn(x, *style))]
     except EvaluationError as error:
         raise NoMatch(
             f"what meets the sine is not made of what meets the cosine: {error}", found.turned
         ) from error
     if not styles:
         raise NoMatch(
-            "what meets the sine is neither (-x2, x1) nor (-x[1], x[0]) pair by pair", found.turned
+            "what meets the sine is neither (-x2, x1) nor (-x[1], x[0]) pair by pair, nor the same "
+            "with the other sign",
+            found.turned,
         )
     return styles[0]
 
 
-def _turn(x: Array, interleaved: bool) -> Array:
+def _keeps_numbers(part: Cutout, narrow: ir.Value) -> None:
+    """Raise NoMatch if a part rounds what it moves."""
+    for node in part.nodes:
+        dtype = node.outputs[0].dtype
+        if node.op_type == "Cast" and dtype not in (narrow.dtype, ir.DataType.FLOAT):
+            raise NoMatch(f"what meets the sine is rounded to {dtype}", node)
+
+
+def _turn(x: Array, interleaved: bool, other_way: bool) -> Array:
     first, second = positions.halves(x, interleaved)
+    first, second = (-first, second) if other_way else (first, -second)
     if interleaved:
-        return np.stack([-second, first], axis=-1).reshape(x.shape)
-    return np.concatenate([-second, first], axis=-1)
+        return np.stack([second, first], axis=-1).reshape(x.shape)
+    return np.concatenate([second, first], axis=-1)
 
 
-def _source(x: ir.Value) -> tuple[int, ir.Value | None, bool]:
-    """Heads, the [B, S, ...] that x was split from, and whether x is [B, N, S, D] (by head).
+@dataclass(frozen=True)
+class Source:
+    """How the heads of what is rotated were split.
 
-    The source is None where the heads come from something else, such as a fused QKV product that
-    keeps query, key and value of a head together.
+    Attributes:
+        heads: N.
+        flat: The [B, S, ...] that was split. None where the heads come from something else, such as
+            a fused QKV product that keeps query, key and value of a head together.
+        by_head: Whether heads come before tokens.
+        widened: Whether the heads are in float and `flat` in half precision.
     """
-    shape = dims(x)
-    if shape is None or len(shape) != 4:
-        raise NoMatch(f"it is not [B, N, S, D] but {shape}", x)
+
+    heads: int
+    flat: ir.Value | None
+    by_head: bool
+    widened: bool = False
+
+
+def _source(x: ir.Value) -> Source:
+    """Heads, what they were split from, and how."""
+    narrow = _before_widening(x)
+    shape = shape_of(x)
+    layouts = _layouts(shape, x)
     size = _number(x)
-    layouts = [
-        (by_head, heads)
-        for by_head, heads in ((True, shape[1]), (False, shape[2]))
-        if isinstance(heads, int)
-    ]
-    if not layouts:
-        raise NoMatch("the number of heads is not known", x)
-    for by_head, heads in layouts:
-        rows = (shape[0], shape[2 if by_head else 1])
-        for prefix in trace(x).prefixes():
+    for layout in layouts:
+        rows = (shape[0], shape[2 if layout.by_head else 1])
+        for prefix in trace(narrow).prefixes():
             start = shape_of(prefix.source)
             if len(start) < 3 or start[:2] != rows:
                 continue
-            if is_same_movement(prefix, _split_heads(heads, size, by_head)):
-                return heads, prefix.source, by_head
-    by_head, heads = layouts[0]
-    return heads, None, by_head
+            if is_same_movement(prefix, _split_heads(layout.heads, size, layout.by_head)):
+                return Source(layout.heads, prefix.source, layout.by_head, narrow is not x)
+    return layouts[0]
+
+
+def _layouts(shape: tuple[Dim, ...], x: ir.Value) -> list[Source]:
+    """How heads and tokens can lie: the heads are a number."""
+    if len(shape) not in (4, 5):
+        raise NoMatch(f"it is not [B, N, S, D] but {[str(n) for n in shape]}", x)
+    found = [
+        Source(heads, None, by_head)
+        for by_head, heads in ((True, shape[1]), (False, shape[2]))
+        if isinstance(heads, int)
+    ]
+    if not found:
+        raise NoMatch("the number of heads is not known", x)
+    return found
+
+
+def _flat(op: Builder, x: ir.Value, source: Source) -> ir.Value:
+    """What is rotated, as [B, S, N * D]."""
+    if source.flat is None:
+        moved = op.Transpose(x, perm=[0, 2, 1, 3]) if source.by_head else x
+        return op.Reshape(moved, [0, 0, -1])
+    flat = source.flat
+    flat = flat if len(shape_of(flat)) == 3 else op.Reshape(flat, [0, 0, -1])
+    return op.Cast(flat, to=int(ir.DataType.FLOAT)) if source.widened else flat
+
+
+def _split(op: Builder, y: ir.Value, source: Source, size: int) -> ir.Value:
+    """[B, S, N * D] with its heads as they were."""
+    split = op.Reshape(y, [0, 0, source.heads, size])
+    return op.Transpose(split, perm=[0, 2, 1, 3]) if source.by_head else split
+
+
+def _cast_back(found: Rotary, source: Source) -> tuple[ir.Value, ir.DataType | None]:
+    """What is replaced, and its dtype if the cast back to half precision goes with it.
+
+    The heads' split then stays next to what takes it back.
+    """
+    uses = list(found.output.uses())
+    cast = uses[0].node if len(uses) == 1 and not found.output.is_graph_output() else None
+    if not source.widened or cast is None or cast.op_type != "Cast":
+        return found.output, None
+    return cast.outputs[0], ir.DataType(attribute(cast, "to"))
 
 
 def _split_heads(heads: int, size: int, by_head: bool) -> Movement:
@@ -290,99 +474,3 @@ def _split_heads(heads: int, size: int, by_head: bool) -> Movement:
         return split.transpose(0, 2, 1, 3) if by_head else split
 
     return expected
-
-
-class _Tables:
-    """Canonical tables by the exported ones they come from: layers share them."""
-
-    def __init__(self, model: ir.Model, interface: Interface, names: Names) -> None:
-        self._model = model
-        self._interface = interface
-        self._names = names
-        self._prober = Prober(model, interface)
-        self._made: dict[tuple[Any, ...], tuple[ir.Value, ir.Value]] = {}
-
-    def get(
-        self, root: ir.Node, found: Rotary, interleaved: bool, by_head: bool
-    ) -> tuple[ir.Value, ir.Value]:
-        """Both tables [B, S, R / 2], put ahead of the first sum that needs them."""
-        _check_layout(found, by_head)
-        dtype = found.rotated.dtype
-        assert dtype is not None
-        key = (found.cos, found.sin, interleaved, by_head, dtype)
-        if key not in self._made:
-            self._made[key] = self._make(root, found, interleaved, by_head, dtype)
-        return self._made[key]
-
-    def _make(
-        self, root: ir.Node, found: Rotary, interleaved: bool, by_head: bool, dtype: ir.DataType
-    ) -> tuple[ir.Value, ir.Value]:
-        try:
-            with Builder(self._model) as op:
-                rotation = positions.recognise(self._prober, found.cos, found.sin)
-                made = positions.build(op, self._interface, rotation, interleaved, dtype)
-                insert(op, root, by=FuseRotary.name, names=self._names)
-                return made
-        except NoMatch as miss:
-            reason = f"its table is kept as it stands: {miss}"
-        for table in (found.cos, found.sin):
-            self._check_pairs(table, interleaved)
-        batch = shape_of(found.rotated)[0]
-        with Builder(self._model) as op:
-            cos = self._half(op, found.cos, batch, interleaved, by_head)
-            sin = self._half(op, found.sin, batch, interleaved, by_head)
-            insert(op, root, by=FuseRotary.name, names=self._names)
-        record(self._model, FuseRotary.name, found.cos, reason)
-        return cos, sin
-
-    def _half(
-        self, op: Builder, table: ir.Value, batch: Dim, interleaved: bool, by_head: bool
-    ) -> ir.Value:
-        """One of each pair of an exported table that broadcasts to the heads, as [B, S, R / 2]."""
-        shape = shape_of(table)
-        missing = 4 - len(shape)
-        whole = op.Unsqueeze(table, list(range(missing))) if missing else table
-        rows = op.Squeeze(whole, [1 if by_head else 2])
-        width = _number(table)
-        first, end, step = (0, width, 2) if interleaved else (0, width // 2, 1)
-        half = op.Slice(rows, [first], [end], [-1], [step])
-        if not missing and shape[0] == batch:
-            return half
-        count = op.Shape(self._interface.input_ids, start=0, end=1)
-        return op.Expand(half, op.Concat(count, op.constant(np.array([1, 1])), axis=0))
-
-    def _check_pairs(self, table: ir.Value, interleaved: bool) -> None:
-        """Raise NoMatch unless the elements of each pair meet the same number."""
-        try:
-            part = self._prober.cut([table])
-            for batch, seq, past in ((2, 5, 3), (2, 3, 9)):
-                batch, seq, past = self._prober.sizes(batch, seq, past)
-                probe = Probe(past, seq, np.ones((batch, past + seq), dtype=np.int64))
-                (array,) = self._prober.run(part, probe)
-                first, second = positions.halves(array, interleaved)
-                if not np.array_equal(first, second):
-                    raise NoMatch(
-                        "the two elements of a rotated pair meet different numbers", table
-                    )
-        except EvaluationError as error:
-            raise NoMatch(f"the rotary table cannot be run alone: {error}", table) from error
-
-
-def _check_layout(found: Rotary, by_head: bool) -> None:
-    """The tables run over B, S and the rotated width, wherever the heads are."""
-    x = shape_of(found.rotated)
-    for table in (found.cos, found.sin):
-        shape = dims(table)
-        if shape is None:
-            raise NoMatch("a rotary table has no known shape", table)
-        if table.dtype != found.rotated.dtype:
-            raise NoMatch(f"a rotary table of {table.dtype} meets {found.rotated.dtype}", table)
-        padded = (1,) * (4 - len(shape)) + shape
-        heads, seq = (padded[1], padded[2]) if by_head else (padded[2], padded[1])
-        length = x[2] if by_head else x[1]
-        if (heads, seq, padded[3]) != (1, length, x[3]) or padded[0] not in (1, x[0]):
-            raise NoMatch(
-                f"a rotary table of shape {[str(n) for n in shape]} does not run over [B, S, R] "
-                f"of {[str(n) for n in x]}",
-                table,
-            )

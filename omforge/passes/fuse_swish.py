@@ -23,9 +23,9 @@ class FuseSwish(RewritePass):
 
     def pattern(self, op: PatternOps, x: Pat, z: Pat, alpha: Pat) -> Pat:
         """Match the gate in its spellings; only quick GELU binds `alpha`."""
-        below = op.Add(op.Exp(op.Neg(x)), 1.0)
-        sigmoid = op.Sigmoid(x) | op.Reciprocal(below) | op.Div(1.0, below)
-        gate = sigmoid | op.Sigmoid(op.Mul(x, alpha))
+        inner = x | op.Mul(x, alpha)
+        below = op.Add(op.Exp(op.Neg(inner)), 1.0)
+        gate = op.Sigmoid(inner) | op.Reciprocal(below) | op.Div(1.0, below)
         # What is gated may come between: the chain of three, whatever its association.
         gated = (
             op.Mul(op.Mul(x, gate), z) | op.Mul(x, op.Div(z, below)) | op.Div(op.Mul(x, z), below)
@@ -34,7 +34,8 @@ class FuseSwish(RewritePass):
 
     def near_miss(self, op: PatternOps) -> Pat:
         """A gate that is no SiLU, or not of the value that it gates."""
-        return op.Sigmoid(ANY)
+        below = op.Add(op.Exp(ANY), 1.0)
+        return op.Sigmoid(ANY) | op.Reciprocal(below) | op.Div(ANY, below)
 
     def rewrite(self, op: Builder, m: Match) -> ir.Value:
         """Return the `Swish`."""

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from omforge import ir
 from omforge.ir import numerics
 from omforge.ir.errors import CheckError
+from omforge.ir.infer import infer_model
 from omforge.ir.text import to_text
 from omforge.ir.verify import verify
 from omforge.passes.pipeline import PassRun
@@ -45,18 +46,24 @@ class Instrument:
 class VerifyEach(Instrument):
     """Verify the model after each pass that changed it, and stop at the first that broke it.
 
-    Faults that the model already had are the exporter's, and blamed on no pass. Names and dtypes of
-    inputs and outputs are part of the model, unless the pass declares `changes_interface`.
+    Faults that the model already had are the exporter's, and blamed on no pass; one that shows once
+    dtypes are inferred stops it too. Names and dtypes of inputs and outputs are part of the model,
+    unless the pass declares `changes_interface`.
     """
 
     def __init__(self) -> None:
         self._known: frozenset[ir.Diagnostic] | None = None
+        self._latent: frozenset[ir.Diagnostic] = frozenset()
         self._interface: list[str] = []
 
     def before(self, run: PassRun, model: ir.Model) -> None:
         """Note the faults that the model came with, and its interface."""
         if self._known is None:
             self._known = frozenset(verify(model))
+            if not self._known:  # a broken graph cannot be cloned
+                inferred = model.clone()
+                infer_model(inferred)
+                self._latent = frozenset(verify(inferred))
         self._interface = _interface(model)
 
     def after(self, run: PassRun, model: ir.Model) -> None:
@@ -65,6 +72,13 @@ class VerifyEach(Instrument):
             return
         found = verify(model)
         new = [diagnostic for diagnostic in found if diagnostic not in (self._known or ())]
+        own = [diagnostic for diagnostic in new if diagnostic in self._latent]
+        if own:
+            raise CheckError(
+                "the model itself is invalid, as it was exported",
+                f"\n{ir.format_diagnostics(own)}\n",
+                "Export it again, with another exporter or another dtype",
+            )
         if new:
             raise CheckError(
                 f"{run.name} left an invalid model", f"\n{ir.format_diagnostics(new)}\n"

@@ -44,6 +44,91 @@ class Interface:
     extra: tuple[ir.Value, ...]
 
 
+@dataclass(frozen=True)
+class CacheLayer:
+    """One layer's cache in an export.
+
+    Attributes:
+        past: The inputs of its keys and its values, [B, K, P, D].
+        present: The outputs, [B, K, P + S, D].
+        block: The `Attention` that reads them; None where attention was not raised.
+    """
+
+    past: tuple[ir.Value, ir.Value]
+    present: tuple[ir.Value, ir.Value]
+    block: ir.Node | None = None
+
+
+def cache_layers(model: ir.Model, interface: Interface) -> tuple[CacheLayer, ...]:
+    """The layers that have a cache, first to last.
+
+    Raises:
+        CheckError: A cache is neither one of a raised attention nor one of a pair.
+    """
+    raised = [layer for node in model.graph if (layer := _raised_layer(node)) is not None]
+    served = {past for layer in raised for past in layer.past}
+    left = [pair for pair in interface.caches if pair[0] not in served]
+    if len(left) % 2:
+        raise ir.CheckError(
+            f"the cache cannot be given a fixed capacity: {len(left)} of its "
+            f"{len(interface.caches)} tensors belong to attention that was not raised",
+            f"they are no pairs of keys and values: {', '.join(str(p.name) for p, _ in left)}",
+            "`omforge opt -p raise` lists what fuse-attention left alone, and why",
+        )
+    if not left:
+        return tuple(raised)
+    pairs = zip(left[0::2], left[1::2], strict=True)
+    unraised = [CacheLayer((key[0], value[0]), (key[1], value[1])) for key, value in pairs]
+    places = {value: index for index, value in enumerate(model.graph.inputs)}
+    return tuple(sorted([*raised, *unraised], key=lambda layer: places[layer.past[0]]))
+
+
+def _raised_layer(node: ir.Node) -> CacheLayer | None:
+    if node.op_type != "Attention" or node.domain != "" or len(node.inputs) < 6:
+        return None
+    key, value = node.inputs[4:6]
+    if key is None or value is None or len(node.outputs) < 3:
+        return None
+    return CacheLayer((key, value), (node.outputs[1], node.outputs[2]), node)
+
+
+def states(model: ir.Model, interface: Interface) -> tuple[tuple[ir.Value, ir.Value], ...]:
+    """Recurrent states, (input, output) pairs: float inputs that an output of like shape renews.
+
+    A linear-attention, state-space or convolution layer carries such states of fixed size from step
+    to step, where attention carries keys and values.
+    """
+    taken = {interface.logits, *(present for _, present in interface.caches)}
+    found: list[tuple[ir.Value, ir.Value]] = []
+    for value in interface.extra:
+        if value.dtype not in _FLOATS or not shape_of(value):
+            continue
+        like = [
+            output
+            for output in model.graph.outputs
+            if output not in taken
+            and output.dtype == value.dtype
+            and shape_of(output) == shape_of(value)
+        ]
+        made = _made_of(value) if like else set[ir.Value]()
+        renewed = next((output for output in like if output in made), None)
+        if renewed is not None:
+            taken.add(renewed)
+            found.append((value, renewed))
+    return tuple(found)
+
+
+def _made_of(value: ir.Value) -> set[ir.Value]:
+    """Everything that depends on a value."""
+    pending, found = [value], {value}
+    while pending:
+        for node in pending.pop().consumers():
+            new = [output for output in node.outputs if output not in found]
+            found.update(new)
+            pending += new
+    return found
+
+
 def find_interface(model: ir.Model) -> Interface:
     """Find the roles.
 

@@ -2,8 +2,9 @@
 
 Every exporter release writes the causal mask differently. The subgraph that makes a mask depends on
 the padding mask, the positions and shapes alone, so it is run on chosen inputs and compared, slot
-by slot, with the candidates: causal, or causal within a sliding window, with or without padding.
-What equals a candidate on every probe is that candidate.
+by slot, with the candidates: causal, or causal within a sliding window, with or without padding,
+with or without a bias that grows with the key's position. What equals a candidate on every probe is
+that candidate.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from omforge.ir import dims as d
 from omforge.ir.dims import Expr
 from omforge.ir.evaluate import Cutout, EvaluationError, sizes
 from omforge.ir.infer import constant, known
+from omforge.passes import alibi
+from omforge.passes.alibi import Bias
 from omforge.passes.builder import Builder
 from omforge.passes.interface import Interface
 from omforge.passes.match import NoMatch
@@ -48,11 +51,13 @@ class Mask:
         padding: Whether keys whose attention_mask is 0 are hidden.
         zero_rows: A query that sees nothing gets zeros; otherwise it gets a mean of values, which
             is what a finite mask added to every score comes to.
+        bias: What is added to the scores of visible keys; None for nothing.
     """
 
     window: int | None
     padding: bool
     zero_rows: bool
+    bias: Bias | None = None
 
     def visible(self, probe: Probe) -> Array:
         """Boolean [B, S, P + S]."""
@@ -73,11 +78,18 @@ class Applied:
         value: Additive float, or boolean; broadcastable to [B, N, S, P + S].
         fill: What replaces a hidden score, for a boolean mask; None for one that is added.
         inverted: The boolean is true where a score is hidden.
+        joined: The heads, where the scores are [B*N, S, P + S]; 0 where they have an axis of their
+            own.
+        factor: What the scores are multiplied by between here and the softmax.
+        floor: What is below this is raised to it afterwards.
     """
 
     value: ir.Value
     fill: float | None = None
     inverted: bool = False
+    joined: int = 0
+    factor: float = 1.0
+    floor: float | None = None
 
 
 @dataclass(frozen=True)
@@ -195,9 +207,10 @@ def recognise_applied(
     value = applied[-1].value
     try:
         part = prober.cut([*(mask.value for mask in applied), *row_guards])
+        bias = _bias(prober, part, applied)
         possible: list[Mask] | None = None
         empty: set[bool] = set()
-        for probe, seen, zeroed in _observations(prober, part, applied):
+        for probe, seen, zeroed in _observations(prober, part, applied, bias):
             if possible is None:
                 possible = list(_candidates(seen, probe))
             possible = [m for m in possible if np.array_equal(m.visible(probe), seen)]
@@ -210,7 +223,23 @@ def recognise_applied(
     except EvaluationError as error:
         raise NoMatch(f"the mask cannot be compared: {error}", value) from error
     assert possible
-    return replace(possible[0], zero_rows=empty == {True})
+    return replace(possible[0], zero_rows=empty == {True}, bias=bias)
+
+
+def _bias(prober: Prober, part: Cutout, applied: Sequence[Applied]) -> Bias | None:
+    """The bias that the masks may hold beside what they hide; it is still to be compared."""
+    scores, _ = _scores(prober, part, _probe(prober, 1, 3, 8, pads=(0,)), applied)
+    slopes = alibi.read_slopes(scores[0, :, -1])
+    if slopes is None:
+        return None
+    probe = _probe(prober, 2, 4, 3, pads=(0,), hole=1)
+    scores, _ = _scores(prober, part, probe, applied)
+    by_slot = Bias(slopes, "slot")
+    try:
+        _seen(scores, by_slot, probe, applied[-1].value)
+    except NoMatch:
+        return replace(by_slot, counts="token")
+    return by_slot
 
 
 Observation = tuple[Probe, Array, bool | None]
@@ -218,7 +247,7 @@ Observation = tuple[Probe, Array, bool | None]
 
 
 def _observations(
-    prober: Prober, part: Cutout, applied: Sequence[Applied]
+    prober: Prober, part: Cutout, applied: Sequence[Applied], bias: Bias | None
 ) -> Iterator[Observation]:
     # Longest first: only a context longer than the window shows it.
     longest = 0
@@ -229,7 +258,7 @@ def _observations(
         if _elements(prober, part, probe) > _MOST_ELEMENTS:
             continue
         try:
-            found = _observe(prober, part, probe, applied)
+            found = _observe(prober, part, probe, applied, bias)
         except EvaluationError:
             continue  # a mask cut out of a table ends with the table
         longest = probe.past + probe.seq
@@ -243,11 +272,11 @@ def _observations(
                     applied[-1].value,
                 )
             try:
-                yield _observe(prober, part, probe, applied)
+                yield _observe(prober, part, probe, applied, bias)
             except EvaluationError:
                 continue
     for probe in _probes(prober):
-        yield _observe(prober, part, probe, applied)
+        yield _observe(prober, part, probe, applied, bias)
 
 
 def _elements(prober: Prober, part: Cutout, probe: Probe) -> int:
@@ -263,37 +292,79 @@ def _elements(prober: Prober, part: Cutout, probe: Probe) -> int:
     return most
 
 
-def _observe(prober: Prober, part: Cutout, probe: Probe, applied: Sequence[Applied]) -> Observation:
+def _observe(
+    prober: Prober, part: Cutout, probe: Probe, applied: Sequence[Applied], bias: Bias | None
+) -> Observation:
     """Apply the masks to scores of 0."""
+    where = applied[-1].value
+    scores, guards = _scores(prober, part, probe, applied)
+    seen = _seen(scores, bias, probe, where)
+    zeroed = np.zeros(scores.shape[:3], dtype=np.bool_)
+    for guard, array in zip(part.outputs[len(applied) :], guards, strict=True):
+        shape = (*scores.shape[:3], 1)
+        zeroed |= np.broadcast_to(_fitted(array, shape, guard), shape)[..., 0]
+    blank = ~seen.any(axis=-1)
+    if np.any(zeroed & ~blank):
+        raise NoMatch("rows are zeroed that do see keys", where)
+    if not np.array_equal(seen, np.broadcast_to(seen[:, :1], seen.shape)):
+        raise NoMatch("its heads see different keys", where)
+    if not blank.any():
+        return probe, seen[:, 0], None
+    zeros = zeroed | np.isneginf(scores).all(axis=-1)
+    return probe, seen[:, 0], bool(np.all(zeros[blank]))
+
+
+def _scores(
+    prober: Prober, part: Cutout, probe: Probe, applied: Sequence[Applied]
+) -> tuple[Array, list[Array]]:
+    """What the masks make of scores of 0, [B, N or 1, S, P + S], and the arrays of the guards."""
     arrays = prober.run(part, probe)
-    shape = (probe.batch, 1, probe.seq, probe.past + probe.seq)
+    masks = [_by_head(a, m, probe) for a, m in zip(arrays, applied, strict=False)]
+    heads = max(array.shape[-3] if array.ndim > 2 else 1 for array in masks)
+    shape = (probe.batch, heads, probe.seq, probe.past + probe.seq)
     scores = np.zeros((1, 1, 1, 1), dtype=np.float32)
     with np.errstate(over="ignore"):  # the lowest number twice is minus infinity in the model too
-        for mask, array in zip(applied, arrays, strict=False):
+        for mask, array in zip(applied, masks, strict=True):
             array = _fitted(array, shape, mask.value)
             if mask.fill is not None:
-                scores = np.where(array ^ mask.inverted, scores, np.float32(mask.fill))
+                fill = np.float32(mask.fill) * np.float32(mask.factor)
+                scores = np.where(array ^ mask.inverted, scores, fill)
             elif array.dtype == np.bool_:
                 raise NoMatch("a boolean is added to the scores", mask.value)
             else:
-                scores = scores.astype(array.dtype) + array
-    scores = np.broadcast_to(scores, shape)[:, 0]
-    seen = scores >= _VISIBLE
-    if not np.all(seen | (scores <= _MASKED)) or np.any(scores > -_VISIBLE):
-        raise NoMatch(
-            "it adds more than a mask to the scores (a bias, as ALiBi does)", applied[-1].value
-        )
-    zeroed = np.zeros(shape[:1] + shape[2:3], dtype=np.bool_)
-    for guard, array in zip(part.outputs[len(applied) :], arrays[len(applied) :], strict=True):
-        zeroed |= np.broadcast_to(_fitted(array, (*shape[:3], 1), guard), (*shape[:3], 1))[
-            :, 0, :, 0
-        ]
-    blank = ~seen.any(axis=-1)
-    if np.any(zeroed & ~blank):
-        raise NoMatch("rows are zeroed that do see keys", applied[-1].value)
-    if not blank.any():
-        return probe, seen, None
-    return probe, seen, bool(np.all((zeroed | np.isneginf(scores).all(axis=-1))[blank]))
+                scores = scores.astype(array.dtype) + array * array.dtype.type(mask.factor)
+            if mask.floor is not None:
+                scores = np.maximum(scores, scores.dtype.type(mask.floor * mask.factor))
+    return np.broadcast_to(scores, shape), arrays[len(applied) :]
+
+
+def _by_head(array: Array, mask: Applied, probe: Probe) -> Array:
+    """The array with an axis for the heads where they are joined to the batch."""
+    if not mask.joined or array.ndim < 3 or array.shape[0] == 1:
+        return array
+    if array.ndim > 3 or array.shape[0] != probe.batch * mask.joined:
+        raise EvaluationError(f"{mask.value.name} has shape {array.shape}")
+    return array.reshape(probe.batch, mask.joined, *array.shape[1:])
+
+
+def _seen(scores: Array, bias: Bias | None, probe: Probe, where: ir.Value) -> Array:
+    """What scores [B, N, S, P + S] let through, beside a bias."""
+    slack = -_VISIBLE
+    if bias is not None:
+        wanted = bias.at(probe.attention_mask)
+        span = float(np.abs(wanted).max())
+        slack += span * (2**-9 if scores.dtype.itemsize < 4 else 2**-20)
+        if wanted.shape[1] != scores.shape[1]:
+            raise NoMatch(f"it has {scores.shape[1]} heads, and its bias {wanted.shape[1]}", where)
+        with np.errstate(invalid="ignore"):
+            scores = scores.astype(np.float64) - wanted
+            # What is added to all keys of a query is not seen; a row without keys has nothing else.
+            most = scores.max(axis=-1, keepdims=True)
+            scores = scores - np.where(most < _MASKED - span, 0.0, most)
+    seen = scores >= -slack
+    if not np.all(seen | (scores <= _MASKED)) or np.any(scores > slack):
+        raise NoMatch("it adds more than a mask to the scores, and no ALiBi", where)
+    return seen
 
 
 def _fitted(array: Array, shape: tuple[int, ...], value: ir.Value) -> Array:
@@ -371,26 +442,31 @@ def build(op: Builder, interface: Interface, mask: Mask, dtype: ir.DataType) -> 
 
     Boolean where an empty row gives zeros, since that is what `Attention` does; else 0 and half of
     the dtype's lowest number, which ONNX Runtime does not take for "nothing visible" as it does the
-    lowest itself.
+    lowest itself. With a bias, that stands in place of 0, the mask is [B, N, S, P + S], and the
+    lowest hides where an empty row gives zeros.
     """
     seq = op.Shape(interface.input_ids, start=1, end=2)
     one = op.constant(np.array([1], dtype=np.int64))
     if interface.caches:
         past = op.Shape(interface.caches[0][0], start=2, end=3)
         last = op.Squeeze(past)  # a diagonal is a scalar
+        total = op.Add(past, seq)
     else:
-        past, last = None, op.constant(np.array(0, dtype=np.int64))
+        last, total = op.constant(np.array(0, dtype=np.int64)), seq
     if mask.padding and interface.attention_mask is not None:
         truths = op.Cast(interface.attention_mask, to=int(ir.DataType.BOOL))
         keys, width = op.Unsqueeze(truths, [1, 2]), one
     else:
-        keys = op.constant(np.array(True))
-        width = seq if past is None else op.Add(past, seq)
+        keys, width = op.constant(np.array(True)), total
     seen = op.Trilu(op.Expand(keys, op.Concat(one, one, seq, width, axis=0)), last, upper=0)
     if mask.window is not None:
         first = op.Sub(last, op.constant(np.array(mask.window - 1, dtype=np.int64)))
         seen = op.Trilu(seen, first, upper=1)
-    if mask.zero_rows:
+    if mask.zero_rows and mask.bias is None:
         return seen
-    low = np.array(float(dtype.min) / 2, dtype=dtype.numpy())
-    return op.Where(seen, op.constant(np.zeros((), dtype=dtype.numpy())), op.constant(low))
+    shown = op.constant(np.zeros((), dtype=dtype.numpy()))
+    if mask.bias is not None:
+        shown = alibi.build(op, mask.bias, interface.attention_mask, total, dtype)
+    lowest = float(dtype.min)
+    low = np.array(lowest if mask.zero_rows else lowest / 2, dtype=dtype.numpy())
+    return op.Where(seen, shown, op.constant(low))

@@ -21,6 +21,7 @@ from omforge.passes.pattern import (
     ASSOCIATIVE,
     AXES_OPERATORS,
     COMMUTATIVE,
+    SPELLED_BY,
     Anything,
     Call,
     Const,
@@ -110,6 +111,8 @@ class Matcher:
         self.opsets = opsets
         self.closest: Closest | None = None
         self._graph: ir.Graph | None = None
+        self._inverses: dict[ir.Node, ir.Value] = {}
+        self._divisors: dict[ir.Value, npt.NDArray[Any]] = {}
 
     def match(self, node: ir.Node) -> Iterator[Found]:
         """Yield every way in which the pattern's first root is an output of `node`."""
@@ -215,6 +218,11 @@ class Matcher:
         array = constant(source, SMALL)
         if array is None:
             self._fail(state, value, None, f"the constant {expected}", _maker(source))
+        elif source in self._divisors:
+            if not _is_inverse(self._divisors[source], expected):
+                self._fail(state, value, None, f"the constant {expected}", f"{_few(array)}")
+            else:
+                yield state
         elif not _equals(array, expected):
             self._fail(state, value, None, f"the constant {expected}", f"{_few(array)}")
         elif not isinstance(expected, tuple) and not _keeps_shape(array, source, user):
@@ -258,7 +266,7 @@ class Matcher:
             node = source.producer()
             if node is None or node.graph is not self._graph or source.index() != pattern.index:
                 continue
-            if (node.op_type, node.domain) != (call.op_type, call.domain):
+            if node.domain != call.domain or self._operands(node, call.op_type) is None:
                 continue
             before = state.bound.get(call)
             if before is node:
@@ -279,7 +287,7 @@ class Matcher:
             self._fail(state, node.outputs[0], str(call), *fault)
             return
         state = state.add([node])
-        inputs = list(node.inputs)
+        inputs = list(self._operands(node, call.op_type) or ())
         if "axes" in call.attributes and call.op_type in AXES_OPERATORS:
             inputs = inputs[:1]  # the axes were compared as an attribute
         while inputs and inputs[-1] is None:
@@ -311,7 +319,7 @@ class Matcher:
         operands = [value for value in inputs if value is not None]
         for patterns in self.pattern.chains(call):
             matched = False
-            for values, inner in self._operand_lists(call, node, operands, len(patterns)):
+            for values, inner in self._operand_lists(call.op_type, operands, len(patterns)):
                 matched = True
                 yield from self._assign(patterns, values, state.add(inner), node)
             if not matched:
@@ -319,21 +327,21 @@ class Matcher:
                 self._fail(state, node.outputs[0], str(call), expected, str(len(operands)))
 
     def _operand_lists(
-        self, call: Call, node: ir.Node, operands: Sequence[ir.Value], count: int
+        self, op_type: str, operands: Sequence[ir.Value], count: int
     ) -> Iterator[tuple[Sequence[ir.Value], Sequence[ir.Node]]]:
         """Yield the operands of a node, and of the chains below it that have `count` of them."""
-        if call.op_type not in ASSOCIATIVE:
+        if op_type not in ASSOCIATIVE:
             if len(operands) == count:
                 yield operands, ()
             return
         left, right = operands
         for share in range(1, count):
-            for some, nodes in self._chain(left, node, share):
-                for others, more in self._chain(right, node, count - share):
+            for some, nodes in self._chain(left, op_type, share):
+                for others, more in self._chain(right, op_type, count - share):
                     yield (*some, *others), (*nodes, *more)
 
     def _chain(
-        self, value: ir.Value, outer: ir.Node, count: int
+        self, value: ir.Value, op_type: str, count: int
     ) -> Iterator[tuple[Sequence[ir.Value], Sequence[ir.Node]]]:
         """Yield the ways to see a value as `count` operands of the same operator."""
         if count == 1:
@@ -341,13 +349,33 @@ class Matcher:
             return
         *_, (source, noise) = views(value)
         node = source.producer()
-        if node is None or node.graph is not self._graph or node.op_type != outer.op_type:
+        if node is None or node.graph is not self._graph or node.domain != "":
             return
-        if node.domain == "" and None not in node.inputs:
-            operands = [value for value in node.inputs if value is not None]
-            chain = Call(node.op_type, "", (), {})
-            for values, inner in self._operand_lists(chain, node, operands, count):
+        inputs = self._operands(node, op_type) or ()
+        operands = [value for value in inputs if value is not None]
+        if operands and len(operands) == len(inputs):
+            for values, inner in self._operand_lists(op_type, operands, count):
                 yield values, (*noise, node, *inner)
+
+    def _operands(self, node: ir.Node, op_type: str) -> Sequence[ir.Value | None] | None:
+        """The inputs of a node seen as another operator; None if it does not compute that."""
+        if node.op_type == op_type:
+            return node.inputs
+        if node.domain != "" or node.op_type not in SPELLED_BY.get(op_type, ()):
+            return None
+        if node not in self._inverses:
+            divisor = node.inputs[1]
+            array = _divisor(node)
+            if array is None or divisor is None:
+                return None
+            with np.errstate(all="ignore"):
+                inverse = np.reciprocal(array)
+            if not np.isfinite(inverse.astype(np.float64)).all() or not inverse.all():
+                return None
+            made = ir.Value(name=f"1/{divisor.name}", const_value=ir.tensor(inverse))
+            made.type, made.shape = divisor.type, divisor.shape
+            self._inverses[node], self._divisors[made] = made, array
+        return node.inputs[0], self._inverses[node]
 
     def _assign(
         self, patterns: Sequence[Pat], values: Sequence[ir.Value], state: _State, user: ir.Node
@@ -438,6 +466,30 @@ def _same(before: ir.Value | ir.Node, value: ir.Value) -> bool:
     if first is None or second is None:
         return False
     return first.dtype == second.dtype and np.array_equal(first, second)
+
+
+def _divisor(node: ir.Node) -> npt.NDArray[Any] | None:
+    """The one float that a Div divides by; None if that is no number, or widens the dividend."""
+    dividend, divisor = node.inputs
+    array = constant(divisor, 1)
+    if array is None or array.size != 1 or dividend is None or divisor is None:
+        return None
+    if divisor.dtype is None or not divisor.dtype.is_floating_point():
+        return None
+    widens = array.ndim > 1 and dims(dividend) != dims(node.outputs[0])
+    return None if widens else array
+
+
+def _is_inverse(divisor: npt.NDArray[Any], expected: Number | tuple[Number, ...]) -> bool:
+    """Whether it is what a dtype holds of 1 / expected, or of 1 / what it holds of that.
+
+    The second is how an optimizer turns a product into a division: rounded twice.
+    """
+    if isinstance(expected, tuple) or not expected:
+        return False
+    element = divisor.ravel()[0]
+    held = float(np.asarray(expected).astype(divisor.dtype))
+    return any(number and _close(element, 1 / number) for number in (float(expected), held))
 
 
 def _equals(array: npt.NDArray[Any], expected: Number | tuple[Number, ...]) -> bool:

@@ -15,6 +15,7 @@ The rules:
    association: `op.Mul(op.Mul(a, b), c)` is the product of three factors.
 3. A variable or sub-pattern used twice is one value (or equal constants).
 4. A number matches a constant of that value, whatever its dtype: a scalar, one element, or a splat.
+   `op.Mul(x, 0.5)` matches the division of x by 2 too, alone and in a chain.
 5. An attribute that the pattern mentions must be equal. **One that it does not mention must have
    its ONNX default.** The wildcard is asked for: `to=ANY`; as an input, `ANY` is any value.
 6. `axes=` of a reduction, Squeeze or Unsqueeze is the attribute or the input, as the opset has it.
@@ -40,6 +41,8 @@ COMMUTATIVE = frozenset(
     {"Add", "Mul", "And", "Or", "Xor", "Equal", "Max", "Min", "Sum", "Mean", *BITWISE}
 )
 ASSOCIATIVE = frozenset({"Add", "Mul", "And", "Or"})
+SPELLED_BY: Mapping[str, tuple[str, ...]] = {"Mul": ("Div",)}
+"""Operators that can stand for another one: a division by a number is a product."""
 _REDUCED = ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare")
 AXES_OPERATORS = frozenset({"Squeeze", "Unsqueeze", *(f"Reduce{name}" for name in _REDUCED)})
 """Operators whose axes moved from an attribute to the second input in some opset."""
@@ -260,7 +263,7 @@ def root_ops(pattern: Pat) -> frozenset[str] | None:
     """Return the operators that can make a pattern's value, None if any can."""
     match pattern:
         case Output(call=call):
-            return frozenset({call.op_type})
+            return frozenset({call.op_type, *SPELLED_BY.get(call.op_type, ())})
         case Marked(inner=inner):
             return root_ops(inner)
         case Or(alternatives=alternatives):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +27,15 @@ _NEAR = np.array([1, 0, 5, 2, 7, 3, 6, 4], dtype=np.int64)
 _FAR = np.array([1, 0, 131071, 300, 5, 4000, 2, 7], dtype=np.int64)
 _PASTS = (3, 131072)
 
+Pairs = Literal["half", "interleaved", "single"]
+"""Where a table has the numbers of a pair: half its width apart, side by side, or only once."""
+
 _INTEGERS = (ir.DataType.INT64, ir.DataType.INT32)
+
+# Bits of mantissa decide how near the tables are to what they hold. float32 must agree to its last
+# ones, or far positions would drift.
+_CLOSE = {ir.DataType.FLOAT16: 1e-3, ir.DataType.BFLOAT16: 8e-3}
+_EXACT = 2e-6
 
 
 @dataclass(frozen=True)
@@ -35,22 +43,27 @@ class Rotation:
     """Tables `scale * cos(position * inv_freq)`, and the same of sin.
 
     Attributes:
-        inv_freq: float32 [R], one frequency for each element of the rotated width.
+        inv_freq: float32, one frequency for each element of the tables' last axis; negative where
+            the sine has the other sign, for the cosine does not tell.
         scale: What YaRN and LongRoPE multiply both tables by; 1 otherwise.
         position: Integer [B, S], [1, S] or [S].
+        rounded: The dtype that the tables pass through, if it is narrower than the one they have.
     """
 
     inv_freq: Array
     scale: float
     position: ir.Value
+    rounded: ir.DataType | None = None
 
-    def halved(self, interleaved: bool) -> Array:
+    def frequencies(self, pairs: Pairs) -> Array:
         """float32 [R / 2]: each pair's frequency once.
 
         Raises:
             NoMatch: The elements of a pair turn at different frequencies.
         """
-        first, second = halves(self.inv_freq, interleaved)
+        if pairs == "single":
+            return self.inv_freq
+        first, second = halves(self.inv_freq, pairs == "interleaved")
         if not np.array_equal(first, second):
             raise NoMatch("the two elements of a rotated pair have different frequencies")
         return first
@@ -78,56 +91,71 @@ def recognise(prober: Prober, cos: ir.Value, sin: ir.Value) -> Rotation:
     source = _integer_source(prober, angle)
     try:
         part = Cutout([angle, cos, sin], [source], prober.opset)
-        near = _tables(_run(prober, part, source, _NEAR, _PASTS[0]), cos, sin)
-        far = _tables(_run(prober, part, source, _FAR, _PASTS[1]), cos, sin)
+        rounded = _rounded(Cutout([cos], [angle], prober.opset), cos)
+        if rounded != _rounded(Cutout([sin], [angle], prober.opset), sin):
+            raise NoMatch("only one of cosine and sine is rounded", cos)
+        close = _CLOSE.get(rounded or cos.dtype or ir.DataType.FLOAT, _EXACT)
+        near = _tables(_run(prober, part, source, _NEAR, _PASTS[0]), cos, sin, close)
+        far = _tables(_run(prober, part, source, _FAR, _PASTS[1]), cos, sin, close)
     except EvaluationError as error:
-        raise NoMatch(f"the rotary table cannot be run alone: {error}", cos) from error
+        why = f"its angles are made of more than {source.name}: {error}"
+        raise NoMatch(f"{why}; do they depend on the length of the text?", cos) from error
     if near[1] != far[1] or not np.array_equal(near[0], far[0]):
         raise NoMatch("its frequencies depend on the length", cos)
-    return Rotation(near[0], near[1], _flat_position(source))
+    return Rotation(near[0], near[1], _flat_position(source), rounded)
+
+
+def _rounded(part: Cutout, table: ir.Value) -> ir.DataType | None:
+    """The narrow dtype that a wider table has been cast to on its way."""
+    casts = [node.outputs[0].dtype for node in part.nodes if node.op_type == "Cast"]
+    return next((dtype for dtype in casts if dtype in _CLOSE and dtype != table.dtype), None)
 
 
 def _tables(
-    run: tuple[Array, Array, Array, Array], cos: ir.Value, sin: ir.Value
+    run: tuple[Array, Array, Array, Array], cos: ir.Value, sin: ir.Value, close: float
 ) -> tuple[Array, float]:
     """Frequencies and scale of the tables of one run, if they are a rotation's."""
     angles, cosines, sines, flat = run
     count = flat.size
     angles, cosines, sines = (
-        table.reshape(count, -1) if table.size % count == 0 else table
+        table.reshape(count, -1).astype(np.float32) if table.size % count == 0 else table
         for table in (angles, cosines, sines)
     )
     if len(angles) != count or cosines.shape != sines.shape:
         raise NoMatch(f"{cosines.shape} cosines and {sines.shape} sines of {angles.shape}", cos)
-    inv_freq = angles[flat == 1][0].astype(np.float32)
+    inv_freq = angles[flat == 1][0]
     wanted = flat.astype(np.float32)[:, None] * inv_freq
-    _require(angles, wanted, "the angle is not position times frequency", cos)
+    if not _agree(angles, wanted, _EXACT):
+        raise NoMatch("the angle is not position times frequency", cos)
     scale = float(cosines[flat == 0].max())
-    inv_freq = _spread(inv_freq, cosines, scale, flat, cos)
-    wanted = flat.astype(np.float32)[:, None] * inv_freq
-    sine = (np.sin(wanted.astype(np.float64)) * scale).astype(sines.dtype)
-    _require(sines, sine, "it is not the sine of the angle", sin)
-    return inv_freq, scale
+    inv_freq = _spread(inv_freq, cosines, scale, flat, close, cos)
+    for signed in (inv_freq, -inv_freq):
+        wanted = (flat.astype(np.float32)[:, None] * signed).astype(np.float64)
+        if _agree(sines, np.sin(wanted) * scale, close):
+            return signed, scale
+    raise NoMatch("it is not the sine of the angle", sin)
 
 
-def _spread(inv_freq: Array, cosines: Array, scale: float, flat: Array, where: ir.Value) -> Array:
-    """Frequencies as wide as the table: some make one cosine for a pair, and then double it."""
+def _spread(
+    inv_freq: Array, cosines: Array, scale: float, flat: Array, close: float, where: ir.Value
+) -> Array:
+    """Frequencies as wide as the table.
+
+    Some make one cosine for a pair, and then double it; some double the angle, and then take half,
+    and some double that again, in the other style.
+    """
     forms = [inv_freq, np.tile(inv_freq, 2), np.repeat(inv_freq, 2)]
+    if inv_freq.size % 2 == 0:
+        first, every_other = halves(inv_freq, False)[0], halves(inv_freq, True)[0]
+        forms += [first, every_other, np.repeat(first, 2), np.tile(every_other, 2)]
     for form in forms:
         wanted = np.cos((flat.astype(np.float32)[:, None] * form).astype(np.float64)) * scale
-        if _agree(cosines, wanted.astype(cosines.dtype)):
+        if _agree(cosines, wanted, close):
             return form
     raise NoMatch("it is not the cosine of the angle", where)
 
 
-def _require(got: Array, wanted: Array, why: str, where: ir.Value) -> None:
-    if not _agree(got, wanted):
-        raise NoMatch(why, where)
-
-
-def _agree(got: Array, wanted: Array) -> bool:
-    # float16 carries 11 bits; float32 must agree to its last ones, or far positions would drift.
-    close = 1e-3 if got.dtype == np.float16 else 2e-6
+def _agree(got: Array, wanted: Array, close: float) -> bool:
     return got.shape == wanted.shape and np.allclose(got, wanted, rtol=close, atol=close)
 
 
@@ -205,15 +233,31 @@ def _with_axes_of(source: ir.Value) -> Movement:
 
 
 def build(
-    op: Builder, interface: Interface, rotation: Rotation, interleaved: bool, dtype: ir.DataType
+    op: Builder,
+    interface: Interface,
+    rotation: Rotation,
+    pairs: Pairs,
+    dtype: ir.DataType,
+    *,
+    reverse: bool = False,
 ) -> tuple[ir.Value, ir.Value]:
     """Tables cos and sin [B, S, R / 2] in `dtype`, the angle computed in float32.
+
+    Args:
+        op: Records the nodes.
+        interface: Where the new tokens' ids are.
+        rotation: What the tables hold.
+        pairs: How the exported tables hold it.
+        dtype: The dtype of what is rotated.
+        reverse: Turn the other way.
 
     Raises:
         NoMatch: The positions are not those of the new tokens, or a pair has two frequencies.
     """
     position = rotation.position
-    frequencies = rotation.halved(interleaved)
+    frequencies = rotation.frequencies(pairs)
+    if reverse:  # cos(-a) is cos(a) and sin(-a) is -sin(a), to the bit
+        frequencies = -frequencies
     ids = shape_of(interface.input_ids)
     shape = shape_of(position)
     if shape != ids:  # one row for the whole batch
@@ -231,5 +275,8 @@ def build(
     for table in (op.Cos(angle), op.Sin(angle)):
         exact = rotation.scale == 1.0
         scaled = table if exact else op.Mul(table, op.constant(np.float32(rotation.scale)))
-        tables.append(scaled if dtype == ir.DataType.FLOAT else op.Cast(scaled, to=int(dtype)))
+        if rotation.rounded is not None:
+            scaled = op.Cast(scaled, to=int(rotation.rounded))
+        held = rotation.rounded or ir.DataType.FLOAT
+        tables.append(scaled if dtype == held else op.Cast(scaled, to=int(dtype)))
     return tables[0], tables[1]

@@ -18,26 +18,35 @@ import fnmatch
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from omforge import ir
+from omforge.ir.edit import add_initializer
 from omforge.ir.elementwise import ElementwiseTensor
 from omforge.ir.infer import infer_model, tensor_shape
 from omforge.ir.streamed import ViewTensor
 from omforge.passes.builder import Builder
 from omforge.passes.events import record
 from omforge.passes.pipeline import Pass
-from omforge.passes.quantization.blockwise import Clip, Scheme
+from omforge.passes.quantization.blockwise import Clip, Quantizer, Scheme, quantize
+from omforge.passes.quantization.calibrate import Calibrated, StoredWeight, calibrate
+from omforge.passes.quantization.hqq import quantize_hqq
 from omforge.passes.quantization.linear import Linear, find_linears
 from omforge.passes.quantization.report import QuantizedLayer, add_layers
 from omforge.passes.quantization.tensors import QuantizedWeight
 from omforge.passes.splice import Names, insert, splice
 
+Array = npt.NDArray[Any]
+
 log = logging.getLogger(__name__)
 
-Method = Literal["rtn"]
+Method = Literal["rtn", "hqq", "gptq", "awq"]
+_QUANTIZERS: dict[str, Quantizer] = {"rtn": quantize, "hqq": quantize_hqq}
+
+Weight = QuantizedWeight | StoredWeight
 
 
 @dataclass(frozen=True)
@@ -48,8 +57,10 @@ class QuantizeWeights(Pass):
         bits: 8 or 4.
         group: Weights that share a scale; 0 is one scale for each output.
         symmetric: Without zero points.
-        method: How the integers are chosen.
-        clip: How much of a group's range they cover.
+        method: How the integers are chosen: `rtn` is the nearest ones, `hqq` lets outliers be, and
+            `gptq` and `awq` keep the layers' outputs on a calibration text.
+        clip: How much of a group's range `rtn` covers.
+        calibration: A .npy file of token numbers [pieces, S] for gptq and awq.
         keep: Names of weights that stay as they are, `*` for anything; several behind commas.
         progress: Told the bytes of weights done and in all.
     """
@@ -60,7 +71,10 @@ class QuantizeWeights(Pass):
     symmetric: bool = True
     method: Method = "rtn"
     clip: Clip = "mse"
+    calibration: str = ""
     keep: tuple[str, ...] = ()
+    tokens: Sequence[Array] | None = field(default=None, compare=False)
+    """Instead of a calibration file: token numbers [S] of each piece."""
     progress: Callable[[int, int], None] | None = field(default=None, compare=False)
 
     def run(self, model: ir.Model) -> int:
@@ -86,8 +100,12 @@ class QuantizeWeights(Pass):
             if linear.name in kept:
                 record(model, self.name, linear.weight, "kept as it is, because keep names it")
         meter = _Meter(self.progress, sum(linear.nbytes for linear in wanted))
+        weights = self._weights(model, wanted, scheme, meter)
         names = Names(model)
-        layers = [self._rewrite(model, linear, scheme, meter, names) for linear in wanted]
+        layers = [
+            self._rewrite(model, linear, weight, names)
+            for linear, weight in zip(wanted, weights, strict=True)
+        ]
         for linear in wanted:
             model.graph.initializers.pop(linear.name, None)
         add_layers(model, layers)
@@ -120,13 +138,50 @@ class QuantizeWeights(Pass):
             kept.update(found)
         return kept
 
+    def _weights(
+        self, model: ir.Model, linears: Sequence[Linear], scheme: Scheme, meter: _Meter
+    ) -> list[Weight]:
+        if self.method == "rtn" or self.method == "hqq":
+            quantizer = _QUANTIZERS[self.method]
+            made: list[Weight] = []
+            for linear in linears:
+                assert linear.weight.const_value is not None
+                made.append(
+                    QuantizedWeight(
+                        linear.weight.const_value,
+                        linear.axis,
+                        scheme,
+                        quantizer=quantizer,
+                        report=meter.add,
+                    )
+                )
+            return made
+        found = calibrate(model, linears, scheme, self.method, self._tokens(), meter.add)
+        _divide_norms(model, found)
+        return [found.weights[linear.name] for linear in linears]
+
+    def _tokens(self) -> Sequence[Array]:
+        if self.tokens is not None or not self.calibration:
+            return self.tokens or ()
+        try:
+            array: Array = np.load(self.calibration)
+        except (OSError, ValueError) as error:
+            raise ir.InputError(
+                f"cannot read token numbers from {self.calibration}", str(error)
+            ) from error
+        if array.ndim != 2 or array.dtype.kind not in "iu":
+            raise ir.InputError(
+                f"{self.calibration} holds {array.dtype}{list(array.shape)}",
+                "token numbers are integers of shape [pieces, tokens of a piece]",
+            )
+        return list(array)
+
     def _rewrite(
-        self, model: ir.Model, linear: Linear, scheme: Scheme, meter: _Meter, names: Names
+        self, model: ir.Model, linear: Linear, weight: Weight, names: Names
     ) -> QuantizedLayer:
         tensor = linear.weight.const_value
         assert tensor is not None
-        weight = QuantizedWeight(tensor, linear.axis, scheme, report=meter.add)
-        dtype = tensor.dtype
+        scheme, dtype = weight.scheme, tensor.dtype
         parameters = [_as(weight.scale, dtype)]
         if weight.zero_point is not None:
             parameters.append(weight.zero_point)
@@ -156,13 +211,29 @@ class QuantizeWeights(Pass):
         )
 
 
+def _divide_norms(model: ir.Model, found: Calibrated) -> None:
+    """Divide what layers read by their scales, in the norms that make it."""
+    for value, scales in found.scales.items():
+        norm = value.producer()
+        assert norm is not None
+        for index in range(1, len(norm.inputs)):
+            old = norm.inputs[index]
+            assert old is not None
+            assert old.const_value is not None
+            numbers = old.const_value.numpy()
+            divided = (numbers.astype(np.float32) / scales).astype(numbers.dtype)
+            new = add_initializer(model.graph, f"{old.name}_scaled", divided)
+            norm.replace_input_with(index, new)
+            model.graph.initializers.pop(old.name or "", None)
+
+
 def _as(scale: ir.TensorProtocol, dtype: ir.DataType) -> ir.TensorProtocol:
     if dtype == scale.dtype:
         return scale
     return ElementwiseTensor(scale, lambda part: part.astype(dtype.numpy()), dtype)
 
 
-def _dequantized(op: Builder, weight: QuantizedWeight, made: Sequence[ir.Value]) -> ir.Value:
+def _dequantized(op: Builder, weight: Weight, made: Sequence[ir.Value]) -> ir.Value:
     if weight.per_channel and len(weight.shape) == 2:
         return op.DequantizeLinear(*made, axis=1 - weight.axis)
     size = weight.scheme.size(weight.shape[weight.axis])
@@ -170,7 +241,7 @@ def _dequantized(op: Builder, weight: QuantizedWeight, made: Sequence[ir.Value])
 
 
 def _gathered_rows(
-    op: Builder, gather: ir.Node, weight: QuantizedWeight, made: Sequence[ir.Value]
+    op: Builder, gather: ir.Node, weight: Weight, made: Sequence[ir.Value]
 ) -> ir.Value:
     """Rows [.., H] of an embedding [V, H] that is stored as integers, without the other rows."""
     ids, dtype = gather.inputs[1], made[1].dtype
@@ -204,7 +275,7 @@ def _floats(tensor: ir.TensorProtocol, dtype: ir.DataType) -> ir.TensorProtocol:
     )
 
 
-def _unpacked(op: Builder, weight: QuantizedWeight, ids: ir.Value, dtype: ir.DataType) -> ir.Value:
+def _unpacked(op: Builder, weight: Weight, ids: ir.Value, dtype: ir.DataType) -> ir.Value:
     """Rows of 4-bit integers, by arithmetic that is exact in float16 too.
 
     Gather takes bytes, so the integers are seen as bytes: the same memory under another type.

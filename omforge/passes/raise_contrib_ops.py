@@ -62,6 +62,8 @@ class RaiseContribOps(Pass):
                         for old, value in zip(node.outputs, new, strict=False)
                         if value is not None and (old.uses() or old.is_graph_output())
                     ]
+                    if not pairs:
+                        continue  # nobody uses it, and it goes with what nobody uses
                     old, values = [a for a, _ in pairs], [b for _, b in pairs]
                     splice(op, old, values, by=self.name, matched=[node], names=names)
             except NoMatch as miss:

@@ -1,4 +1,9 @@
-"""Remove nodes that change nothing, and chains of data movement that cancel out."""
+"""Remove nodes that change nothing, and chains of data movement that cancel out.
+
+What has several spellings that give the same numbers (but for the sign of a zero) is written in one
+on the way: Neg for 0 - x and x * -1, Sub for a + -b, Where without a Not. The matchers see that one
+alone.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +15,20 @@ import numpy as np
 from omforge import ir
 from omforge.ir.edit import remove_dead, replace_value
 from omforge.ir.infer import dims, infer_model, known_ints
+from omforge.passes.builder import Builder
+from omforge.passes.match import NoMatch
 from omforge.passes.pipeline import Pass
+from omforge.passes.splice import Names, splice
 from omforge.passes.views import is_identity, scalar, trace
+
+_SIGNED = (
+    ir.DataType.FLOAT,
+    ir.DataType.FLOAT16,
+    ir.DataType.BFLOAT16,
+    ir.DataType.DOUBLE,
+    ir.DataType.INT64,
+    ir.DataType.INT32,
+)
 
 
 @dataclass(frozen=True)
@@ -28,17 +45,24 @@ class RemoveNoOps(Pass):
         """Remove; the number of nodes bypassed, or of nodes and initializers gone if it is more."""
         infer_model(model)
         before = _size(model)
-        count = 0
-        for node in list(model.graph):
-            count += _turn_where(node)
-            output = node.outputs[0] if node.outputs else None
-            if output is None or not (output.uses() or output.is_graph_output()):
-                continue
-            source = _neutral(node) or _cancelled(output)
-            if source is not None:
-                count += replace_value(output, source)
+        count = _bypass(model)
+        if signs := _write_signs(model):
+            count += signs + _bypass(model)  # of two signs nothing may be left
         remove_dead(model)
         return max(count, before - _size(model))
+
+
+def _bypass(model: ir.Model) -> int:
+    count = 0
+    for node in list(model.graph):
+        count += _turn_where(node)
+        output = node.outputs[0] if node.outputs else None
+        if output is None or not (output.uses() or output.is_graph_output()):
+            continue
+        source = _neutral(node) or _cancelled(output)
+        if source is not None:
+            count += replace_value(output, source)
+    return count
 
 
 def _size(model: ir.Model) -> int:
@@ -57,9 +81,11 @@ def _neutral(node: ir.Node) -> ir.Value | None:
             return first if _is_off(node) else None
         case "Cast" | "CastLike":
             return _cast_source(first, output)
-        case "Not":
+        case "Not" | "Neg":
             inner = first.producer()
-            return inner.inputs[0] if inner is not None and inner.op_type == "Not" else None
+            if inner is None or (inner.domain, inner.op_type) != ("", node.op_type):
+                return None
+            return inner.inputs[0]
         case "Concat":
             return first if len(node.inputs) == 1 else None
         case "Mul" | "Add" | "Div" | "Sub" | "Pow":
@@ -99,6 +125,53 @@ def _turn_where(node: ir.Node) -> int:
     for index, value in enumerate((inverse.inputs[0], other, shown)):
         node.replace_input_with(index, value)
     return 1
+
+
+def _write_signs(model: ir.Model) -> int:
+    """Write Neg for x * -1 and 0 - x, then a - b for a + -b and a + b for a - -b."""
+    names: Names | None = None
+    count = 0
+    for rule in (_negation, _signed_sum):
+        for node in list(model.graph):
+            if node.domain != "" or node.op_type not in ("Mul", "Div", "Sub", "Add"):
+                continue
+            with Builder(model) as op:
+                new = rule(op, node)
+                if new is None:
+                    continue
+                names = names or Names(model)
+                try:
+                    splice(op, [node.outputs[0]], [new], by=RemoveNoOps.name, names=names)
+                except NoMatch:
+                    continue  # of unknown shape: nothing shows that it is the same
+                count += 1
+    return count
+
+
+def _negation(op: Builder, node: ir.Node) -> ir.Value | None:
+    left, right = node.inputs
+    if left is None or right is None or left.dtype not in _SIGNED:
+        return None
+    shape = dims(node.outputs[0])
+    if node.op_type in ("Mul", "Div") and dims(left) == shape and _is_number(right, -1.0):
+        return op.Neg(left)
+    if dims(right) != shape:
+        return None
+    if node.op_type == "Mul" and _is_number(left, -1.0):
+        return op.Neg(right)
+    return op.Neg(right) if node.op_type == "Sub" and _is_number(left, 0.0) else None
+
+
+def _signed_sum(op: Builder, node: ir.Node) -> ir.Value | None:
+    left, right = node.inputs
+    if node.op_type not in ("Add", "Sub") or left is None or right is None:
+        return None
+    opposite = op.Sub if node.op_type == "Add" else op.Add
+    for first, second in ((left, right), (right, left))[: 2 if node.op_type == "Add" else 1]:
+        negated = second.producer()
+        if negated is not None and negated.op_type == "Neg" and negated.domain == "":
+            return opposite(first, negated.inputs[0])
+    return None
 
 
 def _is_off(dropout: ir.Node) -> bool:

@@ -321,7 +321,7 @@ def _outline(model: ir.Model, random: Random, names: Names) -> bool:
     inner = ir.Graph(
         [copies[v] for v in given], [copies[v] for v in made], nodes=body, opset_imports=imports
     )
-    function = ir.Function(BY, names.unique("Block"), graph=inner, attributes=[])
+    function = ir.Function(BY, _unnamed(model, names), graph=inner, attributes=[])
     model.functions[function.identifier()] = function
     model.opset_imports.setdefault(BY, 1)
     call = ir.Node(BY, function.name, given, num_outputs=len(made), name=names.unique("call"))
@@ -334,6 +334,14 @@ def _outline(model: ir.Model, random: Random, names: Names) -> bool:
         new.name = name
     graph.remove(run)
     return True
+
+
+def _unnamed(model: ir.Model, names: Names) -> str:
+    """A name for a function, also beside those of an earlier step."""
+    known = {function.name for function in model.functions.values()}
+    while (name := names.unique("Block")) in known:
+        continue
+    return name
 
 
 def raise_opset(model: ir.Model, random: Random) -> int:

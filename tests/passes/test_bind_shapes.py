@@ -3,6 +3,8 @@
 import pytest
 
 from omforge import ir
+from omforge.ir import dims as d
+from omforge.ir.infer import dims
 from omforge.passes.bind_shapes import BindShapes
 from omforge.testing import outline, parse
 
@@ -69,10 +71,22 @@ def test_refuses_a_symbol_that_it_does_not_bind() -> None:
     assert shapes(unbound)[0] == "[batch,seq,8]"  # nothing is half bound
 
 
-@pytest.mark.parametrize("option", ["batch", "seq", "capacity"])
-def test_refuses_sizes_of_nothing(option: str) -> None:
-    with pytest.raises(ir.InputError, match=f"{option} is 0"):
-        BindShapes(**{option: 0}).run(model())
+@pytest.mark.parametrize(("option", "size"), [("batch", 0), ("seq", -1), ("capacity", 0)])
+def test_refuses_sizes_of_nothing(option: str, size: int) -> None:
+    with pytest.raises(ir.InputError, match=f"{option} is {size}"):
+        BindShapes(**{option: size}).run(model())
+
+
+def test_a_seq_of_0_stays_a_symbol() -> None:
+    bound = model()
+    BindShapes(batch=2, seq=0, capacity=8).run(bound)
+    symbols = {
+        name
+        for value in (*bound.graph.inputs, *bound.graph.outputs)
+        for dim in dims(value) or ()
+        for name in d.symbols(dim)
+    }
+    assert symbols == {"seq"}
 
 
 def test_refuses_an_input_without_a_shape() -> None:

@@ -115,3 +115,19 @@ def test_refuses_what_is_no_object(tmp_path: Path, content: str) -> None:
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(ir.InputError, match="cannot read"):
         read_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("facts", "rotary"),
+    [
+        ({"rope_theta": 10000.0}, True),
+        ({"rope_parameters": {"rope_type": "yarn"}}, True),
+        ({"rotary_pct": 0.25}, True),
+        ({"rope_theta": 10000.0, "alibi": True}, False),
+        ({"rope_theta": 10000.0, "alibi": False}, True),
+        ({}, None),
+    ],
+)
+def test_alibi_rules_rotary_out(facts: Any, rotary: bool | None, tmp_path: Path) -> None:
+    """Falcon writes a rope_theta whether it uses it or not."""
+    assert config(tmp_path, facts).rotary is rotary

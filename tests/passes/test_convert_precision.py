@@ -220,3 +220,19 @@ def test_a_block_in_half_precision_gives_the_same_numbers() -> None:
         assert got["logits"].dtype == np.float16
         allowed = numerics.TOLERANCES["float16"]
         assert numerics.within(got["logits"][real], expected["logits"][real], allowed)
+
+
+def test_what_a_float_island_reads_is_cast_back_to_float() -> None:
+    """A rotary table moved about in between, where a half-precision model rotates in float32."""
+    model = converted("""g (float16[N, 2] x, int64[N] p) => (float16[N, 2] y)
+    <int64[1] one = {1}> {
+        position = Cast <to = 1> (p) cosine = Cos (position) table = Unsqueeze (cosine, one)
+        up = Cast <to = 1> (x) turned = Mul (up, table) y = Cast <to = 10> (turned)
+    }""")
+    (product,) = [node for node in model.graph if node.op_type == "Mul"]
+    assert [value.dtype for value in product.inputs if value is not None] == [FLOAT, FLOAT]
+    (cosine,) = [node for node in model.graph if node.op_type == "Cos"]
+    assert cosine.outputs[0].dtype == FLOAT
+    feeds = {"x": np.ones((3, 2), np.float16), "p": np.array([0, 1, 4000])}
+    got = numerics.run(model, feeds)["y"]
+    assert np.allclose(got[:, 0], np.cos([0, 1, 4000]), atol=1e-3)

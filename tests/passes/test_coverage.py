@@ -11,6 +11,8 @@ from omforge.passes import make_pipeline
 from omforge.passes.config import ModelConfig, read_config
 from omforge.passes.coverage import measure
 from omforge.testing import parse
+from tests.passes import test_dense_experts, test_interface, test_rotary_pairs
+from tests.passes.blocks import named
 
 Exported = Callable[[str, str], Path]
 
@@ -72,8 +74,52 @@ def test_an_unraised_softmax_is_missed_with_its_reason() -> None:
     assert "not from a product" in coverage.problems()[0]
 
 
+TOKENS = """<ir_version: 11, opset_import: ["" : 24]>
+g (int64[batch, seq] input_ids) => (float[batch, seq, 4] logits)
+<float[2, 4] table = {0,0,0,0,0,0,0,0}, float[4, 4] w = {0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0},
+ float one = {1.0}, float third = {0.3}> { x = Gather (table, input_ids) u = MatMul (x, w) %s }"""
+
+
+@pytest.mark.parametrize(
+    ("body", "curves"),
+    [
+        ("t = Mul (x, third) e = Erf (t) c = Add (e, one) g = Mul (x, c) logits = Mul (g, u)", 1),
+        ("t = Mul (x, third) e = Tanh (t) c = Add (e, one) g = Mul (x, c) logits = Mul (g, u)", 1),
+        ("n = Neg (u) e = Exp (n) b = Add (one, e) g = Div (x, b) logits = Mul (g, w)", 1),
+        ("s = Sigmoid (u) logits = Mul (x, s)", 1),
+        ("d = Div (x, third) e = Tanh (d) logits = Mul (e, third)", 0),  # a softcap
+        ("s = Sigmoid (x) g = Mul (x, s) logits = Mul (g, u)", 0),  # raised
+    ],
+)
+def test_an_activation_that_stays_is_missed(body: str, curves: int) -> None:
+    model = parse(TOKENS % body)
+    make_pipeline("raise").run(model)
+    mlp = measure(model, None).kinds["mlp"]
+    assert mlp.expected - mlp.found == curves
+    assert bool(mlp.missed) == bool(curves)
+
+
 def test_json_is_plain_data(exported: Exported) -> None:
     model, config = _raised(exported("hfexporter", "qwen2"))
     told = measure(model, config).to_json()
     assert told["attention"] == {"found": 2, "expected": 2, "missed": []}
     assert told["lost"] == []
+
+
+@pytest.mark.parametrize("written", ["as a sum", "pair by pair"])
+def test_rotations_that_are_left_are_counted_however_they_are_written(written: str) -> None:
+    """Two products and a sum, or four products and two sums, are one rotation."""
+    pairs = test_rotary_pairs.block()
+    model = named(pairs if written == "pair by pair" else test_rotary_pairs.ROTARY)
+    rotary = measure(model, None).kinds["rotary"]
+    assert (rotary.found, rotary.expected) == (0, 2)  # of the queries, and of the keys
+
+
+def test_states_and_routers_of_unknown_kinds_are_listed() -> None:
+    model = parse(test_interface.RECURRENT)
+    make_pipeline("raise").run(model)
+    listed = measure(model, None).unrecognised
+    assert any("2 x recurrent state" in line and "conv, ssm" in line for line in listed)
+    model = parse(test_dense_experts.MODEL_OF_TWO_EXPERTS)
+    listed = measure(model, None).unrecognised
+    assert any("2 x NonZero" in line for line in listed)

@@ -5,9 +5,11 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from omforge import ir
+from omforge.ir import numerics
 from omforge.ir.infer import attribute
 from omforge.passes import make_pipeline
 from omforge.passes.events import events
@@ -18,6 +20,7 @@ from tests.passes.blocks import (
     fused,
     named,
     ops,
+    steps,
 )
 
 INFINITE = -float("inf")
@@ -221,7 +224,7 @@ def test_raises_one_key_head_that_the_products_broadcast() -> None:
     [
         ("chunk", "it is no causal mask for 3 tokens after"),
         ("all", "it is no causal mask for 3 tokens after"),
-        ("alibi", "which does not fit"),
+        ("alibi", "it is no causal mask for 3 tokens after"),
     ],
 )
 def test_keeps_a_mask_that_it_does_not_know(visible: str, why: str) -> None:
@@ -340,11 +343,6 @@ LEFT_ALONE: dict[str, tuple[Block, dict[str, str], str]] = {
         {"Equal (most, zero)": "GreaterOrEqual (most, zero)"},
         "rows are zeroed that do see keys",
     ),
-    "a mask is scaled": (
-        Block(),
-        {"masked = Add (scaled, bias)": "late = Add (scaled, bias) masked = Mul (late, scale)"},
-        "the mask is applied before the scores are scaled or capped",
-    ),
     "a mask is capped": (
         Block(softcap=2.0),
         {
@@ -356,7 +354,7 @@ LEFT_ALONE: dict[str, tuple[Block, dict[str, str], str]] = {
                 " capped_b = Tanh (capped_a) masked = Mul (capped_b, cap)"
             ),
         },
-        "the mask is applied before the scores are scaled or capped",
+        "the mask is applied before the scores are capped",
     ),
     "scaled after the cap": (
         Block(softcap=2.0),
@@ -493,6 +491,40 @@ def test_says_that_the_softmax_is_in_float() -> None:
     assert node.attributes["softmax_precision"].as_int() == ir.DataType.FLOAT
     assert all(v.dtype == ir.DataType.FLOAT16 for v in node.inputs if v is not None)
     ir.check(model)
+
+
+WIDENED = {
+    **IN_FLOAT,
+    "mixed = MatMul (probs, present_value_n)": (
+        "v_h = Cast <to = 10> (present_value_n) v_f = Cast <to = 1> (v_h)"
+        " mixed = MatMul (probs, v_f)"
+    ),
+}
+
+
+def test_looks_through_values_that_are_widened_for_the_product() -> None:
+    """Where an exporter runs the softmax in float, and leaves the probabilities so."""
+    model = named(edited(Block(), WIDENED))
+    original = named(edited(Block(), WIDENED))
+    assert FuseAttention().run(model) == 1
+    node = attention(model)
+    assert node.attributes["softmax_precision"].as_int() == ir.DataType.FLOAT
+    assert all(v.dtype == ir.DataType.FLOAT16 for v in node.inputs if v is not None)
+    ir.check(model)
+    for feeds in steps(Block()):
+        expected, actual = numerics.run(original, feeds), numerics.run(model, feeds)
+        real = feeds["attention_mask"][:, -feeds["input_ids"].shape[1] :] != 0
+        difference = np.abs(expected["logits"] - actual["logits"])[real]
+        assert difference.max() < 0.02
+
+
+def test_values_that_are_wider_than_the_queries_are_left_alone() -> None:
+    """Not widened, but float from the start: nothing is to be looked through."""
+    changes = {key: text for key, text in IN_FLOAT.items() if key.startswith("scores")}
+    model = named(edited(Block(), changes))
+    assert FuseAttention().run(model) == 0
+    (event,) = events(model)
+    assert "queries are FLOAT16, keys FLOAT16 and values FLOAT" in event.reason
 
 
 def test_leaves_operands_of_two_dtypes_alone(caplog: pytest.LogCaptureFixture) -> None:

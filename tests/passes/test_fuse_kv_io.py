@@ -9,13 +9,17 @@ import numpy.typing as npt
 import pytest
 
 from omforge import ir
-from omforge.ir.infer import dims
+from omforge.ir.infer import dims, infer_model
 from omforge.ir.numerics import run, tolerance, within
 from omforge.ir.verify import check
 from omforge.passes import make_pipeline
+from omforge.passes.builder import Builder
+from omforge.passes.events import events
 from omforge.passes.fuse_kv_io import FuseKvIo, mask_name
 from omforge.passes.last_token_logits import LastTokenLogits
+from omforge.passes.splice import insert
 from omforge.testing import parse
+from tests.passes.test_interface import RECURRENT
 
 Exported = Callable[[str, str], Path]
 Array = npt.NDArray[Any]
@@ -142,13 +146,6 @@ def test_a_model_without_a_cache_is_refused() -> None:
         FuseKvIo().run(model)
 
 
-def test_attention_that_was_not_raised_is_refused(exported: Exported) -> None:
-    model = ir.load(exported("dynamo", "llama_mha"))
-    make_pipeline("canonicalize").run(model)
-    with pytest.raises(ir.CheckError, match="attention that was not raised"):
-        FuseKvIo().run(model)
-
-
 def test_a_mask_that_the_runtime_cannot_make_is_refused(exported: Exported) -> None:
     model = _raised(exported("dynamo", "llama_mha"))
     for node in model.graph:
@@ -169,10 +166,75 @@ def test_keys_and_values_of_other_widths_need_a_tensor_each() -> None:
         v, rest = Split <axis = -1> (q, six)
         logits, key, value = Attention <q_num_heads = 2, kv_num_heads = 2, is_causal = 1>
             (q, q, v, , pk, pv) }"""
-    stacked, split = parse(text), parse(text)
     with pytest.raises(ir.CheckError, match="keys of 4 and values of 3"):
-        FuseKvIo().run(stacked)
-    FuseKvIo("per-layer").run(split)
-    shapes = _interface(split)
-    assert shapes["past_key_values.0.key"] == ["batch", "2", "capacity", "4"]
-    assert shapes["present.0.value"] == ["batch", "2", "seq", "3"]
+        FuseKvIo("stacked").run(parse(text))
+    for layout in ("per-layer", "auto"):
+        split = parse(text)
+        FuseKvIo(layout).run(split)  # type: ignore[arg-type]
+        shapes = _interface(split)
+        assert shapes["past_key_values.0.key"] == ["batch", "2", "capacity", "4"]
+        assert shapes["present.0.value"] == ["batch", "2", "seq", "3"]
+        told = [str(event) for event in events(split)]
+        assert any("the layout is per-layer" in text for text in told) == (layout == "auto")
+
+
+def test_one_shape_is_stacked_unless_told_otherwise(exported: Exported) -> None:
+    model = _raised(exported("optimum", "qwen2"))
+    FuseKvIo("auto").run(model)
+    assert "past_key_values" in _interface(model)
+
+
+@pytest.mark.parametrize("route", ["optimum", "dynamo", "torchscript-op17"])
+@pytest.mark.parametrize("family", ["llama_gqa", "mistral"])
+@pytest.mark.parametrize("layout", ["stacked", "per-layer"])
+@pytest.mark.parametrize("broken", [(0,), (0, 1)])
+def test_unraised_attention_is_served_beside_raised(
+    exported: Exported, route: str, family: str, layout: str, broken: tuple[int, ...]
+) -> None:
+    path = exported(route, family)
+    export, model = ir.load(path), ir.load(path)
+    make_pipeline("canonicalize").run(model)
+    _scale_probabilities(export, broken)
+    _scale_probabilities(model, broken)
+    make_pipeline("raise").run(model)
+    LastTokenLogits().run(model)
+    assert sum(n.op_type == "Attention" for n in model.graph) == LAYERS - len(broken)
+    window = 8 if family == "mistral" else None
+    FuseKvIo(layout).run(model)  # type: ignore[arg-type]
+    check(model)
+    told = [str(event) for event in events(model) if event.pass_name == "fuse-kv-io"]
+    assert sum("copies its cache" in text for text in told) == len(broken)
+    random = np.random.default_rng(0)
+    past = random.standard_normal((LAYERS * 2, BATCH, HEADS, PAST, SIZE)).astype(np.float32)
+    ids = random.integers(3, 300, (BATCH, SEQ))
+    expected = run(export, _export_feeds(export, ids, past))
+    logits = next(v for k, v in expected.items() if "logits" in k)
+    got = run(model, _cache_feeds(ids, past, window, layout))
+    assert within(got["logits"], logits.reshape(BATCH * SEQ, -1), tolerance("float32"))
+    for row, name in enumerate(("0.key", "0.value", "1.key", "1.value")):
+        wanted = next(v for k, v in expected.items() if name in k)[:, :, PAST:]
+        at = slice(row * BATCH, (row + 1) * BATCH)
+        new = got["present_key_values"][at] if layout == "stacked" else got[f"present.{name}"]
+        assert within(new, wanted, tolerance("float32"))
+
+
+def _scale_probabilities(model: ir.Model, layers: tuple[int, ...]) -> None:
+    """Weigh the heads' probabilities, which `Attention` cannot express."""
+    infer_model(model)
+    softmaxes = [n for n in model.graph if n.op_type == "Softmax"]
+    for layer in layers:
+        old = softmaxes[layer].outputs[0]
+        heads = (dims(old) or ())[1]
+        assert isinstance(heads, int)
+        with Builder(model) as op:
+            weights = np.linspace(0.5, 1.5, heads, dtype=np.float32).reshape(-1, 1, 1)
+            new = op.Mul(old, weights)
+            insert(op, old.consumers()[0], by="test")
+        old.replace_all_uses_with(new)
+        new.producer().replace_input_with(0, old)  # type: ignore[union-attr]
+
+
+def test_states_that_are_no_cache_are_named() -> None:
+    model = parse(RECURRENT)
+    with pytest.raises(ir.CheckError, match=r"carries 2 states.*conv \[batch, 2, 4\]"):
+        FuseKvIo().run(model)

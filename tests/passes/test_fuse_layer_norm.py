@@ -39,6 +39,52 @@ def test_fuses_without_a_bias() -> None:
     assert_rewrites(FuseLayerNorm(), HEADER + body, FUSED.replace("(x, w, b) }", "(x, w) }"))
 
 
+ONES = "float[8] ones = {1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0}"
+
+
+def test_a_norm_without_gamma_gets_ones() -> None:
+    body = SPELLINGS["Pow, Div"].replace("n = Div", "y = Div").split("g0 =")[0] + "}"
+    after = FUSED.replace("(x, w, b) }", "(x, ones) }").replace("y) {", f"y) <{ONES}> {{")
+    header = HEADER.replace("8] x, float[8] w, float[8] b", "8] x")
+    after = after.replace("8] x, float[8] w, float[8] b", "8] x")
+    assert_rewrites(FuseLayerNorm(), header + body, after)
+
+
+@pytest.mark.parametrize("gamma", ["[4, 8]", "[1, 4, 8]"])
+def test_the_product_with_a_gamma_for_each_head_stays_behind(gamma: str) -> None:
+    header = HEADER.replace("[N, 8]", "[N, 4, 8]").replace("float[8] w", f"float{gamma} w")
+    after = f"""<ir_version: 11, opset_import: ["" : 24]>
+    g (float[N, 4, 8] x, float{gamma} w, float[8] b) => (float[N, 4, 8] y) <{ONES}> {{
+        n = LayerNormalization <epsilon = 0.00001> (x, ones) g0 = Mul (n, w) y = Add (g0, b) }}"""
+    assert_rewrites(FuseLayerNorm(), header + SPELLINGS["Pow, Div"], after)
+
+
+def test_a_bias_for_each_head_stays_behind_a_gamma_that_does_not() -> None:
+    header = HEADER.replace("[N, 8]", "[N, 4, 8]").replace("float[8] b", "float[4, 8] b")
+    after = """<ir_version: 11, opset_import: ["" : 24]>
+    g (float[N, 4, 8] x, float[8] w, float[4, 8] b) => (float[N, 4, 8] y) {
+        g0 = LayerNormalization <epsilon = 0.00001> (x, w) y = Add (g0, b) }"""
+    assert_rewrites(FuseLayerNorm(), header + SPELLINGS["Pow, Div"], after)
+
+
+LEFT_ALONE = {
+    "another mean is taken off": ("Sub (x, m)", "Sub (x, m2)", "m2 = ReduceMean (b)"),
+    "epsilon outside the root": (
+        "e = Add (v, eps)\n        r = Sqrt (e)", "q = Sqrt (v) r = Add (q, eps)", ""),
+    "what is divided is not centred": ("n = Div (d, r)", "n = Div (x, r)", ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", LEFT_ALONE)
+def test_leaves_alone(case: str, caplog: pytest.LogCaptureFixture) -> None:
+    old, new, before = LEFT_ALONE[case]
+    body = SPELLINGS["Pow, Div"]
+    assert old in body or case == "epsilon outside the root"
+    body = body.replace("e = Add (v, eps)\n        r = Sqrt (e)", "e = Add (v, eps) r = Sqrt (e)")
+    body = body.replace(old.replace("\n        ", " "), new).replace("{ ", f"{{ {before} ", 1)
+    assert_leaves_alone(FuseLayerNorm(), HEADER + body, "", caplog)
+
+
 def test_leaves_a_norm_over_another_axis_alone(caplog: pytest.LogCaptureFixture) -> None:
     text = HEADER.replace("axes = {-1}", "axes = {0}") + SPELLINGS["Pow, Div"]
     assert_leaves_alone(FuseLayerNorm(), text, "left Sqrt", caplog)

@@ -68,6 +68,17 @@ def test_finds_nothing_in_a_second_run() -> None:
     assert FuseRotary().run(model) == 0
 
 
+def test_an_embedding_that_nothing_uses_takes_no_tables_away() -> None:
+    model = named(ROTARY)
+    values = {value.name: value for node in model.graph for value in node.outputs}
+    scores = values["scores"].producer()
+    assert scores is not None
+    scores.replace_input_with(0, values["q4"])
+    FuseRotary().run(model)
+    ir.check(model)
+    assert [attribute(node, "num_heads") for node in rotations(model)] == [2]
+
+
 def test_leaves_a_graph_without_sums_alone() -> None:
     text = '<ir_version: 11, opset_import: ["" : 24]> g (float[2] x) => (float[2] y) {y = Neg (x)}'
     assert FuseRotary().run(ir.from_onnx_text(text)) == 0
@@ -169,6 +180,127 @@ def test_raises_one_row_of_positions_for_the_whole_batch() -> None:
     assert not events(model)
 
 
+# --- the other way round ----------------------------------------------------------------------
+
+OTHER_WAY: dict[str, dict[str, str]] = {
+    "turned the other way": {
+        "{x}_n = Neg ({x}_2)": "{x}_m = Neg ({x}_1)", "({x}_n, {x}_1)": "({x}_2, {x}_m)",
+    },
+    "subtracted": {"{x}_r = Add ({x}_cos, {x}_sin)": "{x}_r = Sub ({x}_cos, {x}_sin)"},
+    "a sine of the other sign": {"sin_a = Sin (angle)": "sin_m = Sin (angle) sin_a = Neg (sin_m)"},
+}  # fmt: skip
+
+
+def other_way(case: str, block: Block) -> Block:
+    changes = OTHER_WAY[case]
+    return edited(
+        block,
+        {old.format(x=x): new.format(x=x) for x in ("q4", "k4") for old, new in changes.items()},
+    )
+
+
+@pytest.mark.parametrize("case", OTHER_WAY)
+def test_turns_the_other_way_by_the_sign_of_the_sine(case: str) -> None:
+    model = fused(FuseRotary(), other_way(case, ROTARY))
+    assert len(rotations(model)) == 2
+    assert not events(model)
+    assert "Neg" not in ops(model)  # the sign is in the frequencies
+
+
+def test_twice_the_other_way_is_the_usual_one() -> None:
+    both = dict(other_way("subtracted", ROTARY).edits)
+    both |= dict(other_way("a sine of the other sign", ROTARY).edits)
+    model = fused(FuseRotary(), edited(ROTARY, both))
+    usual = fused(FuseRotary(), ROTARY)
+    assert [*map(frequencies, rotations(model))] == [*map(frequencies, rotations(usual))]
+
+
+def frequencies(node: ir.Node) -> list[float]:
+    cos = node.inputs[1]
+    assert cos is not None
+    angle = cos.producer().inputs[0].producer()  # type: ignore[union-attr]
+    assert angle is not None
+    found = constant(angle.inputs[1])
+    assert found is not None
+    return found.tolist()
+
+
+@pytest.mark.parametrize("case", ["turned the other way", "subtracted"])
+def test_negates_a_sine_that_is_looked_up(case: str) -> None:
+    block = dataclasses.replace(ROTARY, tables="gathered")
+    model = fused(FuseRotary(), other_way(case, block))
+    assert len(rotations(model)) == 2
+    assert ops(model).count("Neg") == 1  # of the table, once for both
+
+
+def test_subtracts_nothing_from_the_sine() -> None:
+    """In x * sin(a) - turned * cos(a) the first term is not the one that is turned."""
+    changes = {"q4_r = Add (q4_cos, q4_sin)": "q4_r = Sub (q4_sin, q4_cos)"}
+    model = fused(FuseRotary(), edited(ROTARY, changes))
+    assert len(rotations(model)) == 1
+    assert any("are no rotation" in event.reason for event in events(model))
+
+
+# --- rotated in float, in a half-precision model ----------------------------------------------
+
+
+def half_precision(where: str) -> Block:
+    """What is rotated goes through half precision, before or after it is turned."""
+    changes: dict[str, str] = {}
+    for x in ("q4", "k4"):
+        changes |= {
+            f"{x}_1 = Slice ({x}, ": f"{x}_h = Cast <to = 10> ({x}) {x}_f = Cast <to = 1> ({x}_h)"
+            f" {x}_1 = Slice ({x}_{where}, ",
+            f"{x}_2 = Slice ({x}, ": f"{x}_2 = Slice ({x}_{where}, ",
+            f"{x}_cos = Mul ({x}, cos)": f"{x}_cos = Mul ({x}_f, cos)",
+            f"{x}_r = Add ({x}_cos, {x}_sin)": (
+                f"{x}_a = Add ({x}_cos, {x}_sin) {x}_b = Cast <to = 10> ({x}_a)"
+                f" {x}_r = Cast <to = 1> ({x}_b)"
+            ),
+        }
+        if where == "h":
+            changes[f"{x}_sin = Mul ({x}_t, sin)"] = (
+                f"{x}_tf = Cast <to = 1> ({x}_t) {x}_sin = Mul ({x}_tf, sin)"
+            )
+    return edited(ROTARY, changes)
+
+
+@pytest.mark.parametrize("where", ["h", "f"])
+def test_rotates_in_float_what_is_widened_before_or_after_it_is_turned(where: str) -> None:
+    model = fused(FuseRotary(), half_precision(where))
+    assert len(rotations(model)) == 2
+    assert not events(model)
+
+
+def test_the_casts_move_out_of_the_heads() -> None:
+    """[B, S, N*D] is cast: the heads' split stays next to what undoes it."""
+    changes = dict(half_precision("f").edits)
+    for x, flat in (("q4", "q"), ("k4", "k")):  # narrow before the heads are split
+        changes[f"{flat}s = Reshape ({flat}, "] = (
+            f"{flat}_h = Cast <to = 10> ({flat}) {flat}s = Reshape ({flat}_h, "
+        )
+        changes[f"{x}_1 = Slice ({x}, "] = f"{x}_f = Cast <to = 1> ({x}) {x}_1 = Slice ({x}_f, "
+    model = fused(FuseRotary(), edited(ROTARY, changes))
+    for node in rotations(model):
+        assert node.inputs[0] is not None
+        maker = node.inputs[0].producer()
+        assert maker is not None
+        assert maker.op_type == "Cast"
+        assert [user.op_type for user, _ in node.outputs[0].uses()] == ["Cast"]
+
+
+def test_what_meets_the_sine_is_not_rounded_on_its_way() -> None:
+    changes = {
+        "q4_sin = Mul (q4_t, sin)": (
+            "q4_h = Cast <to = 10> (q4_t) q4_f = Cast <to = 1> (q4_h) q4_sin = Mul (q4_f, sin)"
+        )
+    }
+    model = fused(FuseRotary(), edited(ROTARY, changes))
+    assert len(rotations(model)) == 1
+    (event,) = events(model)
+    assert "what meets the sine is rounded to FLOAT16" in event.reason
+
+
 # --- tables kept as they stand ----------------------------------------------------------------
 
 
@@ -191,8 +323,8 @@ KEPT: dict[str, tuple[dict[str, str], str]] = {
         {"sin_a = Sin (angle)": "angle_b = Neg (angle) sin_a = Sin (angle_b)"},
         "not one of each on one angle",
     ),
-    "a sine with another sign": (
-        {"sin_a = Sin (angle)": "sin_m = Sin (angle) sin_a = Neg (sin_m)"},
+    "a sine of more": (
+        {"sin_a = Sin (angle)": "sin_m = Sin (angle) sin_a = Mul (sin_m, sin_m)"},
         "it is not the sine of the angle",
     ),
     "squared positions": (
@@ -252,9 +384,13 @@ def test_keeps_a_table_for_keys_behind_the_cache() -> None:
 # --- left alone -------------------------------------------------------------------------------
 
 LEFT_ALONE: dict[str, tuple[dict[str, str], str]] = {
-    "turned the other way": (
-        {"q4_n = Neg (q4_2)": "q4_n = Identity (q4_2)", "(q4_n, q4_1)": "(q4_n, q4_m)",
+    "halves swapped, and the sign with them": (
+        {"q4_n = Neg (q4_2)": "q4_n = Identity (q4_2)", "(q4_n, q4_1)": "(q4_m, q4_n)",
          "q4_t =": "q4_m = Neg (q4_1) q4_t ="},
+        "what meets the sine is neither (-x2, x1) nor (-x[1], x[0]) pair by pair",
+    ),
+    "both halves negative": (
+        {"(q4_n, q4_1)": "(q4_n, q4_m)", "q4_t =": "q4_m = Neg (q4_1) q4_t ="},
         "what meets the sine is neither (-x2, x1) nor (-x[1], x[0]) pair by pair",
     ),
     "not turned": (

@@ -6,7 +6,8 @@ from omforge.passes.fuse_swish import FuseSwish
 from omforge.testing import assert_leaves_alone, assert_near_misses_are_safe, assert_rewrites
 
 HEADER = """<ir_version: 11, opset_import: ["" : 24]>
-g (float[N, 8] x) => (float[N, 8] y) <float alpha = {1.702}, float one = {1.0}>
+g (float[N, 8] x) => (float[N, 8] y) <float alpha = {1.702}, float one = {1.0},
+ float over = {0.5875441}>
 """
 FUSED = """<ir_version: 11, opset_import: ["" : 24]>
 g (float[N, 8] x) => (float[N, 8] y) { y = Swish (x) }"""
@@ -17,7 +18,11 @@ SILU = {
     "identity": "{ i = Identity (x) s = Sigmoid (i) y = Mul (x, s) }",
     "exp": "{ m = Neg (x) e = Exp (m) d = Add (one, e) y = Div (x, d) }",
 }
-QUICK_GELU = "{ a = Mul (alpha, x) s = Sigmoid (a) y = Mul (x, s) }"
+QUICK_GELU = {
+    "sigmoid": "{ a = Mul (alpha, x) s = Sigmoid (a) y = Mul (x, s) }",
+    "exp": "{ a = Mul (x, alpha) m = Neg (a) e = Exp (m) d = Add (one, e) y = Div (x, d) }",
+    "divided": "{ a = Div (x, over) s = Sigmoid (a) y = Mul (x, s) }",
+}
 
 
 @pytest.mark.parametrize("spelling", SILU)
@@ -25,9 +30,12 @@ def test_fuses_silu(spelling: str) -> None:
     assert_rewrites(FuseSwish(), HEADER + SILU[spelling], FUSED)
 
 
-def test_fuses_quick_gelu() -> None:
+@pytest.mark.parametrize("spelling", QUICK_GELU)
+def test_fuses_quick_gelu(spelling: str) -> None:
     assert_rewrites(
-        FuseSwish(), HEADER + QUICK_GELU, FUSED.replace("Swish (", "Swish <alpha = 1.702> (")
+        FuseSwish(),
+        HEADER + QUICK_GELU[spelling],
+        FUSED.replace("Swish (", "Swish <alpha = 1.702> ("),
     )
 
 
@@ -56,16 +64,17 @@ LEFT_ALONE = {
         "s is also an output of the graph",
     ),
     "alpha that is an input": (
-        HEADER.replace("8] x)", "8] x, float a0)") + QUICK_GELU.replace("alpha", "a0"),
+        HEADER.replace("8] x)", "8] x, float a0)") + QUICK_GELU["sigmoid"].replace("alpha", "a0"),
         "alpha (a0) is not a constant",
     ),
     "alpha per channel": (
-        HEADER.replace("float alpha = {1.702}", "float[8] alpha = {1,2,3,4,5,6,7,8}") + QUICK_GELU,
+        HEADER.replace("float alpha = {1.702}", "float[8] alpha = {1,2,3,4,5,6,7,8}")
+        + QUICK_GELU["sigmoid"],
         "alpha (alpha) has shape [8], not one number",
     ),
     "alpha that adds a dimension": (
         HEADER.replace("float alpha", "float[1,1,1] alpha").replace("[N, 8] y", "[1, N, 8] y")
-        + QUICK_GELU,
+        + QUICK_GELU["sigmoid"],
         "the result would be [N, 8], not [1, N, 8]",
     ),
 }
@@ -77,6 +86,6 @@ def test_leaves_alone(case: str, caplog: pytest.LogCaptureFixture) -> None:
     assert_leaves_alone(FuseSwish(), text, reason, caplog)
 
 
-@pytest.mark.parametrize("body", [SILU["silu"], SILU["exp"], QUICK_GELU])
+@pytest.mark.parametrize("body", [SILU["silu"], SILU["exp"], *QUICK_GELU.values()])
 def test_near_misses_are_safe(body: str) -> None:
     assert assert_near_misses_are_safe(FuseSwish(), HEADER + body)

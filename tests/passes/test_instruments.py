@@ -10,6 +10,7 @@ import pytest
 
 from omforge import ir
 from omforge.ir.errors import CheckError
+from omforge.ir.infer import infer_model
 from omforge.passes.instruments import (
     Bisect,
     CompareEach,
@@ -101,6 +102,14 @@ class Crash(Pass):
         raise ValueError("a bug")
 
 
+class InferTypes(Pass):
+    name = "infer-types"
+
+    def run(self, model: ir.Model) -> int:
+        infer_model(model)
+        return 1
+
+
 def _replace_neg(model: ir.Model, op_type: str, *, double: bool = False) -> int:
     negs = [node for node in model.graph if node.op_type == "Neg"]
     for neg in negs:
@@ -180,6 +189,26 @@ def test_verify_each_blames_no_pass_for_what_the_export_had() -> None:
     model.graph.remove(model.graph[0])  # leaves a dangling edge
     (touch,) = Pipeline((Touch(),)).run(model, [VerifyEach()]).passes
     assert touch.changed
+
+
+def test_verify_each_says_so_where_the_export_is_invalid() -> None:
+    """Its fault shows only once the dtype between the two nodes is inferred."""
+    model = parse("""
+        <ir_version: 11, opset_import: ["" : 24]>
+        g (float[2] x) => (float[2] y) {
+            wide = Cast <to = 14> (x)
+            product = Mul (wide, wide)
+            y = Cast <to = 1> (product)
+        }""")
+    for node in model.graph:
+        if not node.outputs[0].is_graph_output():
+            node.outputs[0].type = None  # as exporters leave it
+    with pytest.raises(CheckError) as caught:
+        Pipeline((InferTypes(),)).run(model)
+    text = str(caught.value)
+    assert text.startswith("the model itself is invalid, as it was exported: ")
+    assert "Mul does not take COMPLEX64" in text
+    assert "at Mul " in text
 
 
 def test_verify_each_holds_the_interface() -> None:

@@ -7,11 +7,14 @@ import pytest
 
 from omforge import ir
 from omforge.ir.infer import infer_model
+from omforge.passes import make_pipeline
 from omforge.passes.interface import (
     activations,
     attention_mask_of,
+    cache_layers,
     find_interface,
     is_weight,
+    states,
 )
 from omforge.testing import parse
 from tests.exports import EXPORTS
@@ -153,3 +156,54 @@ def test_activations_depend_on_tokens_and_caches_but_not_by_their_shapes() -> No
     live = {value.name for value in activations(model)}
     assert {"input_ids", "x", "q4", "present_key", "probs", "logits"} <= live
     assert not {"bias", "cos", "sin", "attention_mask", "position_ids", "total1"} & live
+
+
+def test_layers_have_a_cache_each_raised_or_not() -> None:
+    model = parse(Block(rotary="half").text())
+    interface = find_interface(model)
+    (layer,) = cache_layers(model, interface)
+    assert layer.block is None
+    assert [value.name for value in layer.past] == ["past_key", "past_value"]
+    assert [value.name for value in layer.present] == ["present_key", "present_value"]
+    make_pipeline("raise").run(model)
+    (raised,) = cache_layers(model, find_interface(model))
+    assert raised.block is not None
+    assert raised.block.op_type == "Attention"
+    assert [value.name for value in raised.past] == ["past_key", "past_value"]
+    assert [value.name for value in raised.present] == ["present_key", "present_value"]
+
+
+RECURRENT = (
+    OPEN
+    + """g (int64[batch, seq] input_ids, float[batch, 2, 4] conv, float[batch, 2, 4] ssm,
+         float[batch, 2, 4] unused, float[batch, 2, past, 2] pk)
+       => (float[batch, seq, 4] logits, float[batch, 2, 4] new_conv, float[batch, 2, 4] new_ssm,
+           float[batch, 2, total, 2] key)
+    <float[4, 4] words = {0,1,2,3,4,5,6,7,8,9,1,2,3,4,5,6}, int64[4] heads = {0, 0, 2, 2},
+     int64[1] one = {1}> {
+        x = Gather (words, input_ids)
+        logits = Neg (x)
+        split = Reshape (x, heads)
+        k = Transpose <perm = [0, 2, 1, 3]> (split)
+        key = Concat <axis = 2> (pk, k)
+        sum = ReduceSum <keepdims = 1> (x, one)
+        new_conv = Add (conv, sum)
+        both = Add (ssm, new_conv)
+        new_ssm = Tanh (both)
+    }"""
+)
+
+
+def test_states_are_inputs_that_an_output_of_like_shape_renews() -> None:
+    model = parse(RECURRENT)
+    infer_model(model)
+    found = states(model, find_interface(model))
+    pairs = [(given.name, renewed.name) for given, renewed in found]
+    assert pairs == [("conv", "new_conv"), ("ssm", "new_ssm")]
+
+
+def test_a_cache_without_a_partner_is_refused() -> None:
+    model = parse(RECURRENT)
+    infer_model(model)
+    with pytest.raises(ir.CheckError, match="no pairs of keys and values: pk"):
+        cache_layers(model, find_interface(model))

@@ -111,6 +111,20 @@ def test_masks_applied_one_after_the_other_are_one() -> None:
     assert masks.recognise_applied(prober, both[:1], []) == Mask(None, False, False)
 
 
+def test_what_follows_a_mask_decides_too() -> None:
+    """Scores that are halved hide less; a floor leaves a row that sees nothing its mean."""
+    model = named(Block(low=INFINITE))
+    prober = Prober(model, find_interface(model))
+    bias = value_of(model, "bias")
+    assert masks.recognise_applied(prober, [Applied(bias, factor=0.5)], []).zero_rows
+    assert not masks.recognise_applied(prober, [Applied(bias, floor=LOW)], []).zero_rows
+    model = named(Block(low=-2e3))
+    prober = Prober(model, find_interface(model))
+    halved = Applied(value_of(model, "bias"), factor=0.4)
+    with pytest.raises(NoMatch, match="it adds more than a mask"):
+        masks.recognise_applied(prober, [halved], [])
+
+
 def test_an_inverted_mask() -> None:
     model = named(Block(applied="inverted"))
     prober = Prober(model, find_interface(model))
@@ -128,7 +142,11 @@ NOT_MASKS: dict[str, tuple[Block, dict[str, str], str]] = {
         {f"int64 n_{CHUNK} = {{{CHUNK}}}": "int64 n_4 = {4096}"},
         "it is no causal mask for 3 tokens after 131069",
     ),
-    "a bias for each head": (Block(visible="alibi"), {}, "which does not fit"),
+    "a bias for each head and no mask": (
+        Block(visible="alibi"),
+        {},
+        "it is no causal mask for 3 tokens after",
+    ),
     "a bias": (Block(), {"float zero = {0.0}": "float zero = {0.5}"}, "it adds more than a mask"),
     "a weak mask": (Block(low=-10.0), {}, "it adds more than a mask"),
     "not a number": (

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
 from omforge.passes.matcher import Closest, Found, Matcher
@@ -158,6 +159,40 @@ def test_a_number_matches_what_a_half_precision_constant_holds_of_it() -> None:
     body = "z = Mul (h, half) y = Cast <to = 1> (z)"
     assert matches(lambda op, x: op.Cast(op.Mul(x, 0.1), to=1), body, header)
     assert not matches(lambda op, x: op.Cast(op.Mul(x, 0.1001), to=1), body, header)
+
+
+@pytest.mark.parametrize(
+    ("body", "by"),
+    [
+        ("y = Div (a, two)", 0.5),
+        ("y = Div (a, k)", 1 / 0.3),
+        ("m = Div (a, k) y = Mul (m, two)", 2 / 0.3),
+        ("m = Mul (two, a) y = Div (m, k)", 2 / 0.3),
+    ],
+)
+def test_a_product_by_a_number_matches_a_division(body: str, by: float) -> None:
+    def function(op: PatternOps, x: Pat) -> Pat:
+        return op.Mul(x, by) if "m" not in body else op.Mul(op.Mul(x, 1 / 0.3), 2.0)
+
+    header = ", float k = {0.3}"
+    (found,) = matches(function, body, header)
+    assert names(found) == {"x": "a"}
+    assert not matches(lambda op, x: op.Mul(x, by * 1.00001), body, header)
+
+
+@pytest.mark.parametrize("body", ["y = Div (two, a)", "y = Div (a, none)", "y = Div (a, b)"])
+def test_other_divisions_are_no_product_by_a_number(body: str) -> None:
+    header = ", float none = {0.0}"
+    assert not matches(lambda op, x, k: op.Mul(x, k), body, header)
+
+
+def test_a_half_that_was_inverted_twice_is_the_number_still() -> None:
+    third = np.float16(1 / 3)
+    bits = int(np.reciprocal(third).view(np.uint16))
+    header = f", float16 k = {{{bits}}}"
+    body = "z = Div (h, k) y = Cast <to = 1> (z)"
+    assert matches(lambda op, x: op.Cast(op.Mul(x, 1 / 3), to=1), body, header)
+    assert not matches(lambda op, x: op.Cast(op.Mul(x, 1 / 3.01), to=1), body, header)
 
 
 def test_a_list_matches_a_vector_element_by_element() -> None:

@@ -29,9 +29,10 @@ def test_numbers_and_lists_stand_for_constants() -> None:
 def test_alternatives_of_the_root_decide_where_to_look() -> None:
     assert Pattern(lambda op, x: op.Mul(x, 2.0) | op.Cast(op.Exp(x), to=ANY)).root_ops == {
         "Mul",
+        "Div",  # by a number: a product
         "Cast",
     }
-    assert Pattern(lambda op, x: op.Mul(x, 2.0).named("y").shared()).root_ops == {"Mul"}
+    assert Pattern(lambda op, x: op.Mul(x, 2.0).named("y").shared()).root_ops == {"Mul", "Div"}
     assert Pattern(lambda op, x: op.Mul(x, 2.0) | x).root_ops is None
 
 

@@ -125,6 +125,13 @@ def test_smooth_softmax_is_left_alone(caplog: pytest.LogCaptureFixture) -> None:
     assert_leaves_alone(RaiseContribOps(), GQA % extra, "smooth softmax", caplog)
 
 
+def test_what_nobody_uses_is_left_to_be_removed() -> None:
+    graph = "g (float[N, 8] x) => (float[N, 8] y) { a = com.microsoft.Gelu (x) y = Neg (x) }"
+    model = parse(HEADER + graph)
+    assert not RaiseContribOps().run(model)
+    assert [node.op_type for node in model.graph] == ["Gelu", "Neg"]
+
+
 def test_standard_models_are_untouched() -> None:
     model = ir.from_onnx_text(STANDARD + "g (float[N] x) => (float[N] y) { y = Neg (x) }")
     assert RaiseContribOps().run(model) == 0

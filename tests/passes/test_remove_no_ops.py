@@ -19,6 +19,7 @@ from omforge.testing import (
 
 CONSTANTS = {
     "one": "float one = {1.0}",
+    "minus": "float minus = {-1.0}",
     "nought": "float nought = {0.0}",
     "ones": "float[1, 1] ones = {1.0}",
     "tall": "float[2, 1, 1, 1] tall = {1, 1}",
@@ -64,6 +65,33 @@ REMOVED = {
 }
 
 
+RESPELLED = {
+    "nought less it": "y = Sub (nought, x)",
+    "times minus one": "y = Mul (x, minus)",
+    "minus one times it": "y = Mul (minus, x)",
+    "by minus one": "y = Div (x, minus)",
+    "three times": "a = Sub (nought, x) b = Mul (a, minus) y = Neg (b)",
+}
+
+
+@pytest.mark.parametrize("case", RESPELLED)
+def test_writes_a_negation_in_one_way(case: str) -> None:
+    assert_rewrites(RemoveNoOps(), graph(RESPELLED[case]), DONE)
+
+
+@pytest.mark.parametrize(
+    ("body", "one"),
+    [
+        ("n = Neg (row) y = Add (x, n)", "y = Sub (x, row)"),
+        ("n = Neg (row) i = Identity (n) y = Add (x, i)", "y = Sub (x, row)"),
+        ("n = Neg (row) y = Add (n, x)", "y = Sub (x, row)"),
+        ("n = Mul (row, minus) y = Sub (x, n)", "y = Add (x, row)"),
+    ],
+)
+def test_writes_a_signed_sum_in_one_way(body: str, one: str) -> None:
+    assert_rewrites(RemoveNoOps(), graph(body), graph(one))
+
+
 @pytest.mark.parametrize("case", REMOVED)
 def test_removes(case: str) -> None:
     assert_rewrites(RemoveNoOps(), graph(REMOVED[case]), DONE)
@@ -88,10 +116,11 @@ STAYS = {
     "an output that is a constant": "y = Identity (one)",
     "two outputs of one value": "z = Neg (x) y = Identity (z)",
     "another type": "a = Cast <to = 10> (x) b = Cast <to = 1> (a) y = Neg (b)",
+    "a sum less it": "n = Neg (row) a = Sub (n, x) y = Exp (a)",
     "times one, but taller": "a = Mul (x, tall) y = Neg (a)",
     "plus nought, but taller": "a = Add (row, x) b = Sub (one, a) y = Neg (b)",
     "one by it": "a = Div (one, x) y = Neg (a)",
-    "nought less it": "a = Sub (nought, x) y = Neg (a)",
+    "one less it": "a = Sub (one, x) y = Neg (a)",
     "one to its power": "a = Pow (one, x) y = Neg (a)",
     "times nought": "a = Mul (x, nought) y = Neg (a)",
     "plus one": "a = Add (x, one) y = Neg (a)",

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -121,13 +121,22 @@ def widened(weights: Array) -> Array:
     return np.multiply(wide, np.float32(2.0**112), out=wide)
 
 
-def quantize(weights: Array, axis: int, scheme: Scheme) -> Quantized:
+def quantize(
+    weights: Array,
+    axis: int,
+    scheme: Scheme,
+    *,
+    importance: Array | None = None,
+    ratios: Sequence[float] = RATIOS,
+) -> Quantized:
     """Round a block whose axis `axis` is exactly one group to the nearest integers.
 
     Args:
         weights: float32; changed by nobody.
         axis: The axis that shares a scale.
         scheme: How to store.
+        importance: Factors of the squared errors that clipping weighs, broadcast to `weights`.
+        ratios: Shares of a group's range that clipping tries besides all of it.
 
     Raises:
         InputError: A weight is infinite or not a number, or too large for a float16 scale.
@@ -142,10 +151,10 @@ def quantize(weights: Array, axis: int, scheme: Scheme) -> Quantized:
         )
     scale, zero = _grid(low, high, 1.0, scheme)
     if scheme.clip == "mse" and scheme.bits == 4:
-        least = _squared_error(weights, scale, zero, axis, scheme)
-        for ratio in RATIOS:
+        least = _squared_error(weights, scale, zero, axis, scheme, importance)
+        for ratio in ratios:
             other, moved = _grid(low, high, ratio, scheme)
-            error = _squared_error(weights, other, moved, axis, scheme)
+            error = _squared_error(weights, other, moved, axis, scheme, importance)
             better = error < least
             np.copyto(least, error, where=better)
             np.copyto(scale, other, where=better)
@@ -204,7 +213,14 @@ def _rounded(weights: Array, scale: Array, zero: Array, scheme: Scheme) -> Array
     return np.clip(codes, np.float32(scheme.low), np.float32(scheme.high), out=codes)
 
 
-def _squared_error(weights: Array, scale: Array, zero: Array, axis: int, scheme: Scheme) -> Array:
+def _squared_error(
+    weights: Array,
+    scale: Array,
+    zero: Array,
+    axis: int,
+    scheme: Scheme,
+    importance: Array | None,
+) -> Array:
     """Of each group, its axis kept."""
     exact = np.multiply(weights, np.reciprocal(scale), out=_scratch.get("exact", weights.shape))
     if not scheme.symmetric:
@@ -213,6 +229,8 @@ def _squared_error(weights: Array, scale: Array, zero: Array, axis: int, scheme:
     np.clip(codes, np.float32(scheme.low), np.float32(scheme.high), out=codes)
     codes -= exact
     np.square(codes, out=codes)
+    if importance is not None:
+        codes *= importance
     return codes.sum(axis, keepdims=True) * np.square(scale)
 
 

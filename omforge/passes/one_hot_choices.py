@@ -1,0 +1,99 @@
+"""Write what is scattered to the places that a TopK chose as a sum of one-hot rows.
+
+Before, as routers of experts do::
+
+    _, choices = TopK(scores [.., E], k)
+    y = ScatterElements<axis=-1>(zeros [.., E], choices [.., k], x [.., k])
+
+After::
+
+    y = ReduceSum(OneHot(choices) [.., k, E] * x [.., k, 1], axis=-2)
+
+An Ascend 310P has no AI Core kernel for ScatterElements. What a TopK chooses is never chosen twice,
+so no element of the sum has more than one part.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from omforge import ir
+from omforge.ir.infer import attribute, constant, infer_model
+from omforge.passes.builder import Builder
+from omforge.passes.events import record
+from omforge.passes.match import NoMatch
+from omforge.passes.pipeline import Pass
+from omforge.passes.splice import Names, splice
+from omforge.passes.views import shape_of
+
+
+@dataclass(frozen=True)
+class OneHotChoices(Pass):
+    """Write what is scattered to the places that a TopK chose as a sum of one-hot rows."""
+
+    name: ClassVar[str] = "one-hot-choices"
+
+    def run(self, model: ir.Model) -> int:
+        """Rewrite; the number of ScatterElements gone. One that stays is an event."""
+        nodes = [n for n in model.graph if n.op_type == "ScatterElements" and n.domain == ""]
+        if not nodes:
+            return 0
+        infer_model(model)
+        names = Names(model)
+        count = 0
+        for node in nodes:
+            try:
+                _rewrite(model, node, names)
+            except NoMatch as miss:
+                record(model, self.name, node, str(miss))
+            else:
+                count += 1
+        return count
+
+
+def _rewrite(model: ir.Model, node: ir.Node, names: Names) -> None:
+    data, choices, updates = node.inputs
+    assert data is not None
+    assert choices is not None
+    assert updates is not None
+    shape, rank = shape_of(data), len(shape_of(data))
+    if attribute(node, "axis", 0) not in (-1, rank - 1) or not isinstance(shape[-1], int):
+        raise NoMatch("it does not scatter along a last axis of known size", node)
+    if attribute(node, "reduction", "none") not in ("none", "add"):
+        raise NoMatch(f"it reduces with {attribute(node, 'reduction')}", node)
+    if not _is_zero(data):
+        raise NoMatch("it scatters into what is no zero", data)
+    maker = choices.producer()
+    if maker is None or maker.op_type != "TopK" or choices is not maker.outputs[1]:
+        raise NoMatch("no TopK says where, so one place may be taken twice", choices)
+    if attribute(maker, "axis", -1) not in (-1, rank - 1):
+        raise NoMatch("the TopK chooses along another axis", maker)
+    if shape_of(choices)[:-1] != shape[:-1] or shape_of(updates) != shape_of(choices):
+        raise NoMatch("it scatters less than one row for each row of zeros", node)
+    dtype = data.dtype
+    if dtype is None or dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16):
+        raise NoMatch(f"it scatters {dtype}", node)
+    with Builder(model) as op:
+        values = op.constant(np.array([0, 1], dtype.numpy()))
+        depth = op.constant(np.array(shape[-1], np.int64))
+        rows = op.OneHot(choices, depth, values, axis=-1)
+        parts = op.Mul(rows, op.Unsqueeze(updates, [-1]))
+        y = op.ReduceSum(parts, [-2], keepdims=0)
+        splice(op, [node.outputs[0]], [y], by=OneHotChoices.name, names=names)
+
+
+def _is_zero(value: ir.Value) -> bool:
+    array = constant(value)
+    if array is not None:
+        return not array.any()
+    node = value.producer()
+    if node is None or node.domain != "":
+        return False
+    if node.op_type == "ConstantOfShape":
+        fill: ir.TensorProtocol | None = attribute(node, "value")
+        return fill is None or not fill.numpy().any()
+    source = node.inputs[0] if node.op_type in ("Expand", "Reshape", "Cast") else None
+    return source is not None and _is_zero(source)

@@ -1,0 +1,126 @@
+"""Store quantised weights [N, K], the outputs outermost.
+
+Before::
+
+    y = MatMul(x, DequantizeLinear<axis=0>(q, scale, zero_point))        q [K, N], scale [G, N]
+
+After::
+
+    w = DequantizeLinear<axis=1>(q', scale', zero_point')                q' [N, K], scale' [N, G]
+    y = MatMul(x, Transpose<perm=[1, 0]>(w))
+
+310P's kernel for weight-quantised products wants its weight so; a weight of very many outputs can
+be cut into rows without a copy; and eight int4 along K are one int32 where N is odd.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from omforge import ir
+from omforge.ir.infer import attribute, infer_model, tensor_shape
+from omforge.ir.streamed import StreamedTensor
+from omforge.passes.builder import Builder
+from omforge.passes.pipeline import Pass
+from omforge.passes.quantization.blockwise import pack
+from omforge.passes.splice import Names, splice
+
+Array = npt.NDArray[Any]
+
+_PACKED = 8
+"""int4 in an int32."""
+
+
+@dataclass(frozen=True)
+class TurnWeights(Pass):
+    """Store quantised weights of products [N, K] instead of [K, N].
+
+    Attributes:
+        wider_than: Only those with more outputs N than this, and int4 ones whose N is no multiple
+            of 8 where K is one.
+    """
+
+    name: ClassVar[str] = "turn-weights"
+    wider_than: int = 0
+
+    def run(self, model: ir.Model) -> int:
+        """Turn; the number of weights."""
+        names = Names(model)
+        found = [node for node in model.graph if _is_plain(node) and self._wanted(node)]
+        for node in found:
+            with Builder(model) as op:
+                turned = op.Transpose(_turned(op, node), perm=[1, 0])
+                splice(op, [node.outputs[0]], [turned], by=self.name, names=names)
+        for node in found:
+            for value in node.inputs:
+                if value is not None and not value.uses():
+                    model.graph.initializers.pop(value.name or "", None)
+        if found:
+            infer_model(model)
+        return len(found)
+
+    def _wanted(self, node: ir.Node) -> bool:
+        tensor = _tensor(node, 0)
+        inputs, outputs = tensor_shape(tensor)
+        odd = tensor.dtype == ir.DataType.INT4 and outputs % _PACKED and not inputs % _PACKED
+        return outputs > self.wider_than or bool(odd)
+
+
+def _is_plain(node: ir.Node) -> bool:
+    """Whether it gives a weight [K, N] to MatMul nodes, and to nothing else."""
+    if node.op_type != "DequantizeLinear" or node.domain or node.outputs[0].is_graph_output():
+        return False
+    constant = all(value is None or value.const_value is not None for value in node.inputs)
+    return (
+        constant
+        and len(tensor_shape(_tensor(node, 0))) == 2
+        and all(use.node.op_type == "MatMul" and use.idx == 1 for use in node.outputs[0].uses())
+    )
+
+
+def _tensor(node: ir.Node, index: int) -> ir.TensorProtocol:
+    value = node.inputs[index]
+    assert value is not None
+    assert value.const_value is not None
+    return value.const_value
+
+
+def _turned(op: Builder, node: ir.Node) -> ir.Value:
+    parts = [op.constant(_turn(_tensor(node, 0)), node.inputs[0].name or "")]  # pyright: ignore[reportOptionalMemberAccess]
+    for value in node.inputs[1:]:
+        if value is None or value.const_value is None:
+            continue
+        tensor = value.const_value
+        parts.append(op.constant(_turn(tensor), value.name or "") if _rank(tensor) == 2 else value)
+    axis, block = 1 - attribute(node, "axis", 1), attribute(node, "block_size", 0)
+    return op.DequantizeLinear(*parts, axis=axis, block_size=block or None)
+
+
+def _rank(tensor: ir.TensorProtocol) -> int:
+    return len(tensor_shape(tensor))
+
+
+def _turn(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    return _Turned(tensor)
+
+
+class _Turned(StreamedTensor):
+    """A matrix whose rows are the columns of another, computed when it is written."""
+
+    def __init__(self, source: ir.TensorProtocol) -> None:
+        rows, columns = tensor_shape(source)
+        super().__init__(source.dtype, (columns, rows), source.name or "")
+        self._source = source
+
+    def pieces(self) -> Iterator[bytes]:
+        """All of the source is in memory meanwhile, one byte an element."""
+        whole: Array = self._source.numpy()
+        if self.dtype.bitwidth == 4:
+            yield pack(np.ascontiguousarray(whole.T).astype(np.int8), 4)
+        else:
+            yield np.ascontiguousarray(whole.T).tobytes()
