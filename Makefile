@@ -2,6 +2,7 @@
 # make test        the test suite             make test-deep   with more examples
 # make lint        ruff and pyright           make readme      its outputs, written again
 # make matrix      every family by every exporter, raised and compared
+# make docs        docs/what-omforge-knows-about-atc.md, from the tables
 # make clean
 #
 # Everything happens in a virtual environment of its own, $(VENV), made on first use.
@@ -16,7 +17,7 @@ PROMPT := This method raises ValueError if
 OUT := out
 BUNDLE := $(OUT)/docs-llama
 
-.PHONY: demo test test-deep lint matrix readme clean
+.PHONY: demo test test-deep lint matrix docs readme clean
 
 demo: $(VENV)/.installed
 	@mkdir -p $(OUT)
@@ -45,6 +46,9 @@ lint: $(VENV)/.installed-dev
 # The outputs and tables in README.md, from the commands themselves.
 matrix: $(VENV)/.installed
 	$(BIN)/python -m tests.matrix
+
+docs: $(VENV)/.installed
+	$(BIN)/python -m omforge.lowering.docs docs/what-omforge-knows-about-atc.md
 
 readme: $(VENV)/.installed
 	$(BIN)/python -m tests.readme

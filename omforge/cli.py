@@ -1,4 +1,4 @@
-"""The command line: `omforge compile | run | opt | check | verify | passes`.
+"""The command line: `omforge compile | build | run | opt | check | verify | om | passes`.
 
 Every command is a thin call into the rooms; what it prints is made in `reports`. Imports of the
 rooms are inside the commands, so that `omforge --help` answers at once.
@@ -19,6 +19,22 @@ import typer
 
 import omforge
 from omforge import console
+from omforge.options import (
+    Atc,
+    AtcCached,
+    AtcFlags,
+    AtcJobs,
+    AtcWords,
+    BundleFolder,
+    Forms,
+    Json,
+    Model,
+    Soc,
+    Verbose,
+    atc_options,
+    build_options,
+    numbers,
+)
 
 if TYPE_CHECKING:
     from omforge import ir
@@ -43,26 +59,10 @@ EXTERNAL_ABOVE = 1 << 30
 """Bytes of weights from which `opt` writes them beside the graph: protobuf ends at twice that."""
 
 
-def _verbose(on: bool) -> None:
-    if on:
-        console.be_verbose()
-
-
 def _version(on: bool) -> None:
     if on:
         console.show(f"omforge {omforge.__version__}")
         raise typer.Exit
-
-
-Json = Annotated[bool, typer.Option("--json", help="Write one JSON document to stdout.")]
-Verbose = Annotated[
-    bool, typer.Option("--verbose", "-v", callback=_verbose, help="Log to stderr what passes do.")
-]
-Soc = Annotated[
-    str, typer.Option("--target", help="The SoC, as atc's --soc_version: Ascend310P3, ...")
-]
-BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="What `compile` made.")]
-Model = Annotated[Path, typer.Argument(metavar="IN.onnx", help="Any ONNX model.")]
 
 
 def _guarded(command: Callable[..., None]) -> Callable[..., None]:
@@ -118,12 +118,24 @@ def compile_(
         Literal["fp16", "fp32"], typer.Option(help="Dtype of the lowered graphs.")
     ] = "fp16",
     layout: Annotated[
-        Literal["stacked", "per-layer"],
-        typer.Option(help="One cache tensor, or two for each layer."),
-    ] = "stacked",
+        Literal["auto", "stacked", "per-layer"],
+        typer.Option(
+            help="One cache tensor, or two for each layer; auto: what moves the fewest bytes."
+        ),
+    ] = "auto",
     allow_partial: Annotated[
         bool, typer.Option("--allow-partial", help="Go on although blocks were not raised.")
     ] = False,
+    gears: Annotated[
+        bool,
+        typer.Option("--gears", help="One graph for all buckets, their lengths its gears."),
+    ] = False,
+    form: Forms = None,
+    atc: Atc = "auto",
+    atc_flag: AtcFlags = None,
+    atc_words: AtcWords = None,
+    atc_jobs: AtcJobs = 0,
+    atc_cache: AtcCached = True,
     compare_each: Annotated[
         bool,
         typer.Option("--compare-each", help="Run the model on the CPU before and after each pass."),
@@ -138,11 +150,15 @@ def compile_(
     chosen = CompileOptions(
         soc=target,
         context=context,
-        prefill=_numbers(prefill, "--prefill"),
+        prefill=numbers(prefill, "--prefill"),
         batch=batch,
         dtype=dtype,
         layout=layout,
         allow_partial=allow_partial,
+        gears=gears,
+        forms=_forms(form),
+        atc=atc_options(atc_flag, atc_words),
+        build=build_options(atc, atc_jobs, atc_cache),
     )
     with console.progress() as bar:
         watch, remark = _compile_watch(source, chosen, compare_each, bar)
@@ -153,15 +169,31 @@ def compile_(
         reports.show_compiled(result, source, output, remark)
 
 
-def _numbers(text: str, option: str) -> tuple[int, ...]:
-    from omforge.ir.errors import InputError
+@app.command()
+@_guarded
+def build(
+    bundle: BundleFolder,
+    atc: Atc = "auto",
+    atc_jobs: AtcJobs = 0,
+    atc_cache: AtcCached = True,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Run atc on those graphs of a bundle that have no .om yet."""
+    from omforge.lowering.build_om import build_bundle
 
-    try:
-        return tuple(int(part) for part in text.split(",") if part.strip())
-    except ValueError:
-        raise InputError(
-            f"{option} {text}", "it is no list of numbers", f"Write {option} 128,512"
-        ) from None
+    with console.progress() as bar:
+        made = build_bundle(bundle, build_options(atc, atc_jobs, atc_cache), bar)
+    if as_json:
+        console.show_json({"om": made})
+    else:
+        console.show("\n".join(f"{name}  {om}" for name, om in made.items()))
+
+
+def _forms(given: Sequence[str] | None) -> tuple[tuple[str, str], ...]:
+    """OP=FORM as pairs; whether there are such is `legalize`'s to say."""
+    pairs = [item.partition("=")[::2] for item in given or ()]
+    return tuple((op.strip(), form.strip()) for op, form in pairs)
 
 
 def _compile_watch(
@@ -224,13 +256,16 @@ def run(
     top_k: Annotated[int, typer.Option(help="Draw from the k likeliest tokens; 0: all.")] = 0,
     top_p: Annotated[float, typer.Option(help="Draw from the likeliest that add up to p.")] = 1.0,
     seed: Annotated[int, typer.Option(help="The same seed draws the same tokens.")] = 0,
+    backend: Annotated[
+        Literal["cpu", "sim", "acl"], typer.Option(help="acl: an NPU; sim: a simulated one.")
+    ] = "cpu",
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Generate text from a bundle on the CPU; it streams to stdout."""
+    """Generate text from a bundle; it streams to stdout."""
     from omforge import reports
+    from omforge.runtime.backends import open_model
     from omforge.runtime.bundle import Bundle
-    from omforge.runtime.generate import LanguageModel
     from omforge.runtime.sampling import Sampling
     from omforge.runtime.text_stream import TextStream
 
@@ -241,7 +276,7 @@ def run(
             bar("load the tokenizer", 0, 0)
         tokenizer = opened.tokenizer()
     tokens = tokenizer.encode(prompt)
-    with LanguageModel(opened, level, batch=opened.batches[0]) as model:
+    with open_model(opened, level, batch=opened.batches[0], backend=backend) as model:
         with console.progress() as bar:
             started = time.perf_counter()
             generation = model.generate(
@@ -254,7 +289,7 @@ def run(
     told = reports.Generated(
         prompt=prompt,
         text=text,
-        level=level,
+        level=level if backend == "cpu" else backend,
         prompt_tokens=len(tokens),
         tokens=tuple(generation.tokens),
         stopped="interrupted" if interrupted else str(generation.reason),
@@ -415,23 +450,46 @@ def _has_external(model: ir.Model) -> bool:
 def check(
     model: Model,
     target: Soc,
+    gears: Annotated[
+        bool, typer.Option("--gears", help="Dynamic dims are meant for --dynamic_dims.")
+    ] = False,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(metavar="RULE", help="Only advise where this inferred rule is broken."),
+    ] = None,
+    all_places: Annotated[
+        bool, typer.Option("--all-places", help="Name every place, not the first five.")
+    ] = False,
+    why: Annotated[
+        bool,
+        typer.Option(
+            "--why",
+            help="Of an export or a bundle: each operator's form, why, and the bytes it moves.",
+        ),
+    ] = False,
+    form: Forms = None,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
     """List everything in an ONNX model that ATC would refuse or get wrong."""
-    from omforge import ir, reports
-    from omforge.lowering.legality import check_legal
+    from omforge.lowering.legality import check_file, report
     from omforge.lowering.target import target as find_target
 
-    soc = find_target(target)
-    loaded = ir.load(model)
-    found = check_legal(loaded, soc)
-    nodes = sum(len(graph) for graph in ir.all_graphs(loaded))
+    if why:
+        from omforge.lowering.why import explain_choices
+
+        graphs = explain_choices(model, find_target(target), forms=dict(_forms(form)))
+        if as_json:
+            console.show_json({"graphs": [graph.to_json() for graph in graphs]})
+        else:
+            console.show("\n".join(line for graph in graphs for line in graph.lines()))
+        return
+    found = check_file(model, find_target(target), gears=gears, allow=allow or ())
     if as_json:
-        console.show_json(reports.check_json(model, soc.soc_version, nodes, found))
+        console.show_json(report.to_json(found))
     else:
-        reports.show_check(model, soc.soc_version, nodes, found)
-    if found:
+        console.show("\n".join(report.lines(found, all_places=all_places)))
+    if found.errors:
         raise typer.Exit(1)
 
 
@@ -503,6 +561,23 @@ def verify(
         reports.show_verified(report)
     if not report.ok:
         raise typer.Exit(1)
+
+
+@app.command()
+@_guarded
+def om(
+    file: Annotated[Path, typer.Argument(metavar="FILE.om", help="What atc made.")],
+    as_json: Json = False,
+) -> None:
+    """Show an .om file's partitions, inputs, outputs and gears."""
+    from omforge.lowering.om import read_om
+    from omforge.lowering.om.report import lines
+
+    found = read_om(file)
+    if as_json:
+        console.show_json(found.to_dict())
+    else:
+        console.show("\n".join(lines(found)))
 
 
 @app.command()

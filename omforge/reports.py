@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omforge import ir
 from omforge.console import show, show_table
-from omforge.ir.diagnostics import format_diagnostics
 from omforge.lowering.atc import find_atc
 from omforge.lowering.compile import SCRIPT, CompileResult
 from omforge.passes.coverage import Coverage
@@ -250,29 +248,6 @@ class Generated:
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data."""
         return {**dataclasses.asdict(self), "tokens_per_second": self.tokens_per_second}
-
-
-# --- check ----------------------------------------------------------------------------------------
-
-
-def show_check(model: Path, soc: str, nodes: int, found: Sequence[ir.Diagnostic]) -> None:
-    """Show the offences, the same one at many places once."""
-    if not found:
-        show(f"{model}: legal for {soc}, {nodes} nodes")
-        return
-    show(format_diagnostics(found))
-    show(f"\n{model}: {len(found)} offences for {soc} in {nodes} nodes")
-
-
-def check_json(model: Path, soc: str, nodes: int, found: Sequence[ir.Diagnostic]) -> dict[str, Any]:
-    """Return what `show_check` shows."""
-    return {
-        "model": str(model),
-        "target": soc,
-        "nodes": nodes,
-        "legal": not found,
-        "diagnostics": [dataclasses.asdict(diagnostic) for diagnostic in found],
-    }
 
 
 # --- verify ---------------------------------------------------------------------------------------

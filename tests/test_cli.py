@@ -1,8 +1,11 @@
 """The command line: what each command prints and returns, and one clear error for each mistake."""
 
+import dataclasses
 import json
 import os
+import re
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,8 +21,11 @@ from typer.testing import CliRunner
 import omforge
 from omforge import cli, ir
 from omforge.lowering import compile as compiling
+from omforge.lowering.manifest import Manifest
+from omforge.lowering.om.simulated import simulate_om
 from omforge.passes import PASSES, PIPELINES
 from omforge.runtime import text_stream
+from tests.runtime.tiny import compile_om
 
 Exports = Callable[[str, str], Path]
 SOC = "Ascend310P3"
@@ -127,7 +133,7 @@ def test_compile_tells_what_it_did(exported: Exports, tmp_path: Path) -> None:
     assert "nodes      exported 621 -> raised " in out
     assert "coverage   attention 2 of 2, rotary 4 of 4, norm 5 of 5, mlp 2 of 2" in out
     assert f"legality   {SOC}: 0 illegal of " in out
-    assert "float16, context 32, batch 1, stacked cache" in out
+    assert "float16, context 32, batch 1, per-layer cache" in out
     assert "compile.sh" in out
     assert f"next       omforge verify {tmp_path / 'b'}" in out
     assert "\x1b" not in out  # a pipe gets no colours
@@ -141,7 +147,7 @@ def test_compare_each_runs_the_model_around_each_pass(
     out = omf(
         "compile", source, "--target", SOC, "-o", tmp_path / "b", *SIZES, "--compare-each"
     ).out
-    rows = {line.split()[0]: line for line in out.splitlines() if "->" in line}
+    rows = {line.split()[0].partition("{")[0]: line for line in out.splitlines() if "->" in line}
     assert 0 < float(rows["fuse-attention"].split()[-1]) < 1e-4
     assert rows["fuse-kv-io"].endswith("new interface")
     assert rows["inline-functions"].endswith(" -")
@@ -288,7 +294,7 @@ def test_errors_are_json_too(empty: Path) -> None:
 def test_ctrl_c_leaves_nothing_behind(
     exported: Exports, empty: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(*_: object) -> None:
+    def interrupt(*_: object, **__: object) -> None:
         assert list(empty.iterdir()), "the bundle is being written by now"
         raise KeyboardInterrupt
 
@@ -378,6 +384,22 @@ def test_run_ends_cleanly_at_ctrl_c(bundle: Path, monkeypatch: pytest.MonkeyPatc
     assert result.status == 130
     assert result.out.endswith("\n")
     assert "stopped: interrupted" in result.err
+
+
+def test_run_on_the_simulated_device_says_the_same(bundle: Path, tmp_path: Path) -> None:
+    given = ("--prompt", "The list", "--max-new-tokens", "6", "--json")
+    assert "has no .om" in refused("run", bundle, *given[:2], "--backend", "sim")
+    folder = shutil.copytree(bundle, tmp_path / "bundle")
+    manifest = Manifest.load(folder)
+    buckets = [
+        dataclasses.replace(bucket, om=f"om/{bucket.name}.om") for bucket in manifest.buckets
+    ]
+    for bucket in buckets:
+        compile_om(folder, bucket)
+    dataclasses.replace(manifest, buckets=tuple(buckets)).save(folder)
+    simulated = omf("run", folder, *given, "--backend", "sim").json
+    assert simulated["level"] == "sim"
+    assert simulated["text"] == omf("run", bundle, *given).json["text"]
 
 
 def test_run_refuses_a_prompt_beyond_the_context(bundle: Path) -> None:
@@ -552,21 +574,73 @@ def test_check_accepts_the_lowered_graphs(bundle: Path) -> None:
         assert f"legal for {SOC}" in omf("check", file, "--target", SOC).out
 
 
+def test_check_takes_an_export_that_atc_parses(exported: Exports) -> None:
+    told = omf("check", exported("optimum", "llama_gqa"), "--target", SOC).out
+    assert f"legal for {SOC}, 621 nodes" in told
+    assert "advice (atc takes these):" in told
+    assert "3 x the input is int64" in told
+
+
 def test_check_lists_every_offence_once(exported: Exports) -> None:
-    result = Result("check", exported("optimum", "llama_gqa"), "--target", SOC)
+    result = Result("check", exported("dynamo", "mistral"), "--target", SOC)
     assert result.status == 1
     assert result.err == ""
-    assert "5 x ReduceMean has 2 inputs" in result.out
+    assert "the model's opset is 20, not 16 [opset-version, E13010]" in result.out
+    assert "5 x ReduceMean has 2 inputs [onnx-schema]" in result.out
+    assert "    at ReduceMean node_mean in m.model.layers.0.input_layernorm" in result.out
     assert "why: " in result.out
     assert "do: " in result.out
-    assert f"offences for {SOC} in 621 nodes" in result.out
+    assert f"11 offences for {SOC} in 204 nodes" in result.out
+
+
+def test_check_names_all_places_if_asked(exported: Exports) -> None:
+    path = exported("dynamo", "qwen2")
+    few = Result("check", path, "--target", SOC, "--gears").out
+    assert "dims batch" not in few  # they are what gears are for
+    told = Result("check", path, "--target", SOC, "--all-places").out
+    assert " more\n" not in told
 
 
 def test_check_json(relu: Path) -> None:
     result = Result("check", relu, "--target", SOC, "--json")
-    assert result.status == 1
-    assert result.json["legal"] is False
-    assert {"where", "what", "why", "remedy", "code"} == set(result.json["diagnostics"][0])
+    assert result.status == 0
+    assert result.json["legal"] is True
+    assert {found["level"] for found in result.json["diagnostics"]} == {"advice"}
+    fields = {"where", "what", "why", "remedy", "code", "atc", "source", "certainty", "level"}
+    assert fields == set(result.json["diagnostics"][0])
+
+
+def test_check_allows_what_is_inferred_only(relu: Path) -> None:
+    said = refused("check", relu, "--target", SOC, "--allow", "registered")
+    assert "it is seen, not inferred" in said
+    assert "Rules that may be: " in said
+    assert "there is no such rule" in refused("check", relu, "--target", SOC, "--allow", "no-such")
+    assert omf("check", relu, "--target", SOC, "--allow", "names-safe").status == 0
+
+
+def test_check_why_tells_forms_reasons_and_bytes(exported: Exports) -> None:
+    out = omf("check", exported("optimum", "llama_gqa"), "--target", SOC, "--why").out
+    assert re.search(r"decode_c\d+: [\d.]+ KiB a step", out)
+    assert "Attention x2 -> MatMul-Softmax: " in out
+    assert "not NPUPromptFlashAttention: 310p does not have it" in out
+    assert "cache -> per-layer: copies 0 B a step" in out
+
+
+def test_check_why_can_try_another_form(exported: Exports) -> None:
+    path = exported("optimum", "llama_gqa")
+    form = ("--form", "RMSNormalization=decomposed")
+    told = omf("check", path, "--target", SOC, "--why", *form, "--json").json
+    forms = {op["form"] for op in told["graphs"][-1]["operators"] if op["op"] == "RMSNormalization"}
+    assert forms == {"decomposed"}
+    said = refused("check", path, "--target", SOC, "--why", "--form", "Attention=Flash")
+    assert "Attention has no form 'Flash'" in said
+
+
+def test_compile_to_one_graph_with_gears(exported: Exports, tmp_path: Path) -> None:
+    sizes = ("--target", SOC, "-o", tmp_path / "b", "--context", 32, "--prefill", "8,16")
+    omf("compile", exported("optimum", "llama_gqa"), *sizes, "--gears")
+    (bucket,) = json.loads((tmp_path / "b" / "manifest.json").read_text())["buckets"]
+    assert (bucket["kind"], bucket["gears"]) == ("gears", [1, 8, 16])
 
 
 def test_check_refuses_an_unknown_soc(relu: Path) -> None:
@@ -664,3 +738,17 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
         check=True,
     )
     assert done.stderr == ""
+
+
+# --- om -------------------------------------------------------------------------------------------
+
+
+def test_om_shows_what_is_in_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "a.om"
+    relu = ir.from_proto(onnx.parser.parse_model(RELU))
+    simulate_om(relu, file, shapes={"x": (2, 4)})
+    assert "float32  [2, 4]" in omf("om", file).out
+    told = omf("om", file, "--json").json
+    assert told["models"][0]["outputs"][0]["name"] == "Relu_y:0:y"
+    file.write_bytes(file.read_bytes()[:-1])
+    assert "is truncated or damaged" in refused("om", file)

@@ -1,46 +1,103 @@
-"""The atc command line: made, written to a script, and run.
+"""The atc command line: made from typed options, and written to a script.
 
-Only flags that exist (hicann/ge:api/atc/atc_flags.cc): one unknown flag stops atc before it
-compiles anything. Tutorials show flags that do not exist: --quant_type, --enable_fusion,
---enable_mem_reuse, --enable_small_channel_eliminate, --compress_kv_cache, --mem_limit.
+Only flags that exist can be written (hicann/ge:api/atc/atc_flags.cc): one unknown flag stops atc
+before it compiles anything. Where two flags exclude each other there is one field of either type.
+Flags that a user brings are checked by `omforge.lowering.atc_flags`.
 """
 
 from __future__ import annotations
 
-import logging
-import os
 import re
 import shlex
-import shutil
-import subprocess
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from omforge.ir.errors import InputError
+from omforge.lowering.atc_find import find_atc
+from omforge.lowering.atc_flags import check_flags, flag_name, flags
 from omforge.lowering.target import Target
 
-log = logging.getLogger(__name__)
-
-SUCCESS = "ATC run success"
-
-# Where installers put atc below a CANN directory; the toolkit links it into bin/.
-_BELOW_HOME = ("bin/atc", "compiler/bin/atc")
-_HOME_VARIABLES = ("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME")
-_DEFAULT_HOME = "/usr/local/Ascend/ascend-toolkit/latest"
+__all__ = [
+    "AtcOptions",
+    "CompressWeights",
+    "MixedPrecision",
+    "Precision",
+    "PrecisionMode",
+    "PrecisionModeV2",
+    "atc_command",
+    "check_path",
+    "compile_script",
+    "find_atc",
+]
 
 # hicann/ge:base/common/util.cc: letters, digits, _ - . / and CJK ideographs.
 _SAFE_PATH = re.compile(r"[A-Za-z0-9_./\-\u4e00-\u9fa5]+")
 _PATH_LIMIT = 4096
 
-# hicann/ge:base/common/error_registry/error_registry.cc; EZ9999 and the like come from operators.
-_CODE = re.compile(r"\b([EW][0-9A-Z]\d{4})\b")
 
-# A plugin that loses an input logs this and the run still succeeds (seen with
-# NPUIncreFlashAttention).
-_SILENT_FAILURE = "E18888"
+@dataclass(frozen=True)
+class PrecisionModeV2:
+    """--precision_mode_v2 without mixing.
+
+    `origin` keeps every tensor's dtype. atc's own default, fp16, turns float32 and bfloat16 into
+    float16 wherever a kernel allows, and the numbers that were compared on the CPU would not be
+    those that run. (Models quantised by AMCT must use mixed_float16 or fp16; omforge makes none.)
+    """
+
+    mode: Literal["origin", "fp16", "cube_fp16in_fp32out", "cube_hif8"] = "origin"
+
+    def words(self) -> tuple[str, ...]:
+        """The flags."""
+        return (f"--precision_mode_v2={self.mode}",)
+
+
+@dataclass(frozen=True)
+class PrecisionMode:
+    """The older --precision_mode; atc refuses it beside --precision_mode_v2 (E10056)."""
+
+    mode: Literal[
+        "force_fp16",
+        "force_fp32",
+        "cube_fp16in_fp32out",
+        "allow_fp32_to_fp16",
+        "allow_fp32_to_bf16",
+        "must_keep_origin_dtype",
+    ]
+
+    def words(self) -> tuple[str, ...]:
+        """The flags."""
+        return (f"--precision_mode={self.mode}",)
+
+
+@dataclass(frozen=True)
+class MixedPrecision:
+    """Mixed precision, the only kind that --modify_mixlist goes with (E10001)."""
+
+    mode: Literal["mixed_float16", "mixed_bfloat16", "mixed_hif8"]
+    modify_mixlist: str | None = None
+
+    def words(self) -> tuple[str, ...]:
+        """The flags."""
+        own = (f"--precision_mode_v2={self.mode}",)
+        return own if self.modify_mixlist is None else (*own, _file(self, "modify_mixlist"))
+
+
+Precision = PrecisionModeV2 | PrecisionMode | MixedPrecision
+
+
+@dataclass(frozen=True)
+class CompressWeights:
+    """Weight compression: of all weights, or of those that a file lists; not both (E10047)."""
+
+    compress_weight_conf: str | None = None
+
+    def words(self) -> tuple[str, ...]:
+        """The flags."""
+        if self.compress_weight_conf is None:
+            return ("--enable_compress_weight=true",)
+        return (_file(self, "compress_weight_conf"),)
 
 
 @dataclass(frozen=True)
@@ -48,51 +105,64 @@ class AtcOptions:
     """What may be chosen; the rest of the command follows from the model.
 
     Attributes:
-        precision_mode_v2: `origin` keeps every tensor's dtype. atc's own default, fp16, turns
-            float32 and bfloat16 into float16 wherever a kernel allows, and the numbers that were
-            compared on the CPU would not be those that run. (Models quantised by AMCT must use
-            mixed_float16 or fp16 instead; omforge makes none.)
+        precision: One of the ways to say it.
         external_weight: 1 writes each constant beside the .om as weight/weight_<hash>, so that
             buckets may share them; 2 writes one file per .om; 0 keeps weights inside the .om.
         log: Level of atc's log.
-        deterministic: Ask for kernels that give the same numbers on every run.
+        deterministic: 1 asks for kernels that give the same numbers on every run, 2 for strong
+            consistency, 3 for consistency over batches. (--deterministic_level goes with
+            --deterministic only.)
         op_compiler_cache_dir: Where compiled kernels are kept for the next run.
         fusion_switch_file: A file that turns built-in fusions off.
+        compress_weights: Weight compression, if any.
+        extra: Flags that the user brought, as `check_flags` takes them. One of them replaces ours
+            of the same name, or those that it excludes.
     """
 
-    precision_mode_v2: Literal[
-        "origin",
-        "fp16",
-        "cube_fp16in_fp32out",
-        "mixed_float16",
-        "mixed_bfloat16",
-    ] = "origin"
+    precision: Precision = PrecisionModeV2()
     external_weight: Literal[0, 1, 2] = 1
     log: Literal["debug", "info", "warning", "error", "null"] = "error"
-    deterministic: bool = False
+    deterministic: Literal[0, 1, 2, 3] = 0
     op_compiler_cache_dir: str | None = None
     fusion_switch_file: str | None = None
+    compress_weights: CompressWeights | None = None
+    extra: tuple[str, ...] = ()
+
+    def words(self) -> tuple[str, ...]:
+        """The flags, the user's last.
+
+        Raises:
+            InputError: A path has characters that atc refuses, or a flag of the user is wrong.
+        """
+        words = [
+            *self.precision.words(),
+            f"--external_weight={self.external_weight}",
+            f"--log={self.log}",
+        ]
+        if self.deterministic:
+            words += ["--deterministic=1", f"--deterministic_level={self.deterministic}"]
+        if self.op_compiler_cache_dir is not None:
+            words.append("--op_compiler_cache_mode=enable")
+            words.append(_file(self, "op_compiler_cache_dir"))
+        if self.fusion_switch_file is not None:
+            words.append(_file(self, "fusion_switch_file"))
+        if self.compress_weights is not None:
+            words += self.compress_weights.words()
+        extra = check_flags(self.extra)
+        return (*(word for word in words if not _replaced(word, extra)), *extra)
 
 
-@dataclass(frozen=True)
-class AtcResult:
-    """What a run of atc gave.
+def _file(options: object, name: str) -> str:
+    path = str(getattr(options, name))
+    check_path(name, path)
+    return f"--{name}={path}"
 
-    Attributes:
-        ok: It exited with 0, said so, and did not log that it lost an input.
-        exit_status: Of the process.
-        codes: Error and warning codes in order of first appearance, with the line they stood in.
-        om: The file that was made, if any: `<output>.om` or `<output>_<os>_<arch>.om`.
-        log: The file that holds all that atc wrote.
-        seconds: How long it took.
-    """
 
-    ok: bool
-    exit_status: int
-    codes: Mapping[str, str]
-    om: Path | None
-    log: Path
-    seconds: float
+def _replaced(word: str, extra: Sequence[str]) -> bool:
+    """Whether the user's flags say the same thing, or something that excludes it."""
+    name, _ = flag_name(word)
+    given = {flag_name(item)[0] for item in extra}
+    return name in given or any(name in flags()[other].excludes for other in given)
 
 
 def atc_command(
@@ -101,6 +171,7 @@ def atc_command(
     target: Target,
     shapes: Mapping[str, Sequence[int]],
     options: AtcOptions | None = None,
+    gears: Sequence[Sequence[int]] = (),
 ) -> tuple[str, ...]:
     """Return the command that compiles one bucket.
 
@@ -108,15 +179,16 @@ def atc_command(
         model_file: The lowered .onnx, relative to where the command runs.
         output: The result without its suffix: atc appends .om.
         target: The SoC.
-        shapes: Every graph input's static shape, in the graph's order.
+        shapes: Every graph input's shape, in the graph's order; -1 for a dim that gears set.
         options: What may be chosen.
+        gears: For each gear, a number for every -1 in the order in which the shapes have them.
 
     Raises:
         InputError: A path or name has characters that atc refuses, or a dim is not positive.
     """
     options = options or AtcOptions()
     for what, path in (("model", model_file), ("output", output)):
-        _check_path(what, path)
+        check_path(what, path)
     if not Path(output).name or output.endswith("/"):
         raise InputError(f"the output {output!r} has no file name", "atc appends .om to it")
     command = [
@@ -127,25 +199,48 @@ def atc_command(
         f"--soc_version={target.soc_version}",
         # The default NCHW would give 4-D activations image semantics.
         "--input_format=ND",
-        f"--input_shape={_input_shape(shapes)}",
-        f"--precision_mode_v2={options.precision_mode_v2}",
-        f"--external_weight={options.external_weight}",
-        f"--log={options.log}",
+        f"--input_shape={_input_shape(shapes, dynamic=bool(gears))}",
+        *_dynamic_dims(shapes, gears),
+        *options.words(),
     ]
-    if options.deterministic:
-        # Both or neither: atc refuses one without the other.
-        command += ["--deterministic=1", "--deterministic_level=1"]
-    if options.op_compiler_cache_dir is not None:
-        _check_path("op_compiler_cache_dir", options.op_compiler_cache_dir)
-        command.append("--op_compiler_cache_mode=enable")
-        command.append(f"--op_compiler_cache_dir={options.op_compiler_cache_dir}")
-    if options.fusion_switch_file is not None:
-        _check_path("fusion_switch_file", options.fusion_switch_file)
-        command.append(f"--fusion_switch_file={options.fusion_switch_file}")
     return tuple(command)
 
 
-def _input_shape(shapes: Mapping[str, Sequence[int]]) -> str:
+# What hicann/ge:docs/zh/user_guides/atc_tools/CLI_options states: 100 for 310P, A2 and A3, 256 for
+# 950; and the runtime takes ND inputs of up to four dims where one of them has gears.
+_MOST_GEARS = 100
+_MOST_DIMS = 4
+
+
+def _dynamic_dims(
+    shapes: Mapping[str, Sequence[int]], gears: Sequence[Sequence[int]]
+) -> tuple[str, ...]:
+    """--dynamic_dims, where there are gears.
+
+    Raises:
+        InputError: atc would refuse them (E10035, E10039, E10045, E10003).
+    """
+    if not gears:
+        return ()
+    dynamic = sum(dim == -1 for shape in shapes.values() for dim in shape)
+    fault = ""
+    if not 2 <= len(gears) <= _MOST_GEARS:
+        fault = f"there are {len(gears)}, and atc takes 2 to {_MOST_GEARS}"
+    elif len({tuple(gear) for gear in gears}) < len(gears):
+        fault = "two of them are equal"
+    elif any(len(gear) != dynamic for gear in gears):
+        fault = f"the shapes leave {dynamic} dims open, and each gear needs as many numbers"
+    elif any(dim < 1 for gear in gears for dim in gear):
+        fault = "a dim is positive"
+    deep = [name for name, shape in shapes.items() if -1 in shape and len(shape) > _MOST_DIMS]
+    if deep:
+        fault = f"input {deep[0]} has more than {_MOST_DIMS} dims"
+    if fault:
+        raise InputError("these gears cannot be compiled", fault, "Choose other gears")
+    return (f"--dynamic_dims={';'.join(','.join(map(str, gear)) for gear in gears)}",)
+
+
+def _input_shape(shapes: Mapping[str, Sequence[int]], *, dynamic: bool) -> str:
     if not shapes:
         raise InputError("the model has no inputs", "atc stops with E16001")
     parts: list[str] = []
@@ -156,7 +251,7 @@ def _input_shape(shapes: Mapping[str, Sequence[int]]) -> str:
                 "; and , separate inputs and dims",
                 "Rename the input",
             )
-        if any(dim < 1 for dim in shape):
+        if any(dim < 1 and not (dynamic and dim == -1) for dim in shape):
             raise InputError(
                 f"input {name} has the shape {list(shape)}",
                 "a static --input_shape has positive numbers only",
@@ -167,7 +262,8 @@ def _input_shape(shapes: Mapping[str, Sequence[int]]) -> str:
     return ";".join(parts)
 
 
-def _check_path(what: str, path: str) -> None:
+def check_path(what: str, path: str) -> None:
+    """Raise InputError for a path with characters that atc refuses, or too many of them."""
     if not _SAFE_PATH.fullmatch(path):
         bad = "".join(sorted(set(_SAFE_PATH.sub("", path)))) or "nothing at all"
         raise InputError(
@@ -180,117 +276,6 @@ def _check_path(what: str, path: str) -> None:
             f"the path of the {what} has {len(path)} characters",
             f"atc takes fewer than {_PATH_LIMIT}",
         )
-
-
-def find_atc(environment: Mapping[str, str] | None = None) -> Path | None:
-    """Return the atc program, or None: on the PATH, then below the CANN directories.
-
-    Args:
-        environment: Instead of os.environ.
-    """
-    environment = os.environ if environment is None else environment
-    found = shutil.which("atc", path=environment.get("PATH", ""))
-    if found is not None:
-        return Path(found)
-    homes = [environment[name] for name in _HOME_VARIABLES if environment.get(name)]
-    for home in (*homes, _DEFAULT_HOME):
-        for below in _BELOW_HOME:
-            candidate = Path(home) / below
-            if candidate.is_file() and os.access(candidate, os.X_OK):
-                return candidate
-    return None
-
-
-def run_atc(
-    command: Sequence[str],
-    cwd: Path,
-    log_file: Path,
-    *,
-    program: Path | None = None,
-    on_line: Callable[[str], None] | None = None,
-) -> AtcResult:
-    """Run an atc command, its output going to a file line by line.
-
-    A failed compilation is a result, not an exception.
-
-    Args:
-        command: As `atc_command` returns it.
-        cwd: What the paths of the command are relative to.
-        log_file: Receives all that atc writes.
-        program: The atc to run; found by `find_atc` if None.
-        on_line: Is called with each line as it comes.
-
-    Raises:
-        InputError: There is no atc, it cannot be started, or `cwd` has a path that atc refuses.
-    """
-    # atc checks the real path, so a folder with a space fails whatever the command says.
-    _check_path("working folder", str(cwd.resolve()))
-    program = program or find_atc()
-    if program is None:
-        raise InputError(
-            "atc was not found",
-            f"it is neither on the PATH nor below {', '.join(_HOME_VARIABLES)} or {_DEFAULT_HOME}",
-            "Install CANN and source its set_env.sh, or run the bundle's compile.sh elsewhere",
-        )
-    log.info("%s", shlex.join(command))
-    started = time.monotonic()
-    lines: list[str] = []
-    log_file.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with (
-            log_file.open("w", encoding="utf-8") as sink,
-            subprocess.Popen(
-                [str(program), *command[1:]],
-                cwd=cwd,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                encoding="utf-8",
-                errors="replace",
-            ) as process,
-        ):
-            assert process.stdout is not None
-            for line in process.stdout:
-                sink.write(line)
-                sink.flush()
-                lines.append(line.rstrip("\n"))
-                if on_line is not None:
-                    on_line(lines[-1])
-            status = process.wait()
-    except OSError as error:
-        raise InputError(f"cannot run {program}", str(error)) from error
-    codes = _codes(lines)
-    said_so = any(SUCCESS in line for line in lines)
-    return AtcResult(
-        ok=status == 0 and said_so and _SILENT_FAILURE not in codes,
-        exit_status=status,
-        codes=codes,
-        om=_om_of(command, cwd, started_at=time.time() - (time.monotonic() - started)),
-        log=log_file,
-        seconds=time.monotonic() - started,
-    )
-
-
-def _codes(lines: Sequence[str]) -> Mapping[str, str]:
-    codes: dict[str, str] = {}
-    for line in lines:
-        for code in _CODE.findall(line):
-            codes.setdefault(code, line.strip())
-    return codes
-
-
-def _om_of(command: Sequence[str], cwd: Path, started_at: float) -> Path | None:
-    """The .om that this run wrote; one that was there before is not a result."""
-    prefix = "--output="
-    output = next((item[len(prefix) :] for item in command if item.startswith(prefix)), "")
-    stem = cwd / output
-    # A second of slack: file systems keep coarser times than clocks do.
-    made = [
-        path
-        for path in (Path(f"{stem}.om"), *sorted(stem.parent.glob(f"{stem.name}_*_*.om")))
-        if path.is_file() and path.stat().st_mtime >= started_at - 1
-    ]
-    return made[0] if made else None
 
 
 def compile_script(commands: Sequence[Sequence[str]]) -> str:

@@ -13,13 +13,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from omforge import __version__, ir
-from omforge.ir.infer import attribute, dims
+from omforge.ir.dims import evaluate, substitute
+from omforge.ir.infer import attribute, dims, infer_model, to_shape
 from omforge.ir.weights import WeightWriter
 from omforge.lowering import manifest as m
-from omforge.lowering.atc import atc_command, compile_script, find_atc
-from omforge.lowering.build_om import build_om
+from omforge.lowering.atc import AtcOptions, atc_command, compile_script
+from omforge.lowering.atc_cache import AtcCache
+from omforge.lowering.atc_find import choose_atc
+from omforge.lowering.build_om import BuildOptions, build_om
 from omforge.lowering.legality import check_legal
-from omforge.lowering.legalize import legalize
+from omforge.lowering.legalize import check_forms, legalize
+from omforge.lowering.legalize.choices import choices
 from omforge.lowering.source import Source, find_source, sha256
 from omforge.lowering.target import Target, dtype_name, target
 from omforge.passes import PassRun, make_pipeline
@@ -28,9 +32,9 @@ from omforge.passes.config import ModelConfig, read_config
 from omforge.passes.convert_precision import ConvertPrecision
 from omforge.passes.coverage import Coverage, measure
 from omforge.passes.events import Event, events
-from omforge.passes.fuse_kv_io import FuseKvIo
+from omforge.passes.fuse_kv_io import PAST, FuseKvIo
 from omforge.passes.instruments import Instrument, VerifyEach
-from omforge.passes.interface import find_interface
+from omforge.passes.interface import CacheLayer, cache_layers, find_interface
 from omforge.passes.last_token_logits import LastTokenLogits
 from omforge.passes.pipeline import Pipeline
 from omforge.passes.tabulate_rotary import TabulateRotary
@@ -56,8 +60,14 @@ class CompileOptions:
         prefill: Lengths S of the prefill buckets.
         batch: Rows B of every bucket.
         dtype: Dtype of the lowered graphs.
-        layout: Of the cache.
+        layout: Of the cache; `auto` is the one that moves the fewest bytes, which is per-layer:
+            atc copies a stacked cache once a step to take it apart (see `legalize.choices`).
         allow_partial: Go on although blocks were not raised.
+        gears: One lowered graph whose `seq` is open, for all buckets: atc compiles it once, with
+            the buckets' lengths as gears (--dynamic_dims), so that they share weights.
+        forms: Operator and form, for what `legalize` shall not choose by bytes.
+        atc: Flags of atc that may be chosen.
+        build: Which atc is run, and how.
     """
 
     soc: str
@@ -65,8 +75,12 @@ class CompileOptions:
     prefill: tuple[int, ...] = ()
     batch: int = 1
     dtype: Literal["fp16", "fp32"] = "fp16"
-    layout: Literal["stacked", "per-layer"] = "stacked"
+    layout: Literal["auto", "stacked", "per-layer"] = "auto"
     allow_partial: bool = False
+    gears: bool = False
+    forms: tuple[tuple[str, str], ...] = ()
+    atc: AtcOptions = field(default_factory=AtcOptions)
+    build: BuildOptions = field(default_factory=BuildOptions)
 
 
 @dataclass
@@ -110,7 +124,10 @@ def compile_bundle(
     destination = _destination(Path(output))
     config = read_config(found.folder)
     options = _with_defaults(options, config)
-    buckets = [(f"prefill_s{s}", s) for s in options.prefill] + [("decode", 1)]
+    check_forms(dict(options.forms))
+    options.atc.words()  # refuses a wrong flag before anything is done
+    program = choose_atc(options.build.atc)
+    buckets = _plan(options)
     watch = (VerifyEach(),) if instruments is None else instruments
     steps = _Steps(progress, 4 + 2 * len(buckets))
 
@@ -128,9 +145,9 @@ def compile_bundle(
             "Compile with --allow-partial to go on regardless",
         )
     export = _export(model, found)
-    blocks = [n for n in model.graph if n.op_type == "Attention"]
-    kv_heads, head_size, value_size = _heads(blocks)
-    heads = attribute(blocks[0], "q_num_heads") if blocks else 0
+    layers = cache_layers(model, find_interface(model))
+    kv_heads, head_size, value_size = _heads(layers)
+    heads = _query_heads(layers, config, kv_heads)
     serve = Pipeline(
         (LastTokenLogits(), FuseKvIo(options.layout), TabulateRotary(options.context or 0))
     )
@@ -138,7 +155,7 @@ def compile_bundle(
     nodes["canonical"] = model.graph.num_nodes()
     told = events(model)
 
-    facts = _facts(model, config, len(blocks), heads, kv_heads, head_size)
+    facts = _facts(model, config, len(layers), heads, kv_heads, head_size)
     with _folder(destination) as folder:
         with WeightWriter(folder / WEIGHTS) as writer:
             steps.begin("write canonical.onnx")
@@ -146,19 +163,20 @@ def compile_bundle(
             steps.begin("convert precision")
             passes += Pipeline((ConvertPrecision(options.dtype),)).run(model, watch).passes
             made: list[m.Bucket] = []
-            for name, seq in buckets:
-                full = _bucket_name(name, options)
+            for plan in buckets:
+                full = _bucket_name(plan.name, options)
                 steps.begin(f"lower {full}")
                 lowered = model.clone()
-                bind = BindShapes(options.batch, seq, options.context or 0)
+                bind = BindShapes(options.batch, plan.bound, options.context or 0)
                 runs = Pipeline((bind,)).run(lowered, watch).passes
-                passes += runs if name == "decode" else ()
-                legalize(lowered, soc)
-                _require_legal(lowered, soc, full)
+                passes += runs if plan is buckets[-1] else ()
+                legalize(lowered, soc, gears=plan.symbols, forms=dict(options.forms))
+                for seq in plan.gears or (plan.seq,):
+                    _require_legal(at_gear(lowered, seq), soc, full)
                 nodes[full] = lowered.graph.num_nodes()
                 steps.begin(f"write {full}.onnx")
                 ir.save(lowered, folder / f"{full}.onnx", writer=writer)
-                made.append(_bucket(lowered, full, seq, options, soc))
+                made.append(_bucket(lowered, full, plan, options, soc))
             writer.close()
         for file in found.companions():
             shutil.copyfile(file, folder / file.name)
@@ -174,7 +192,7 @@ def compile_bundle(
             context=options.context or 0,
             model=facts,
             kv=m.KvCache(
-                layout=options.layout,
+                layout=_layout(model),
                 layers=facts.layers,
                 kv_heads=kv_heads,
                 head_size=head_size,
@@ -192,10 +210,47 @@ def compile_bundle(
             coverage=coverage.to_json(),
         )
         written.save(folder / m.FILE_NAME)
-    program = find_atc()
     if program is not None:
-        written = build_om(destination, program, progress)
+        cache = None if options.build.cache is None else AtcCache(options.build.cache)
+        jobs = options.build.jobs
+        written = build_om(destination, program, progress, jobs=jobs, cache=cache)
     return CompileResult(destination, written, coverage, passes, nodes, told)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A graph to lower: its name, its length S (the largest), and its gears."""
+
+    name: str
+    seq: int
+    gears: tuple[int, ...] = ()
+
+    @property
+    def bound(self) -> int:
+        """What bind-shapes takes: 0 leaves the length open."""
+        return 0 if self.gears else self.seq
+
+    @property
+    def symbols(self) -> dict[str, tuple[int, ...]]:
+        return {"seq": self.gears} if self.gears else {}
+
+
+def _plan(options: CompileOptions) -> list[_Plan]:
+    if options.gears:
+        return [_Plan("gears", max(options.prefill), (1, *options.prefill))]
+    return [*(_Plan(f"prefill_s{s}", s) for s in options.prefill), _Plan("decode", 1)]
+
+
+def at_gear(model: ir.Model, seq: int) -> ir.Model:
+    """Return a lowered graph with a number for `seq`; the graph itself where it is static."""
+    bound = {"seq": seq}
+    if all(isinstance(dim, int) for value in model.graph.inputs for dim in dims(value) or ()):
+        return model
+    twin = model.clone()
+    for value in twin.graph.inputs:
+        value.shape = to_shape([substitute(dim, bound) for dim in dims(value) or ()])
+    infer_model(twin)
+    return twin
 
 
 class _Steps:
@@ -231,7 +286,15 @@ def _with_defaults(options: CompileOptions, config: ModelConfig | None) -> Compi
         )
     if options.batch < 1:
         raise ir.InputError(f"a batch of {options.batch} makes no sense", "it must be 1 or more")
-    return dataclasses.replace(options, context=context, prefill=prefill)
+    layout = options.layout
+    if layout == "auto" and cheapest_layout() == "per-layer":
+        layout = "per-layer"  # else fuse-kv-io stacks the layers' caches if they are alike
+    return dataclasses.replace(options, context=context, prefill=prefill, layout=layout)
+
+
+def cheapest_layout() -> Literal["stacked", "per-layer"]:
+    """The layout that the table of choices prefers."""
+    return "stacked" if choices("cache")[0].form == "stacked" else "per-layer"
 
 
 def _bucket_name(name: str, options: CompileOptions) -> str:
@@ -244,7 +307,8 @@ def _float(options: CompileOptions) -> str:
 
 
 def _require_legal(model: ir.Model, soc: Target, name: str) -> None:
-    found = check_legal(model, soc)
+    # Advice, such as an operator that runs on the AI CPU, does not stop atc.
+    found = [offence for offence in check_legal(model, soc) if offence.level == "error"]
     if found:
         raise ir.CheckError(
             f"{name} has {len(found)} illegal nodes for {soc.soc_version}",
@@ -254,12 +318,12 @@ def _require_legal(model: ir.Model, soc: Target, name: str) -> None:
 
 
 def _export(model: ir.Model, source: Source) -> m.Export:
-    """The exporter's interface, layer by layer, read off the raised attention blocks."""
+    """The exporter's interface, layer by layer."""
     interface = find_interface(model)
-    blocks = [n for n in model.graph if n.op_type == "Attention" and len(n.inputs) > 5]
+    layers = cache_layers(model, interface)
 
-    def names(values: Sequence[ir.Value | None]) -> tuple[str, str]:
-        key, value = (v.name or "" for v in values if v is not None)
+    def names(values: Sequence[ir.Value]) -> tuple[str, str]:
+        key, value = (v.name or "" for v in values)
         return key, value
 
     dtype = dtype_name(interface.logits.dtype)
@@ -269,20 +333,48 @@ def _export(model: ir.Model, source: Source) -> m.Export:
         input_ids=interface.input_ids.name,
         attention_mask=interface.attention_mask.name if interface.attention_mask else None,
         position_ids=interface.position_ids.name if interface.position_ids else None,
-        past=tuple(names(block.inputs[4:6]) for block in blocks),
-        present=tuple(names(block.outputs[1:3]) for block in blocks),
+        past=tuple(names(layer.past) for layer in layers),
+        present=tuple(names(layer.present) for layer in layers),
         logits=interface.logits.name or "",
         extra=tuple(_spec(value) for value in interface.extra),
         dtype=dtype,
     )
 
 
-def _heads(blocks: Sequence[ir.Node]) -> tuple[int, int, int]:
-    """K and the sizes of a key and a value of the cache; zeros where fuse-kv-io will refuse it."""
-    pasts = [value for block in blocks[:1] for value in block.inputs[4:6] if value is not None]
-    if len(pasts) != 2:
-        return 0, 0, 0
-    return _size(pasts[0], 1), _size(pasts[0], 3), _size(pasts[1], 3)
+def _heads(layers: Sequence[CacheLayer]) -> tuple[int, int, int]:
+    """K and the sizes of a key and a value of the cache; zeros where fuse-kv-io will refuse it.
+
+    Raises:
+        CheckError: Layers differ: a manifest has one number for all of them.
+    """
+    shapes = {
+        (_size(key, 1), _size(key, 3), _size(value, 3)) for key, value in (x.past for x in layers)
+    }
+    if len(shapes) > 1:
+        listed = ", ".join(
+            f"{heads} heads with keys of {key} and values of {value}"
+            for heads, key, value in sorted(shapes)
+        )
+        raise ir.CheckError(
+            "the layers' caches differ",
+            f"a bundle has one number of heads, and one size, for all of them: {listed}",
+            "`omforge opt` with fuse-kv-io{layout=per-layer} makes the graph without a bundle",
+        )
+    return next(iter(shapes), (0, 0, 0))
+
+
+def _query_heads(layers: Sequence[CacheLayer], config: ModelConfig | None, kv_heads: int) -> int:
+    """N of the raised attention; config.json's, or K, where none was raised."""
+    for layer in layers:
+        if layer.block is not None:
+            return attribute(layer.block, "q_num_heads", kv_heads)
+    told = config.heads if config is not None else None
+    return told if told and kv_heads and told % kv_heads == 0 else kv_heads
+
+
+def _layout(model: ir.Model) -> Literal["stacked", "per-layer"]:
+    """The layout that fuse-kv-io gave the cache."""
+    return "stacked" if any(v.name == PAST for v in model.graph.inputs) else "per-layer"
 
 
 def _size(value: ir.Value, axis: int) -> int:
@@ -327,22 +419,55 @@ def _spec(value: ir.Value) -> m.TensorSpec:
     return m.TensorSpec(value.name or "", dtype_name(value.dtype), shape)
 
 
-def _bucket(model: ir.Model, name: str, seq: int, options: CompileOptions, soc: Target) -> m.Bucket:
-    inputs = tuple(_spec(value) for value in model.graph.inputs)
+def _bucket(
+    model: ir.Model, name: str, plan: _Plan, options: CompileOptions, soc: Target
+) -> m.Bucket:
     file = f"{name}.onnx"
-    shapes = {spec.name: tuple(int(dim) for dim in spec.shape) for spec in inputs}
+    shapes = {value.name or "": dims(value) or () for value in model.graph.inputs}
+    open_dims = [dim for shape in shapes.values() for dim in shape if not isinstance(dim, int)]
+    if plan.gears:
+        _refuse_quantised(model)
     return m.Bucket(
         name=name,
-        kind="decode" if seq == 1 else "prefill",
+        kind="gears" if plan.gears else "decode" if plan.seq == 1 else "prefill",
         batch=options.batch,
-        seq=seq,
+        seq=plan.seq,
         capacity=options.context or 0,
         file=file,
-        inputs=inputs,
+        inputs=tuple(_spec(value) for value in model.graph.inputs),
         outputs=tuple(_spec(value) for value in model.graph.outputs),
         om=None,
-        command=atc_command(file, f"om/{name}", soc, shapes),
+        command=atc_command(
+            file,
+            f"om/{name}",
+            soc,
+            {
+                key: tuple(dim if isinstance(dim, int) else -1 for dim in shape)
+                for key, shape in shapes.items()
+            },
+            options.atc,
+            gears=[[evaluate(dim, {"seq": seq}) for dim in open_dims] for seq in plan.gears],
+        ),
+        gears=plan.gears,
     )
+
+
+_QUANTISED = ("AscendQuant", "AscendDequant", "NPUAscendQuantV2", "NPUQuantize", "QuantBatchMatMul")
+
+
+def _refuse_quantised(model: ir.Model) -> None:
+    """Refuse gears for int8 activations.
+
+    Source: hicann/ge:docs/zh/user_guides/atc_tools (general_restrictions.md): models quantised with
+    int8 inputs cannot use the options for dynamic shapes.
+    """
+    for node in model.graph:
+        if node.op_type in _QUANTISED:
+            raise ir.InputError(
+                "a model with quantised activations cannot have gears",
+                f"it has {node.op_type} {node.name}",
+                "Compile without --gears: one static graph a bucket",
+            )
 
 
 def _write_report(

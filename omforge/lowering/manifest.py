@@ -21,6 +21,7 @@ import typing
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
+from omforge.ir.dims import parse_dim, symbols
 from omforge.ir.errors import InputError
 
 SCHEMA_VERSION = 1
@@ -65,10 +66,14 @@ class KvCache:
 
 @dataclass(frozen=True)
 class Bucket:
-    """One static graph: its sizes, its files, its interface in order, and its atc command."""
+    """One graph: its sizes, its files, its interface in order, and its atc command.
+
+    A graph with `gears` leaves `seq` open in its shapes ("seq", "C + seq"); the gears are the
+    numbers that it may be, in ascending order, and the field `seq` is the largest of them.
+    """
 
     name: str
-    kind: Literal["prefill", "decode"]
+    kind: Literal["prefill", "decode", "gears"]
     batch: int
     seq: int
     capacity: int
@@ -77,6 +82,7 @@ class Bucket:
     outputs: tuple[TensorSpec, ...]
     om: str | None
     command: tuple[str, ...]
+    gears: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -295,9 +301,25 @@ def _validate_bucket(where: str, bucket: Bucket, masks: tuple[MaskSpec, ...]) ->
             for axis, dim in enumerate(spec.shape):
                 if isinstance(dim, int):
                     _positive(f"{where}.{kind}[{index}].shape[{axis}]", dim)
-                else:
+                elif not bucket.gears:
                     # A bucket is static: a symbol here is a bucket that was never bound.
                     raise _wrong(f"{where}.{kind}[{index}].shape[{axis}]", f"is {dim!r}, no number")
+                elif not symbols(parse_dim(dim)) <= {"seq"}:
+                    raise _wrong(
+                        f"{where}.{kind}[{index}].shape[{axis}]", f"is {dim!r}, gears bind only seq"
+                    )
+    if bucket.gears and (
+        len(set(bucket.gears)) < 2
+        or list(bucket.gears) != sorted(set(bucket.gears))
+        or bucket.gears[-1] != bucket.seq
+    ):
+        raise _wrong(
+            f"{where}.gears",
+            f"are {list(bucket.gears)}, must be two or more in ascending order, the last "
+            f"one seq = {bucket.seq}",
+        )
+    if bool(bucket.gears) != (bucket.kind == "gears"):
+        raise _wrong(f"{where}.kind", f"is {bucket.kind!r} with {len(bucket.gears)} gears")
     inputs = {spec.name for spec in bucket.inputs}
     for index, mask in enumerate(masks):
         if mask.name not in inputs:
@@ -391,14 +413,23 @@ def _decode_dataclass(cls: type[object], data: object, where: str) -> object:
     entries = _as_map(data, where or "manifest")
     hints = typing.get_type_hints(cls)
     prefix = f"{where}." if where else ""
+    optional = {
+        field.name
+        for field in dataclasses.fields(cast("Any", cls))
+        if field.default is not dataclasses.MISSING
+    }
     for name in hints:
-        if name not in entries:
+        if name not in entries and name not in optional:
             raise _wrong(prefix + name, "is missing")
     for name in entries:
         if name not in hints:
             raise _wrong(prefix + name, f"is no field of {cls.__name__}")
     return cls(
-        **{name: _decode(hint, entries[name], prefix + name) for name, hint in hints.items()}
+        **{
+            name: _decode(hint, entries[name], prefix + name)
+            for name, hint in hints.items()
+            if name in entries
+        }
     )
 
 

@@ -79,16 +79,17 @@ _INTEGERS = frozenset(
 FAMILY_310P = Family(
     name="310p",
     dtypes=_INTEGERS | {"float16", "float32"},
-    fused_ops=frozenset(("NPURmsNorm", "NPURotaryMul")),
+    fused_ops=frozenset(("NPURmsNorm", "NPURotaryMul", "NPUWeightQuantBatchMatmulV2")),
     facts=(
         Fact(
             "no bfloat16 compute: use float16",
             "hicann/ge:docs/zh/user_guides/atc_tools/CLI_options (precision_mode_v2)",
         ),
         Fact(
-            "no int4 weights: WeightQuantBatchMatmulV2 takes int8 only",
-            "hicann/ops-nn:matmul/weight_quant_batch_matmul_v2/framework/"
-            "npu_weight_quant_batchmatmul_v2_onnx_plugin.cpp",
+            "no int4 weights: WeightQuantBatchMatmulV2 takes int8 only, one scale per channel (its "
+            "document lists groups as well, its prototype excludes them)",
+            "hicann/ops-nn:matmul/weight_quant_batch_matmul_v2/op_graph/"
+            "weight_quant_batch_matmul_v2_proto.h",
         ),
         Fact(
             "masked prompt flash attention cannot be reached: a mask needs a pse slot, and a pse "
@@ -101,7 +102,7 @@ FAMILY_310P = Family(
 FAMILY_910B = Family(
     name="910b",
     dtypes=_INTEGERS | {"float16", "float32", "bfloat16", "int4"},
-    fused_ops=frozenset(("NPURmsNorm", "NPURotaryMul")),
+    fused_ops=frozenset(("NPURmsNorm", "NPURotaryMul", "NPUWeightQuantBatchMatmulV2")),
     facts=(
         Fact(
             "bfloat16 compute is there; atc's default precision turns it into float16, so compile "
@@ -112,6 +113,61 @@ FAMILY_910B = Family(
             "prompt flash attention with a mask takes a zero-element or zero pse (untested on a "
             "device), so attention is lowered to MatMul and softmax",
             "mirror-cann/ops-transformer:attention/prompt_flash_attention (tiling)",
+        ),
+    ),
+)
+
+FAMILY_910_93 = Family(
+    name="910_93",
+    dtypes=FAMILY_910B.dtypes,
+    fused_ops=FAMILY_910B.fused_ops,
+    facts=(
+        Fact(
+            "its operator tables list what 910B's do, for the operators that omforge emits",
+            "CANN 8.1.RC1:opp/built-in/op_impl/ai_core/tbe/config/ascend910_93",
+        ),
+        *FAMILY_910B.facts,
+    ),
+)
+
+FAMILY_310B = Family(
+    name="310b",
+    dtypes=_INTEGERS | {"float16", "float32", "bfloat16"},
+    fused_ops=frozenset[str](),
+    facts=(
+        Fact(
+            "no kernel for RmsNorm, RotaryMul, ScaledMaskedSoftmax or weight-quantised products",
+            "CANN 8.1.RC1:opp/built-in/op_impl/ai_core/tbe/config/ascend310b",
+        ),
+        Fact(
+            "no shape ranges: static shapes or gears",
+            "hicann/ge:docs/zh/user_guides/atc_tools/CLI_options (input_shape)",
+        ),
+    ),
+)
+
+FAMILY_950 = Family(
+    name="950",
+    dtypes=FAMILY_910B.dtypes | {"float8e4m3fn", "float8e5m2"},
+    # RmsNorm has a kernel; that RotaryMul has one is stated nowhere.
+    fused_ops=frozenset(("NPUWeightQuantBatchMatmulV2",)),
+    facts=(
+        Fact(
+            "no kernel for prompt flash attention",
+            "mirror-cann/ops-transformer:attention/prompt_flash_attention (op_host definition)",
+        ),
+        Fact(
+            "float8 constants are taken as external data only",
+            "hicann/ge:parser/parser/onnx/onnx_constant_parser.cc",
+        ),
+        Fact(
+            "up to 256 gears, where other SoCs have up to 100",
+            "hicann/ge:docs/zh/user_guides/atc_tools/CLI_options (dynamic_dims)",
+        ),
+        Fact(
+            "CANN 8.1 spells it Ascend910_95, later releases Ascend950 with a suffix: take what "
+            "npu-smi info says",
+            "CANN 8.1.RC1:platform_config",
         ),
     ),
 )
@@ -129,6 +185,17 @@ _ROWS = (
     Target("Ascend910B3", FAMILY_910B),
     Target("Ascend910B4", FAMILY_910B, cores=20, memory_gib=32),
     Target("Ascend910B4-1", FAMILY_910B),
+    Target("Ascend910_9362", FAMILY_910_93),
+    Target("Ascend910_9372", FAMILY_910_93),
+    Target("Ascend910_9381", FAMILY_910_93),
+    Target("Ascend910_9382", FAMILY_910_93),
+    Target("Ascend910_9391", FAMILY_910_93),
+    Target("Ascend910_9392", FAMILY_910_93),
+    Target("Ascend310B1", FAMILY_310B),
+    Target("Ascend310B2", FAMILY_310B),
+    Target("Ascend310B3", FAMILY_310B),
+    Target("Ascend310B4", FAMILY_310B),
+    Target("Ascend910_95", FAMILY_950),
 )
 
 TARGETS: Mapping[str, Target] = {row.soc_version: row for row in _ROWS}
@@ -193,6 +260,7 @@ class GeOp:
     outputs: tuple[str, ...]
     attributes: tuple[GeAttribute, ...]
     source: str
+    dynamic_outputs: bool = False
 
     @property
     def required_inputs(self) -> int:
@@ -209,6 +277,7 @@ class Registration:
     opsets: frozenset[int]
     ge_type: str
     source: str
+    opset_text: str = ""
 
     @property
     def experimental(self) -> bool:
@@ -233,6 +302,11 @@ def registrations(domain: str, op: str) -> tuple[Registration, ...]:
     return tuple(row for row in rows if not row.experimental)
 
 
+def all_registrations() -> tuple[Registration, ...]:
+    """Return every row of the table, those of custom builds included."""
+    return tuple(row for rows in _onnx_ops().values() for row in rows)
+
+
 def ge_op(name: str) -> GeOp | None:
     """Return a GE operator, or None where the table does not list its prototype."""
     return _ge_ops().get(name)
@@ -241,9 +315,10 @@ def ge_op(name: str) -> GeOp | None:
 @functools.lru_cache(maxsize=1)
 def _onnx_ops() -> Mapping[tuple[str, str], tuple[Registration, ...]]:
     table: dict[tuple[str, str], tuple[Registration, ...]] = {}
-    for row in _rows("onnx_ops.tsv"):
+    for row in table_rows("onnx_ops.tsv"):
         key = (row["domain"], row["onnx_op_type"])
-        entry = Registration(*key, _opsets(row["opset_versions"]), row["ge_op_type"], row["source"])
+        versions = row["opset_versions"]
+        entry = Registration(*key, _opsets(versions), row["ge_op_type"], row["source"], versions)
         table[key] = (*table.get(key, ()), entry)
     return table
 
@@ -251,7 +326,7 @@ def _onnx_ops() -> Mapping[tuple[str, str], tuple[Registration, ...]]:
 @functools.lru_cache(maxsize=1)
 def _ge_ops() -> Mapping[str, GeOp]:
     gathered: dict[str, list[dict[str, str]]] = {}
-    for row in _rows("ge_ops.tsv"):
+    for row in table_rows("ge_ops.tsv"):
         gathered.setdefault(row["ge_op"], []).append(row)
     return {name: _ge_op(name, rows) for name, rows in gathered.items()}
 
@@ -270,10 +345,12 @@ def _ge_op(name: str, rows: list[dict[str, str]]) -> GeOp:
         else:
             type_, _, default = (part.strip() for part in rest.partition(","))
             attributes.append(GeAttribute(first, type_, default, kind == "required_attr"))
-    return GeOp(name, tuple(inputs), tuple(outputs), tuple(attributes), rows[0]["source"])
+    source, grows = rows[0]["source"], any(row["kind"] == "dynamic_output" for row in rows)
+    return GeOp(name, tuple(inputs), tuple(outputs), tuple(attributes), source, grows)
 
 
-def _rows(file: str) -> Iterator[dict[str, str]]:
+def table_rows(file: str) -> Iterator[dict[str, str]]:
+    """Yield the rows of one table in `data/`, by column."""
     path = importlib.resources.files("omforge.lowering") / "data" / file
     lines = path.read_text(encoding="utf-8").splitlines()
     # QUOTE_NONE: a dtype given as a template parameter is written "T1", quotes included.

@@ -1,4 +1,4 @@
-"""The atc command line, with a stand-in for atc that writes what the real one writes."""
+"""The atc command line: typed options in, words that atc takes out; and the script."""
 
 import os
 import shlex
@@ -10,12 +10,15 @@ import pytest
 from omforge.ir.errors import InputError
 from omforge.lowering.atc import (
     AtcOptions,
+    CompressWeights,
+    MixedPrecision,
+    PrecisionMode,
     atc_command,
     compile_script,
-    find_atc,
-    run_atc,
 )
+from omforge.lowering.atc_sim.main import run
 from omforge.lowering.target import target
+from tests.lowering.atc_sim.models import save
 
 T = target("Ascend310P3")
 SHAPES = {"input_ids": (1, 1), "attention_mask": (1, 1, 1, 513), "scalar": ()}
@@ -46,23 +49,91 @@ def test_the_command() -> None:
 
 def test_options_are_flags() -> None:
     options = AtcOptions(
-        precision_mode_v2="mixed_float16",
+        precision=MixedPrecision("mixed_float16", modify_mixlist="mix.json"),
         external_weight=0,
         log="null",
-        deterministic=True,
+        deterministic=2,
         op_compiler_cache_dir="cache",
         fusion_switch_file="fusion.cfg",
+        compress_weights=CompressWeights("compress.cfg"),
     )
     assert atc_command("m.onnx", "m", T, {"x": (1,)}, options)[7:] == (
         "--precision_mode_v2=mixed_float16",
+        "--modify_mixlist=mix.json",
         "--external_weight=0",
         "--log=null",
         "--deterministic=1",
-        "--deterministic_level=1",
+        "--deterministic_level=2",
         "--op_compiler_cache_mode=enable",
         "--op_compiler_cache_dir=cache",
         "--fusion_switch_file=fusion.cfg",
+        "--compress_weight_conf=compress.cfg",
     )
+    older = AtcOptions(precision=PrecisionMode("force_fp32"), compress_weights=CompressWeights())
+    assert older.words() == (
+        "--precision_mode=force_fp32",
+        "--external_weight=1",
+        "--log=error",
+        "--enable_compress_weight=true",
+    )
+
+
+@pytest.mark.parametrize("name", ["quant_type", "precision_mode", "enable_fusion", "mem_limit"])
+def test_flags_that_atc_does_not_have_cannot_be_written(name: str) -> None:
+    with pytest.raises(TypeError, match=name):
+        AtcOptions(**{name: "x"})  # pyright: ignore[reportArgumentType]
+
+
+def test_the_users_flags_replace_ours() -> None:
+    options = AtcOptions(extra=("--log", "info", "-precision-mode=allow_mix_precision"))
+    assert options.words() == (
+        "--external_weight=1",
+        "--log=info",
+        "--precision_mode=allow_mix_precision",
+    )
+    with pytest.raises(InputError, match="atc does not take --quant_type"):
+        AtcOptions(extra=("--quant_type=INT8",)).words()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        AtcOptions(),
+        AtcOptions(precision=PrecisionMode("must_keep_origin_dtype"), deterministic=3),
+        AtcOptions(precision=MixedPrecision("mixed_bfloat16"), external_weight=2, log="debug"),
+        AtcOptions(compress_weights=CompressWeights(), op_compiler_cache_dir="kernels"),
+        AtcOptions(
+            extra=("--buffer_optimize=off_optimize", "--jit_compile=0", "--host-env-os=linux")
+        ),
+    ],
+)
+def test_what_can_be_written_is_a_command_that_atc_takes(
+    options: AtcOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checked by the simulation, which knows nothing of these types."""
+    monkeypatch.chdir(tmp_path)
+    save("(int32[1,1] x) => (int32[1,1] y) { y = Identity (x) }", tmp_path)
+    command = atc_command("model.onnx", "out/m", T, {"x": (1, 1)}, options)
+    result = run(command[1:])
+    assert result.exit_status == 0, result.text
+
+
+def test_gears_are_dynamic_dims() -> None:
+    shapes = {"ids": (1, -1), "mask": (1, 1, -1, -1)}
+    command = atc_command("m.onnx", "m", T, shapes, gears=[(1, 1, 33), (8, 8, 40)])
+    assert command[6:8] == (
+        "--input_shape=ids:1,-1;mask:1,1,-1,-1",
+        "--dynamic_dims=1,1,33;8,8,40",
+    )
+
+
+@pytest.mark.parametrize(
+    "gears", [[(1, 1, 1)], [(1, 1, 1), (1, 1, 1)], [(1, 1), (2, 2)], [(0, 1, 1), (2, 2, 2)]]
+)
+def test_gears_that_atc_refuses(gears: list[tuple[int, ...]]) -> None:
+    shapes = {"ids": (1, -1), "mask": (1, 1, -1, -1)}
+    with pytest.raises(InputError, match="cannot be compiled"):
+        atc_command("m.onnx", "m", T, shapes, gears=gears)
 
 
 @pytest.mark.parametrize("path", ["a b.onnx", "a+b.onnx", "a@b", "a=b", "a:b", "", "é.onnx"])
@@ -93,107 +164,6 @@ def test_what_cannot_be_a_command(
 ) -> None:
     with pytest.raises(InputError, match=message):
         atc_command("m.onnx", output, T, shapes)
-
-
-def test_atc_is_found_on_the_path_then_below_cann(tmp_path: Path) -> None:
-    on_path = fake_atc(tmp_path / "path", "")
-    below = fake_atc(tmp_path / "cann" / "compiler" / "bin", "")
-    environment = {"PATH": str(tmp_path / "path"), "ASCEND_HOME_PATH": str(tmp_path / "cann")}
-    assert find_atc(environment) == on_path
-    assert find_atc({**environment, "PATH": str(tmp_path)}) == below
-    assert find_atc({"PATH": "", "ASCEND_TOOLKIT_HOME": str(tmp_path / "cann")}) == below
-
-
-def test_a_program_that_cannot_be_executed_is_not_atc(tmp_path: Path) -> None:
-    fake_atc(tmp_path / "cann" / "bin", "").chmod(0o644)
-    found = find_atc({"PATH": "", "ASCEND_HOME_PATH": str(tmp_path / "cann")})
-    assert found is None or tmp_path not in found.parents
-
-
-def test_a_run_that_succeeds(tmp_path: Path) -> None:
-    program = fake_atc(
-        tmp_path / "bin",
-        "echo ATC start working now, please wait for a moment.\n"
-        'echo "W11001: Op [n] does not hit the high-priority operator information library"\n'
-        "mkdir -p om; touch om/m.om\n"
-        "echo ATC run success, welcome to the next use.",
-    )
-    seen: list[str] = []
-    result = run_atc(
-        atc_command("m.onnx", "om/m", T, {"x": (1,)}),
-        tmp_path,
-        tmp_path / "logs" / "m.log",
-        program=program,
-        on_line=seen.append,
-    )
-    assert result.ok
-    assert result.exit_status == 0
-    assert result.om == tmp_path / "om" / "m.om"
-    assert list(result.codes) == ["W11001"]
-    assert seen[0].startswith("ATC start")
-    assert (tmp_path / "logs" / "m.log").read_text().splitlines() == seen
-
-
-def test_the_om_may_name_the_host(tmp_path: Path) -> None:
-    program = fake_atc(tmp_path / "bin", "touch m_linux_aarch64.om; echo ATC run success")
-    result = run_atc(("atc", "--output=m"), tmp_path, tmp_path / "log", program=program)
-    assert result.om == tmp_path / "m_linux_aarch64.om"
-
-
-def test_an_old_om_is_not_a_result(tmp_path: Path) -> None:
-    (tmp_path / "m.om").touch()
-    os.utime(tmp_path / "m.om", (1, 1))
-    program = fake_atc(tmp_path / "bin", "echo ATC run success")
-    assert run_atc(("atc", "--output=m"), tmp_path, tmp_path / "log", program=program).om is None
-
-
-@pytest.mark.parametrize(
-    ("body", "codes", "status"),
-    [
-        (
-            "echo ATC run failed, Please check the detail log >&2\n"
-            'echo "E13010: No operator plugin is registered for Op: n, optype: ai.onnx::16::Foo."\n'
-            'echo "E13010: No operator plugin is registered for Op: m, optype: ai.onnx::16::Foo."\n'
-            'echo "EZ9999: Inner Error!"\nexit 255',
-            ["E13010", "EZ9999"],
-            255,
-        ),
-        ("exit 0", [], 0),  # no word of success
-        ("echo ATC run success; exit 3", [], 3),
-        ('echo "E18888: Find input index by name failed."; echo ATC run success', ["E18888"], 0),
-    ],
-)
-def test_a_run_that_fails_is_a_result(
-    tmp_path: Path, body: str, codes: list[str], status: int
-) -> None:
-    program = fake_atc(tmp_path / "bin", body)
-    result = run_atc(("atc", "--output=m"), tmp_path, tmp_path / "log", program=program)
-    assert not result.ok
-    assert list(result.codes) == codes
-    assert result.exit_status == status
-    if codes:
-        assert result.codes[codes[0]].startswith(codes[0])
-
-
-def test_a_folder_that_atc_refuses(tmp_path: Path) -> None:
-    folder = tmp_path / "my models"
-    folder.mkdir()
-    with pytest.raises(InputError, match="my models"):
-        run_atc(("atc",), folder, tmp_path / "log", program=Path("/bin/true"))
-
-
-def test_no_atc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr("omforge.lowering.atc._DEFAULT_HOME", str(tmp_path))
-    with pytest.raises(InputError, match="atc was not found"):
-        run_atc(("atc",), tmp_path, tmp_path / "log")
-
-
-def test_a_program_that_does_not_start(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="cannot run"):
-        run_atc(("atc",), tmp_path, tmp_path / "log", program=tmp_path / "nothing")
 
 
 def test_the_script_runs_every_command_in_its_own_folder(tmp_path: Path) -> None:

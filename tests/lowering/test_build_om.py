@@ -1,59 +1,120 @@
 """build-om: atc is run on each bucket, and what it makes is entered in the manifest."""
 
+import dataclasses
 import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from omforge import ir
-from omforge.lowering.build_om import build_om
+from omforge.lowering.atc_cache import AtcCache
+from omforge.lowering.atc_find import simulated_atc
+from omforge.lowering.build_om import BuildOptions, build_om, jobs_that_fit
 from omforge.lowering.compile import CompileOptions, compile_bundle
 from omforge.lowering.manifest import Manifest
+from omforge.lowering.om import GEAR_INPUT, read_om
 
 Exported = Callable[[str, str], Path]
 
-# Stands for atc: makes the file that --output names, or refuses graphs with a word in their name.
+# Stands for atc: makes the file that --output names and a weight beside it, or refuses graphs with a
+# word in their name. It counts its runs.
 ATC = """#!/bin/sh
+echo run >> "{runs}"
 for argument; do
   case "$argument" in
-    --output=*) output="${argument#--output=}" ;;
-    --model=*%s*) echo "E13010: No operator plugin is registered"; echo "ATC run failed"; exit 255 ;;
+    --output=*) output="${{argument#--output=}}" ;;
+    --model=*{refuses}*)
+      echo "ATC run failed, Please check the detail log"
+      echo "E13010: No operator plugin is registered for Op: nothing, optype: ai.onnx::16::Foo."
+      exit 255 ;;
   esac
 done
-mkdir -p "$(dirname "$output")"
-echo om > "$output.om"
+mkdir -p "$(dirname "$output")/weight"
+echo om of "$(basename "$output")" > "$output.om"
+echo shared > "$(dirname "$output")/weight/weight_1"
 echo "ATC run success, welcome to the next use."
 """
 
+SMALL = CompileOptions("Ascend310P3", context=32, prefill=(8,))
+
 
 def _atc(folder: Path, refuses: str = "NONE") -> Path:
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     program = folder / "atc"
-    program.write_text(ATC % refuses)
+    program.write_text(ATC.format(refuses=refuses, runs=folder / "runs"))
     program.chmod(0o755)
     return program
 
 
+def _runs(program: Path) -> int:
+    runs = program.parent / "runs"
+    return len(runs.read_text().splitlines()) if runs.is_file() else 0
+
+
 @pytest.fixture
 def bundle(exported: Exported, tmp_path: Path) -> Path:
-    options = CompileOptions("Ascend310P3", context=32, prefill=(8,))
-    return compile_bundle(exported("dynamo", "llama_mha"), tmp_path / "b", options).folder
+    return compile_bundle(exported("dynamo", "llama_mha"), tmp_path / "b", SMALL).folder
 
 
 def test_every_bucket_is_compiled_and_entered(bundle: Path, tmp_path: Path) -> None:
-    manifest = build_om(bundle, _atc(tmp_path / "bin"))
+    told: list[tuple[str, int, int]] = []
+    manifest = build_om(bundle, _atc(tmp_path / "bin"), lambda *step: told.append(step))
     assert manifest == Manifest.load(bundle)
     assert [b.om for b in manifest.buckets] == ["om/prefill_s8_c32.om", "om/decode_c32.om"]
     assert all(b.om in manifest.files for b in manifest.buckets)
+    assert "om/weight/weight_1" in manifest.files
+    assert (bundle / "om" / "decode_c32.om").read_text() == "om of decode_c32\n"
     assert "success" in (bundle / "om" / "decode_c32.log").read_text()
+    assert not (bundle / "om" / ".build").exists()
+    assert told[-1][1:] == (2, 2)
 
 
 def test_a_refusal_keeps_the_bundle_and_what_was_made(bundle: Path, tmp_path: Path) -> None:
-    with pytest.raises(ir.CheckError, match="E13010") as raised:
-        build_om(bundle, _atc(tmp_path / "bin", refuses="decode"))
-    assert "decode_c32.log" in str(raised.value)
-    assert [b.om for b in Manifest.load(bundle).buckets] == ["om/prefill_s8_c32.om", None]
+    with pytest.raises(ir.CheckError, match="atc has no ai") as raised:
+        build_om(bundle, _atc(tmp_path / "bin", refuses="prefill"))
+    assert "E13010" in str(raised.value)
+    assert "prefill_s8_c32.log" in str(raised.value)
+    # The one after it was compiled all the same.
+    assert [b.om for b in Manifest.load(bundle).buckets] == [None, "om/decode_c32.om"]
+
+
+def test_a_second_run_does_what_is_missing(bundle: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "cann" / "bin"
+    (folder.parent).mkdir()
+    (folder.parent / "version.cfg").write_text("version=8.1.RC1")  # both are the same atc
+    with pytest.raises(ir.CheckError):
+        build_om(bundle, _atc(folder, refuses="prefill"), jobs=1)
+    assert _runs(_atc(folder)) == 2
+    manifest = build_om(bundle, _atc(folder), jobs=1)
+    assert _runs(_atc(folder)) == 3
+    assert all(b.om for b in manifest.buckets)
+    assert build_om(bundle, _atc(folder)) == manifest
+    assert _runs(_atc(folder)) == 3
+
+
+def test_a_changed_file_is_made_again(bundle: Path, tmp_path: Path) -> None:
+    program = _atc(tmp_path / "bin")
+    build_om(bundle, program)
+    (bundle / "om" / "decode_c32.om").write_text("damaged")
+    build_om(bundle, program)
+    assert _runs(program) == 3
+    assert (bundle / "om" / "decode_c32.om").read_text() == "om of decode_c32\n"
+
+
+def test_the_cache_saves_the_runs(exported: Exported, tmp_path: Path) -> None:
+    cache, program = AtcCache(tmp_path / "cache"), _atc(tmp_path / "bin")
+    first = compile_bundle(exported("dynamo", "llama_mha"), tmp_path / "a", SMALL).folder
+    again = compile_bundle(exported("dynamo", "llama_mha"), tmp_path / "b", SMALL).folder
+    one = build_om(first, program, cache=cache)
+    two = build_om(again, program, cache=cache)
+    assert _runs(program) == 2
+    assert [b.om for b in one.buckets] == [b.om for b in two.buckets]
+    assert (again / "om" / "weight" / "weight_1").read_text() == "shared\n"
 
 
 def test_compile_runs_the_atc_on_the_path(
@@ -61,6 +122,88 @@ def test_compile_runs_the_atc_on_the_path(
 ) -> None:
     program = _atc(tmp_path / "bin")
     monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
-    options = CompileOptions("Ascend310P3", context=32, prefill=(8,))
-    result = compile_bundle(exported("dynamo", "llama_mha"), tmp_path / "b", options)
+    monkeypatch.setenv("OMFORGE_CACHE", str(tmp_path / "cache"))
+    result = compile_bundle(exported("dynamo", "llama_mha"), tmp_path / "b", SMALL)
     assert all(b.om for b in result.manifest.buckets)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_the_simulation_end_to_end(bundle: Path, tmp_path: Path, jobs: int) -> None:
+    """In parallel, with a failure that is resumed, and a cache that is hit."""
+    cache, graph = AtcCache(tmp_path / "cache"), bundle / "decode_c32.onnx"
+    whole = graph.read_bytes()
+    broken = whole.replace(b"MatMul", b"MatMux")
+    assert broken != whole
+    graph.write_bytes(broken)
+    with pytest.raises(ir.CheckError, match="MatMux"):
+        build_om(bundle, simulated_atc(), jobs=jobs, cache=cache)
+    assert [bool(b.om) for b in Manifest.load(bundle).buckets] == [True, False]
+    graph.write_bytes(whole)
+    manifest = build_om(bundle, simulated_atc(), jobs=jobs, cache=cache)
+    for bucket in manifest.buckets:
+        assert bucket.om is not None
+        om = read_om(bundle / bucket.om)
+        assert [t.name for t in om.models[0].inputs] == [spec.name for spec in bucket.inputs]
+        names = [t.name.rpartition(":")[2] for t in om.models[0].outputs]
+        assert names == [spec.name for spec in bucket.outputs]
+    for bucket in manifest.buckets:
+        (bundle / f"om/{bucket.name}.key").unlink()
+        (bundle / f"om/{bucket.name}.log").unlink()
+    assert build_om(bundle, simulated_atc(), cache=cache) == manifest
+    assert not list((bundle / "om").glob("*.log"))  # nothing ran
+
+
+def test_ctrl_c_ends_the_children_and_keeps_what_is_done(bundle: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "bin"
+    program = _atc(folder)
+    text = program.read_text().replace(
+        "--model=*NONE*)",
+        f'--model=*decode*) mkdir tmp_weight_1_2; echo $$ > "{folder}/pid"; sleep 60 ;; --model=*NONE*)',
+    )
+    program.write_text(text)
+    code = (
+        "import sys; from pathlib import Path; from omforge.lowering.build_om import build_om\n"
+        f"try: build_om(Path({str(bundle)!r}), Path({str(program)!r}), jobs=2)\n"
+        "except KeyboardInterrupt: sys.exit(130)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code])
+    deadline = time.monotonic() + 30
+    manifest = Manifest.load(bundle)
+    while not (manifest.buckets[0].om and (folder / "pid").is_file()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+        manifest = Manifest.load(bundle)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 130
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((folder / "pid").read_text()), 0)
+    assert [b.om for b in Manifest.load(bundle).buckets] == ["om/prefill_s8_c32.om", None]
+    assert not (bundle / "om" / ".build").exists()
+    assert not list(bundle.glob("tmp_weight_*"))
+
+
+def test_gears_through_the_simulation(exported: Exported, tmp_path: Path) -> None:
+    options = dataclasses.replace(SMALL, gears=True, build=BuildOptions("sim", cache=None))
+    result = compile_bundle(exported("dynamo", "qwen2"), tmp_path / "b", options)
+    (bucket,) = result.manifest.buckets
+    assert bucket.om is not None
+    om = read_om(result.folder / bucket.om).models[0]
+    assert om.inputs[-1].name == GEAR_INPUT
+    assert len(om.gears) == len(bucket.gears) == 2
+
+
+@pytest.mark.parametrize(
+    ("todo", "weights", "available", "processors", "jobs"),
+    [
+        (4, 0, 64 << 30, 2, 2),  # processors
+        (1, 0, 64 << 30, 8, 1),  # buckets
+        (4, 2 << 30, 32 << 30, 8, 4),  # 8 GiB each
+        (4, 2 << 30, 20 << 30, 8, 2),
+        (4, 14 << 30, 32 << 30, 8, 1),  # less than one: it is tried
+        (4, 0, 0, 8, 1),  # the system does not say
+    ],
+)
+def test_memory_bounds_the_jobs(
+    todo: int, weights: int, available: int, processors: int, jobs: int
+) -> None:
+    assert jobs_that_fit(todo, weights, available=available, processors=processors) == jobs

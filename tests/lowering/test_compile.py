@@ -1,18 +1,29 @@
 """compile: from an export to a bundle that talks like it."""
 
+import dataclasses
 import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Literal
 
+import numpy as np
 import pytest
 
 from omforge import ir
+from omforge.ir import numerics
+from omforge.ir.infer import dims
+from omforge.ir.ops import reference_model
+from omforge.lowering import compile as compiling
 from omforge.lowering.atc import find_atc
 from omforge.lowering.compile import CompileOptions, compile_bundle
 from omforge.lowering.legality import check_legal
+from omforge.lowering.legalize import legalize
 from omforge.lowering.manifest import Manifest
 from omforge.lowering.target import target
+from omforge.passes import make_pipeline
+from omforge.passes.builder import Builder
+from omforge.passes.splice import insert
 from omforge.runtime.bundle import Bundle
 from omforge.runtime.compare import verify_bundle
 from tests.exports import FAMILIES, ROUTES
@@ -39,6 +50,59 @@ def test_every_export_compiles_and_agrees(
     assert report.ok, report.failures
     assert report.worst("canonical").max_abs < 1e-4
     assert all(found.divergence is None for found in report.comparisons)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+@pytest.mark.parametrize("route", ["optimum", "dynamo"])
+def test_alibi_compiles_and_agrees(
+    exported: Exported, tmp_path: Path, route: str, dtype: Literal["fp32", "fp16"]
+) -> None:
+    """The bias is made in the graph, of the positions that the runtime gives the keys."""
+    options = dataclasses.replace(SMALL, dtype=dtype)
+    result = compile_bundle(exported(route, "bloom"), tmp_path / "bundle", options)
+    assert result.coverage.complete
+    (mask,) = result.manifest.masks
+    assert (mask.name, mask.window) == ("attention_mask", None)
+    shapes = {spec.name: spec.shape for spec in result.manifest.buckets[0].inputs}
+    assert shapes["attention_mask"] == (2, 1, 4, 52)
+    assert shapes["key_positions"] == (1, 1, 1, 52)
+    assert "position_ids" not in shapes
+    report = verify_bundle(Bundle.open(tmp_path / "bundle"), steps=8)
+    assert report.ok, report.failures
+    assert report.worst("canonical").max_abs < 1e-4
+
+
+@pytest.mark.parametrize("layout", ["auto", "per-layer"])
+@pytest.mark.parametrize(("route", "family"), [("optimum", "llama_gqa"), ("dynamo", "mistral")])
+def test_attention_that_is_not_raised_compiles_and_agrees(
+    exported: Exported, tmp_path: Path, route: str, family: str, layout: Literal["auto"]
+) -> None:
+    model = ir.load(exported(route, family))
+    make_pipeline("canonicalize").run(model)
+    softmax = next(node for node in model.graph if node.op_type == "Softmax")
+    old = softmax.outputs[0]
+    with Builder(model) as op:
+        # Heads that are weighed behind their softmax: `Attention` has no place for it.
+        new = op.Mul(old, np.linspace(0.5, 1.5, 4, dtype=np.float32).reshape(4, 1, 1))
+        insert(op, old.consumers()[0], by="test")
+    users = [node for node in old.consumers() if node is not new.producer()]
+    for node in users:
+        node.replace_input_with(list(node.inputs).index(old), new)
+    (tmp_path / "export").mkdir()
+    ir.save(model, tmp_path / "export" / "model.onnx")
+    options = dataclasses.replace(SMALL, layout=layout)
+    with pytest.raises(ir.CheckError, match="coverage is not complete: attention: 1 of 2"):
+        compile_bundle(tmp_path / "export", tmp_path / "bundle", options)
+    options = dataclasses.replace(options, allow_partial=True)
+    result = compile_bundle(tmp_path / "export", tmp_path / "bundle", options)
+    assert result.manifest.kv.layers == 2
+    assert result.manifest.kv.layout == "per-layer"  # which moves the fewer bytes
+    assert any("copies its cache" in event.reason for event in result.events)
+    report = verify_bundle(Bundle.open(tmp_path / "bundle"), steps=4)
+    assert {len(found.lengths) for found in report.comparisons} == {2}
+    assert any("padded" in found.case for found in report.comparisons)
+    assert report.ok, report.failures
+    assert report.worst("canonical").max_abs < 1e-4
 
 
 def test_the_same_input_gives_the_same_bytes(exported: Exported, tmp_path: Path) -> None:
@@ -173,3 +237,131 @@ def test_lost_coverage_stops_the_compilation(exported: Exported, tmp_path: Path)
 
 def test_atc_is_not_needed() -> None:
     assert find_atc({"PATH": ""}) is None
+
+
+@pytest.mark.parametrize("layout", ["stacked", "per-layer"])
+@pytest.mark.parametrize(
+    ("route", "family", "soc", "dtype"),
+    [
+        ("optimum", "llama_gqa", "Ascend310P3", "fp16"),
+        ("dynamo", "mistral", "Ascend910B4", "fp32"),
+        ("hfexporter", "gemma2", "Ascend910B4", "fp32"),
+        ("optimum", "gpt_neox", "Ascend310P3", "fp32"),
+    ],
+)
+def test_one_graph_with_gears_gives_what_the_static_graphs_give(
+    exported: Exported,
+    tmp_path: Path,
+    route: str,
+    family: str,
+    soc: str,
+    dtype: Literal["fp16", "fp32"],
+    layout: Literal["stacked", "per-layer"],
+) -> None:
+    source = exported(route, family)
+    options = CompileOptions(
+        soc, context=32, prefill=(8, 16), batch=2, dtype=dtype, layout=layout, gears=True
+    )
+    (gears,) = compile_bundle(source, tmp_path / "g", options).manifest.buckets
+    static = compile_bundle(source, tmp_path / "s", dataclasses.replace(options, gears=False))
+    assert (gears.kind, gears.seq, gears.gears) == ("gears", 16, (1, 8, 16))
+    one = ir.load(tmp_path / "g" / gears.file)
+    assert {node.op_type for node in one.graph}.isdisjoint({"Shape", "ConstantOfShape", "Range"})
+    for bucket in static.manifest.buckets:
+        other = ir.load(tmp_path / "s" / bucket.file)
+        given = _step(other, bucket.seq, capacity=32)
+        expected = numerics.run(reference_model(other), given)
+        found = numerics.run(reference_model(one), given)
+        for name, array in expected.items():
+            allowed = numerics.tolerance(str(array.dtype))
+            assert numerics.within(found[name], array, allowed), (bucket.name, name)
+
+
+def _step(model: ir.Model, seq: int, capacity: int) -> dict[str, numerics.Array]:
+    """Inputs behind five tokens; what lies behind them in the cache is masked garbage."""
+    random = np.random.default_rng(seq)
+    made: dict[str, numerics.Array] = {}
+    for value in model.graph.inputs:
+        name, shape = value.name or "", [int(dim) for dim in dims(value) or ()]
+        assert value.dtype is not None
+        if name.startswith("attention_mask"):
+            array = np.zeros(shape)
+            array[..., 5:capacity] = -30000
+            array[..., capacity:] += np.triu(np.full((seq, seq), -30000.0), 1)
+        elif name == "position_ids":
+            array = np.broadcast_to(np.arange(5, 5 + seq), shape)
+        elif name == "logits_index":
+            array = np.arange(shape[0]) * seq + seq - 1
+        elif name == "input_ids":
+            array = random.integers(0, 320, shape)
+        else:
+            array = random.standard_normal(shape)
+        made[name] = array.astype(value.dtype.numpy())
+    return made
+
+
+def test_the_command_lists_the_gears_in_the_order_of_the_open_dims(
+    exported: Exported, tmp_path: Path
+) -> None:
+    options = CompileOptions("Ascend310P3", context=32, prefill=(16, 8), gears=True)
+    result = compile_bundle(exported("optimum", "llama_gqa"), tmp_path / "b", options)
+    (bucket,) = result.manifest.buckets
+    assert "--dynamic_dims=1,1,1,33;8,8,8,40;16,16,16,48" in bucket.command
+    shapes = next(part for part in bucket.command if part.startswith("--input_shape"))
+    assert shapes.startswith(
+        "--input_shape=input_ids:1,-1;position_ids:1,-1;logits_index:1;attention_mask:1,1,-1,-1;"
+    )
+    assert shapes.count("-1") == 4
+    assert Manifest.load(tmp_path / "b").buckets[0].gears == (1, 8, 16)
+
+
+def test_forms_that_are_asked_for_reach_the_graphs(exported: Exported, tmp_path: Path) -> None:
+    options = CompileOptions(
+        "Ascend310P3",
+        context=32,
+        prefill=(32,),
+        forms=(("Attention", "NPUScaledMaskedSoftmax"), ("RMSNormalization", "decomposed")),
+    )
+    result = compile_bundle(exported("optimum", "llama_gqa"), tmp_path / "b", options)
+    prefill, decode = (ir.load(tmp_path / "b" / b.file).graph for b in result.manifest.buckets)
+    assert "NPUScaledMaskedSoftmax" in {node.op_type for node in prefill}
+    assert "Softmax" in {node.op_type for node in decode}  # S = 1 is beyond the fused one
+    assert "NPURmsNorm" not in {node.op_type for node in decode}
+
+
+def test_quantised_activations_and_gears_exclude_each_other(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No pass of ours quantises activations yet, so that a legalisation does it here."""
+
+    def quantise(model: ir.Model, *args: Any, **options: Any) -> int:
+        count = legalize(model, *args, **options)
+        node = next(node for node in model.graph if node.op_type == "Sigmoid")
+        node.op_type = "AscendQuant"
+        return count
+
+    monkeypatch.setattr(compiling, "legalize", quantise)
+    monkeypatch.setattr(compiling, "check_legal", lambda *_: [])
+    options = CompileOptions("Ascend310P3", context=32, prefill=(8,), gears=True)
+    with pytest.raises(ir.InputError, match="quantised activations cannot have gears"):
+        compile_bundle(exported("optimum", "llama_gqa"), tmp_path / "b", options)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("gears", [False, True])
+@pytest.mark.parametrize("layout", ["stacked", "per-layer"])
+def test_no_step_joins_or_turns_the_cache(
+    exported: Exported, tmp_path: Path, layout: Literal["stacked", "per-layer"], gears: bool
+) -> None:
+    """Products read it as it lies; a stacked one is taken apart by one Split, which copies it."""
+    options = CompileOptions("Ascend310P3", context=32, prefill=(8,), layout=layout, gears=gears)
+    result = compile_bundle(exported("optimum", "llama_gqa"), tmp_path / "b", options)
+    for bucket in result.manifest.buckets:
+        graph = ir.load(tmp_path / "b" / bucket.file).graph
+        parts = [v for v in graph.inputs if (v.name or "").startswith("past_key_values")]
+        if layout == "stacked":
+            (split,) = parts[0].consumers()
+            assert split.op_type == "Split"
+            parts = list(split.outputs)
+        assert len(parts) == 4
+        assert {node.op_type for part in parts for node in part.consumers()} == {"MatMul"}

@@ -10,7 +10,9 @@ import onnxruntime
 import pytest
 
 from omforge import ir
+from omforge.ir import numerics
 from omforge.ir.ops import TARGET_OPS, reference_model
+from omforge.lowering.legality import check_legal
 from omforge.lowering.legalize import LEGALIZED_FROM, legalize
 from omforge.lowering.target import target
 
@@ -19,6 +21,9 @@ NUMPY = {"float": np.float32, "float16": np.float16}
 # fp32: sums in another order. fp16: some thirty roundings at 2^-11 on the way through two layers,
 # on logits of a few units.
 TOLERANCE = {"float": 2e-5, "float16": 4e-2}
+
+SOCS = ["Ascend310P3", "Ascend910B4", "Ascend910_9391", "Ascend310B1", "Ascend910_95"]
+"""One of each family."""
 
 Array = npt.NDArray[Any]
 
@@ -174,6 +179,21 @@ def test_the_lowered_bucket_gives_the_numbers_of_the_canonical_one(
         np.testing.assert_allclose(
             have.astype(np.float64), want.astype(np.float64), rtol=0, atol=TOLERANCE[dtype]
         )
+
+
+@pytest.mark.parametrize("dtype", ["float", "float16"])
+@pytest.mark.parametrize("new", [1, 5])
+@pytest.mark.parametrize("soc", SOCS)
+def test_every_soc_takes_the_lowered_bucket_and_gets_the_same_numbers(
+    soc: str, new: int, dtype: str
+) -> None:
+    model = bucket(2, new, dtype)
+    given = feeds(2, new, dtype)
+    expected = run(model, given)
+    legalize(model, target(soc))
+    assert check_legal(model, target(soc)) == []
+    for have, want in zip(run(reference_model(model), given), expected, strict=True):
+        assert numerics.within(have, want, numerics.tolerance(str(want.dtype)))
 
 
 @pytest.mark.parametrize("new", [1, 5])

@@ -129,6 +129,43 @@ def test_a_wrong_field_is_named(
     assert str(tmp_path / "manifest.json") in str(caught.value)
 
 
+def with_gears(gears: list[int], kind: str = "gears", seq: int = 16, open_dim: str = "seq") -> Any:
+    """A manifest's JSON whose bucket leaves `seq` open."""
+    data: Any = json.loads(make_manifest().to_json())
+    data["buckets"][0] |= {"gears": gears, "kind": kind, "seq": seq}
+    data["buckets"][0]["inputs"][0]["shape"] = [1, open_dim]
+    return data
+
+
+def test_a_graph_with_gears_may_leave_dims_open() -> None:
+    manifest = Manifest.from_json(with_gears([1, 16]))
+    assert manifest.buckets[0].gears == (1, 16)
+    assert Manifest.from_json(json.loads(manifest.to_json())) == manifest
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (with_gears([16, 1]), "gears: are [16, 1], must be two or more in ascending order"),
+        (with_gears([16]), "must be two or more"),
+        (with_gears([1, 8]), "the last one seq = 16"),
+        (with_gears([1, 16], kind="decode"), "buckets[0].kind: is 'decode' with 2 gears"),
+        (with_gears([]), "is 'seq', no number"),
+        (with_gears([1, 16], open_dim="32 + batch"), "'32 + batch', gears bind only seq"),
+    ],
+)
+def test_gears_that_contradict_the_bucket_are_refused(data: Any, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        Manifest.from_json(data)
+    assert message in str(caught.value)
+
+
+def test_a_manifest_written_before_there_were_gears_has_none() -> None:
+    data: Any = json.loads(make_manifest().to_json())
+    del data["buckets"][0]["gears"]
+    assert Manifest.from_json(data).buckets[0].gears == ()
+
+
 def test_missing_and_unknown_fields_are_named() -> None:
     data: Any = json.loads(make_manifest().to_json())
     lacking = copy.deepcopy(data)

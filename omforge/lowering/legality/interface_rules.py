@@ -8,11 +8,24 @@ from collections.abc import Iterator
 
 from omforge import ir
 from omforge.lowering.legality.subject import Finding, Rule, Subject, describe_input
-from omforge.lowering.target import EXPANDED, registered
+from omforge.lowering.target import DEFAULT_DOMAIN, EXPANDED, registered
 
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_./:-]+")
 _NAMES = "names of nodes and tensors use A-Z a-z 0-9 _ . / : - only"
 _LEGALIZE = "run `legalize`"
+_NAME = "rename the node; `legalize` gives every node a name of its own"
+
+GEAR_INPUT = "ascend_mbatch_shape_data"
+"""The input that atc adds to a model with gears."""
+
+_NAME_LIMIT = 127
+
+_DATA_DEPENDENT = ("Compress", "NonMaxSuppression", "NonZero", "Unique")
+
+_INT8_OPS = ("AscendQuant", "AscendDequant", "NPUAscendQuantV2", "NPUQuantize", "QuantBatchMatMul")
+
+REGISTERED_OPSETS = range(8, 19)
+"""The opsets at which ATC registers the ordinary standard operators."""
 
 
 def one_opset_import(subject: Subject) -> Iterator[Finding]:
@@ -28,30 +41,48 @@ def one_opset_import(subject: Subject) -> Iterator[Finding]:
 
 
 def opset_version(subject: Subject) -> Iterator[Finding]:
-    """The opset of the dialect."""
+    """An opset that the standard operators are registered at; in the dialect, its opset."""
     imports = subject.graph.opset_imports
     found = imports.get("", imports.get("ai.onnx"))
-    if found == subject.opset:
+    if found is None or found == subject.opset:
         return
-    if found is not None and 11 <= found <= 18:
+    if found in REGISTERED_OPSETS:
         why = (
-            f"opsets 11 to 18 parse, but the dialect is opset {subject.opset}: "
+            f"opsets 8 to 18 parse, but the dialect is opset {subject.opset}: "
             "LayerNormalization is registered from 17 on, QuantBatchMatMul and "
             "NPUPromptFlashAttention up to 16"
         )
-    else:
-        why = "operators are looked up by the exact opset; almost none is registered beyond 18"
-    yield Finding("", f"the model's opset is {found}, not {subject.opset}", why, _LEGALIZE)
+        what = f"the model's opset is {found}, not {subject.opset}"
+        yield Finding("", what, why, _LEGALIZE, "", "advice")
+        return
+    refused = sum(
+        node.domain in ("", DEFAULT_DOMAIN)
+        and node.op_type != "Constant"
+        and registered("", node.op_type, found) is None
+        for node in subject.nodes
+    )
+    if refused or subject.dialect:
+        yield Finding(
+            "",
+            f"the model's opset is {found}, not {subject.opset}",
+            "operators are looked up by the exact opset; almost none is registered beyond 18: "
+            f"atc lists {refused} nodes of this model",
+            f"{_LEGALIZE} (part of `omforge compile`), or export at an opset from 8 to 18",
+        )
 
 
 def no_functions(subject: Subject) -> Iterator[Finding]:
     """Model-local functions are ignored by the parser."""
+    called = {(node.domain, node.op_type): node for node in subject.nodes}
     for domain, name, _ in subject.model.functions:
+        call = called.get((domain, name))
+        harmless = call is None or subject.plugin(call) is not None
         yield Finding(
             f"function {domain}.{name}",
             "the model has functions of its own",
             "their bodies are ignored, so a call of one is an operator without a plugin",
             "run `inline-functions`",
+            level="advice" if harmless else None,
         )
 
 
@@ -75,16 +106,18 @@ def static_inputs(subject: Subject) -> Iterator[Finding]:
                 describe_input(value),
                 "the input has no shape",
                 "it becomes a scalar",
-                "run `bind-shapes`",
+                "give the input its shape in the model: --input_shape cannot change the rank",
             )
             continue
         dynamic = [str(dim) for dim in value.shape if not isinstance(dim, int)]
-        if dynamic:
+        if dynamic and not subject.gears:
             yield Finding(
                 describe_input(value),
                 f"the dims {', '.join(dynamic)} are not numbers",
-                "a dynamic dim needs gears or a shape range, and a bucket has neither",
-                "run `bind-shapes` with a number for each symbol",
+                "a dynamic dim needs --input_shape with a number, gears or a range",
+                "run `bind-shapes` with a number for each symbol, or give --input_shape",
+                "E10001",
+                "advice",
             )
         if any(isinstance(dim, int) and dim < 1 for dim in value.shape):
             yield Finding(
@@ -93,6 +126,51 @@ def static_inputs(subject: Subject) -> Iterator[Finding]:
                 "dims of inputs are positive",
                 "bind a positive number, or remove the input",
             )
+
+
+def gears(subject: Subject) -> Iterator[Finding]:
+    """What gears (--dynamic_dims) demand of inputs and operators."""
+    if not subject.gears:
+        return
+    for value in subject.inputs:
+        rank = 0 if value.shape is None else value.shape.rank()
+        if value.name == GEAR_INPUT:
+            yield Finding(
+                describe_input(value),
+                "the input has the name of the input that atc adds",
+                "with gears the .om gets one more input of this name",
+                "rename it",
+            )
+        if rank > 4 and value.shape is not None and not value.shape.is_static():
+            yield Finding(
+                describe_input(value),
+                f"a dynamic input of {rank} dims",
+                "with --input_format=ND, inputs with gears have at most 4 dims",
+                "merge dims, or compile one bucket for each shape",
+            )
+        if value.shape is not None and rank == 0:
+            yield Finding(
+                describe_input(value),
+                "a scalar input in a model with gears",
+                "with gears --input_shape must list it, as `name:`",
+                f"write --input_shape with {value.name}:",
+                level="advice",
+            )
+    for node in subject.typed(*_DATA_DEPENDENT):
+        yield Finding(
+            ir.describe(node),
+            f"{node.op_type} in a model with gears",
+            "its result's shape depends on data, and gears take no such operator",
+            "write it with a mask, or drop --gears",
+        )
+    for node in subject.typed(*_INT8_OPS):
+        yield Finding(
+            ir.describe(node),
+            f"{node.op_type} in a model with gears",
+            "quantised models with int8 inputs to quant operators cannot use dynamic shape options",
+            "compile one bucket for each shape: drop --gears",
+        )
+        return  # one is enough: the model as a whole cannot have gears
 
 
 def int32_inputs(subject: Subject) -> Iterator[Finding]:
@@ -134,34 +212,41 @@ def outputs_are_distinct(subject: Subject) -> Iterator[Finding]:
 def node_names_are_unique(subject: Subject) -> Iterator[Finding]:
     """Node names are unique, also among the nodes that the parser adds."""
     inputs = {value.name for value in subject.inputs}
-    unnamed = {node.op_type for node in subject.nodes if not node.name}
+    # As the parser counts: nodes without a name in their order, initializers by name.
+    nameless = (node for node in subject.nodes if not node.name)
+    unnamed = {(node.op_type, index) for index, node in enumerate(nameless)}
+    types = {op_type for op_type, _ in unnamed}
+    initializers = enumerate(sorted(subject.graph.initializers))
+    constants = {f"{name}_Initializer": index for index, name in initializers}
     for node in subject.nodes:
         name = node.name
         if not name:
             continue
         automatic, _, number = name.rpartition("_")
         if subject.node_names[name] > 1:
-            yield Finding(ir.describe(node), "the node's name is used twice", "", _LEGALIZE)
+            yield Finding(ir.describe(node), "the node's name is used twice", "", _NAME)
         elif name in inputs:
             yield Finding(
                 ir.describe(node),
                 "the node has the name of a graph input",
                 "each graph input becomes a node of that name",
-                _LEGALIZE,
+                _NAME,
             )
-        elif number.isdigit() and automatic in unnamed:
+        elif number.isdigit() and automatic in types:
             yield Finding(
                 ir.describe(node),
                 "the node has a name that the parser may give",
                 f"a {automatic} node without a name is named {automatic}_<n>",
-                _LEGALIZE,
+                _NAME,
+                level=None if (automatic, int(number)) in unnamed else "advice",
             )
-        elif number.isdigit() and automatic.endswith("_Initializer"):
+        elif number.isdigit() and automatic in constants:
             yield Finding(
                 ir.describe(node),
                 "the node has a name that the parser may give",
                 "an initializer becomes a node named <name>_Initializer_<n>",
-                _LEGALIZE,
+                _NAME,
+                level=None if constants[automatic] == int(number) else "advice",
             )
 
 
@@ -199,6 +284,20 @@ def names_are_safe(subject: Subject) -> Iterator[Finding]:
                 "an input or output has a colon in its name",
                 "the .om names outputs <node>:<index>:<tensor>, and --input_shape splits at it",
                 "rename it",
+                "",
+                "advice",
+            )
+
+
+def names_are_short(subject: Subject) -> Iterator[Finding]:
+    """Names of inputs and outputs have at most 127 characters."""
+    for value in (*subject.inputs, *subject.graph.outputs):
+        if len(value.name or "") > _NAME_LIMIT:
+            yield Finding(
+                f"tensor {value.name}",
+                f"an input or output with a name of {len(value.name or '')} characters",
+                "the runtime replaces longer names by made-up ones",
+                "rename it",
             )
 
 
@@ -206,16 +305,16 @@ def inner_names_are_free(subject: Subject) -> Iterator[Finding]:
     """No node is named like a node inside an expanded one."""
     ordered = sorted(subject.node_names)
     for node in subject.nodes:
-        if not node.name or registered(node.domain, node.op_type, subject.opset) != EXPANDED:
+        if not node.name or subject.plugin(node) != EXPANDED:
             continue
         prefix = f"{node.name}_"
         at = bisect.bisect_left(ordered, prefix)
         if at < len(ordered) and ordered[at].startswith(prefix):
             yield Finding(
-                ir.describe(node),
-                f"another node's name, {ordered[at]}, begins with this one's and an underscore",
-                f"{node.op_type} is expanded into nodes named {prefix}<suffix>",
-                _LEGALIZE,
+                f"{ir.describe(node)}, and {ordered[at]}",
+                "another node's name begins with this one's and an underscore",
+                f"{node.op_type} is expanded into nodes named <node>_<suffix>",
+                _NAME,
             )
 
 
@@ -223,29 +322,77 @@ _PARSER = "hicann/ge:parser/parser/onnx/onnx_parser.cc"
 _CHECKER = "hicann/ge:parser/parser/common/pre_checker.cc"
 _OMG = "hicann/ge:api/atc/omg.cc"
 
+_DATA = "hicann/ge:parser/parser/onnx/onnx_data_parser.cc"
+
 RULES = (
     Rule(
         "one-opset-import",
         "E16005 in older releases",
         "hicann/ge:docs/zh/user_guides/error_codes/E16005",
         one_opset_import,
+        certainty="inferred",  # which releases still raise it is not known
     ),
-    Rule("opset-version", "E13010", _PARSER, opset_version),
+    Rule("opset-version", "E13010", _PARSER, opset_version, certainty="seen"),
     Rule(
-        "no-functions", "E13010", "hicann/ge:graph_metadef/proto/onnx/ge_onnx.proto", no_functions
+        "no-functions",
+        "E13010",
+        "hicann/ge:graph_metadef/proto/onnx/ge_onnx.proto",
+        no_functions,
+        certainty="seen",
     ),
-    Rule("inputs-and-outputs", "E16001", _PARSER, has_inputs_and_outputs),
+    Rule("inputs-and-outputs", "E16001", _PARSER, has_inputs_and_outputs, certainty="seen"),
+    Rule("static-inputs", "a scalar, or a shape that no kernel takes", _DATA, static_inputs),
     Rule(
-        "static-inputs",
-        "E10001, or a scalar",
-        "hicann/ge:parser/parser/onnx/onnx_data_parser.cc",
-        static_inputs,
+        "gears",
+        "a failure behind the parser",
+        "hicann/ge:docs/zh/user_guides/atc_tools/CLI_options (dynamic_dims; general_restrictions)",
+        gears,
+        certainty="inferred",
     ),
-    Rule("int32-inputs", "slow", "hicann/ge:parser/parser/onnx/onnx_data_parser.cc", int32_inputs),
-    Rule("outputs-made", "an output fed by Data or Const", _OMG, outputs_are_made),
-    Rule("outputs-distinct", "two outputs of one name", _OMG, outputs_are_distinct),
-    Rule("node-names-unique", "E13009", _CHECKER, node_names_are_unique),
-    Rule("nodes-named", "E13009 where they collide", _CHECKER, nodes_are_named),
-    Rule("names-safe", "E10001 or names that cannot be told apart", _OMG, names_are_safe),
-    Rule("inner-names", "E13009", _CHECKER, inner_names_are_free),
+    Rule("int32-inputs", "slow", _DATA, int32_inputs, certainty="inferred", level="advice"),
+    Rule(
+        "outputs-made",
+        "an output fed by Data or Const",
+        _OMG,
+        outputs_are_made,
+        certainty="inferred",
+    ),
+    Rule(
+        "outputs-distinct",
+        "two outputs of one name",
+        _OMG,
+        outputs_are_distinct,
+        certainty="inferred",
+    ),
+    Rule("node-names-unique", "E13009", _CHECKER, node_names_are_unique, certainty="seen"),
+    Rule(
+        "nodes-named",
+        "E13009 where they collide",
+        _CHECKER,
+        nodes_are_named,
+        certainty="inferred",
+        level="advice",
+    ),
+    Rule(
+        "names-safe",
+        "names that cannot be told apart, or an error of a later step",
+        _OMG,
+        names_are_safe,
+        certainty="inferred",
+    ),
+    Rule(
+        "name-length",
+        "a made-up name in acl.mdl's descriptions",
+        "hicann/ge:docs/zh/api/graph_engine_api/c/acl (aclmdlGetTensorRealName)",
+        names_are_short,
+        level="advice",
+    ),
+    Rule(
+        "inner-names",
+        "E13009",
+        _CHECKER,
+        inner_names_are_free,
+        certainty="inferred",
+        level="advice",
+    ),
 )

@@ -14,66 +14,6 @@ from omforge.lowering.legality.subject import (
     present_inputs,
     static_shape,
 )
-from omforge.lowering.target import dtype_name
-
-_INT32_MAX = 2147483647
-
-_NEVER = {
-    "NPUIncreFlashAttention": "its plugin leaves key and value unconnected",
-    "NPUFlashAttention": "its plugin crashes on a query that is no graph input",
-    "NPUDtypeCast": "it becomes a Cast without a destination type",
-    "NPUFormatCast": "it becomes an Identity: acl_format is ignored",
-    "NPUScatter": "it maps to ArgMaxGrad, which is another operator",
-}
-
-
-def never_emitted(subject: Subject) -> Iterator[Finding]:
-    """Operators that parse and do not do what they say."""
-    for node in subject.typed(*_NEVER):
-        yield Finding(
-            ir.describe(node),
-            f"{node.op_type} must not be used",
-            _NEVER[node.op_type],
-            "use standard operators: attention as MatMul and Softmax, Cast, ScatterND",
-        )
-
-
-def prompt_flash_attention(subject: Subject) -> Iterator[Finding]:
-    """NPUPromptFlashAttention: the forms that parse and that the SoC runs."""
-    for node in subject.typed("NPUPromptFlashAttention"):
-        place = ir.describe(node)
-        decompose = "lower attention to MatMul and Softmax (the default)"
-        given = present_inputs(node)
-        if given != len(node.inputs) or given not in (3, 5, 7, 9, 12):
-            yield Finding(
-                place,
-                f"{given} of {len(node.inputs)} inputs given",
-                "only 3, 5, 7, 9 or 12 inputs parse, none of them absent",
-                decompose,
-            )
-        if subject.target.family.name == "310p" and len(node.inputs) > 3:
-            yield Finding(
-                place,
-                "a mask or pse input on 310P",
-                "310P refuses any pse tensor, and a mask needs a pse slot",
-                decompose,
-            )
-        for name, kind in (
-            ("num_heads", ir.AttributeType.INT),
-            ("input_layout", ir.AttributeType.STRING),
-            ("scale_value", ir.AttributeType.FLOAT),
-            ("pre_tokens", ir.AttributeType.INT),
-        ):
-            attribute = node.attributes.get(name)
-            if attribute is None or attribute.type != kind:
-                yield Finding(
-                    place,
-                    f"{name} is not given as {kind.name}",
-                    "absent or of another type it is silently 1.0, 0 or an error",
-                    f"write {name} explicitly, as {kind.name}",
-                )
-            elif kind == ir.AttributeType.INT and attribute.as_int() > _INT32_MAX:
-                yield Finding(place, f"{name} exceeds int32", "it is truncated", "use 2147483647")
 
 
 def rms_norm(subject: Subject) -> Iterator[Finding]:
@@ -170,13 +110,25 @@ def target_op_attributes(subject: Subject) -> Iterator[Finding]:
 def split_sizes(subject: Subject) -> Iterator[Finding]:
     """Split has its sizes as an input."""
     for node in subject.typed("Split"):
-        if present_inputs(node) < 2:
-            yield Finding(
-                ir.describe(node),
-                "Split without sizes",
-                "with num_outputs the plugin reads out of bounds or crashes on unknown dims",
-                "run `legalize`, which writes the sizes",
-            )
+        if present_inputs(node) >= 2 or "split" in node.attributes:
+            continue
+        x = node.inputs[0] if node.inputs else None
+        axis = node.attributes.get("axis")
+        readable = x is not None and x.is_graph_input()
+        backwards = axis is not None and axis.as_int() < 0
+        fixed = readable and not backwards
+        code = "EZ9999" if readable and subject.opset >= 18 else None
+        yield Finding(
+            ir.describe(node),
+            "Split without sizes",
+            "with num_outputs the plugin reads out of bounds or crashes on unknown dims"
+            if subject.opset >= 18
+            else "at this opset atc makes a Split of equal parts",
+            "run `legalize`, which writes the sizes",
+            # On a graph input of known dims, from the front, the plugin was seen to work.
+            atc="" if fixed or subject.opset < 18 else code,
+            level="advice" if subject.opset < 18 or fixed else None,
+        )
 
 
 def clip_bounds(subject: Subject) -> Iterator[Finding]:
@@ -230,74 +182,104 @@ def mod_fmod(subject: Subject) -> Iterator[Finding]:
             )
 
 
-def quant_attribute_types(subject: Subject) -> Iterator[Finding]:
-    """AscendQuant's dst_type is a STRING."""
-    for node in subject.typed("AscendQuant"):
-        dst_type = node.attributes.get("dst_type")
-        if dst_type is not None and dst_type.type != ir.AttributeType.STRING:
+_CAST_DESTINATIONS = frozenset(
+    (
+        *("UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "BOOL"),
+        *("FLOAT16", "FLOAT", "DOUBLE", "BFLOAT16", "STRING", "COMPLEX64", "COMPLEX128"),
+    )
+)
+
+
+def cast_destination(subject: Subject) -> Iterator[Finding]:
+    """Cast has a destination that the plugin maps."""
+    for node in subject.typed("Cast"):
+        to = node.attributes.get("to")
+        if to is None or to.type != ir.AttributeType.INT:
+            continue  # reported by fits_schema
+        try:
+            name = ir.DataType(to.as_int()).name
+        except ValueError:
+            name = str(to.as_int())
+        if name not in _CAST_DESTINATIONS:
             yield Finding(
                 ir.describe(node),
-                f"AscendQuant with dst_type as {dst_type.type.name}",
-                "an INT is silently ignored, and the result is int8",
-                'write "INT8", "INT16" or "INT4"',
+                f"Cast to {name}",
+                "the plugin maps integers, bool, floats, string and complex, no float8 and no int4",
+                "store the tensor in that dtype, or quantise with an operator",
             )
 
 
-def weight_quant(subject: Subject) -> Iterator[Finding]:
-    """NPUWeightQuantBatchMatmulV2: weights and groups that the SoC takes."""
-    for node in subject.typed("NPUWeightQuantBatchMatmulV2"):
-        if present_inputs(node) < 3:
-            continue  # reported by ge_requirements
-        place, weight = ir.describe(node), node.inputs[1]
-        on_310p = subject.target.family.name == "310p"
-        kind = "" if weight is None else dtype_name(weight.dtype)
-        if on_310p and kind not in ("int8", ""):
+def if_branches(subject: Subject) -> Iterator[Finding]:
+    """If has a then_branch and an else_branch, and nothing else."""
+    for node in subject.typed("If"):
+        if set(node.attributes) != {"then_branch", "else_branch"}:
             yield Finding(
-                place, f"{kind} weights on 310P", "310P takes int8 weights only", "quantise to int8"
-            )
-        group = node.attributes.get("antiquant_group_size")
-        size = 0 if group is None else group.as_int()
-        if size and (size < 32 or size % 32):
-            yield Finding(
-                place,
-                f"a group size of {size}",
-                "it is a multiple of 32, at least 32 and below k",
-                "choose another group size",
-            )
-        x = static_shape(node.inputs[0])
-        if not on_310p and x is not None and len(x) != 2:
-            yield Finding(
-                place,
-                f"x is {list(x)}",
-                "2-D only on this SoC",
-                "flatten the leading dims with Reshape",
-            )
-        of_weight = static_shape(weight)
-        if of_weight is not None and max(of_weight, default=0) > 65535:
-            yield Finding(
-                place,
-                f"the weight is {list(of_weight)}",
-                "k and n are at most 65535",
-                "split the weight",
+                ir.describe(node),
+                f"If with {', '.join(sorted(node.attributes)) or 'no branches'}",
+                "it has exactly two attributes, then_branch and else_branch",
+                "fold the If, or write both branches",
             )
 
 
-_TRANSFORMER = "mirror-cann/ops-transformer:attention"
+def layer_norm_bias(subject: Subject) -> Iterator[Finding]:
+    """LayerNormalization in float16 has its bias."""
+    for node in subject.typed("LayerNormalization"):
+        x = node.inputs[0] if node.inputs else None
+        narrow = x is not None and x.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+        if present_inputs(node) == 2 and len(node.inputs) == 2 and narrow:
+            yield Finding(
+                ir.describe(node),
+                "LayerNormalization without a bias",
+                "the plugin makes a float32 beta, whatever x is",
+                "give a bias of zeros in x's dtype",
+            )
+
+
+# Attributes without which the plugin fails, and the error that it gives (seen).
+_REQUIRED = {
+    "NPUPromptFlashAttention": (("num_heads", "input_layout"), "EZ9999"),
+    "NPURotaryPositionEmbedding": (("mode",), "EZ9999"),
+    "NPUMoeGatingTopKSoftmax": (("k",), "E19999"),
+}
+
+
+def plugin_attributes(subject: Subject) -> Iterator[Finding]:
+    """The attributes without which a plugin fails are there."""
+    for node in subject.nodes:
+        if node.domain not in ("", "ai.onnx", "npu") or node.op_type not in _REQUIRED:
+            continue
+        names, code = _REQUIRED[node.op_type]
+        missing = [name for name in names if name not in node.attributes]
+        if missing:
+            yield Finding(
+                ir.describe(node),
+                f"{node.op_type} without {' and '.join(missing)}",
+                "the plugin requires it",
+                "write the attribute",
+                code,
+            )
+
+
+def scatter_elements(subject: Subject) -> Iterator[Finding]:
+    """ScatterElements has no AI Core kernel on 310P."""
+    if subject.target.family.name != "310p":
+        return
+    for node in subject.typed("ScatterElements"):
+        yield Finding(
+            ir.describe(node),
+            "ScatterElements on 310P",
+            "CANN 8.1.RC1 lists no AI Core kernel: it runs on the AICPU",
+            "use ScatterND, or Where with a mask",
+        )
+
 
 RULES = (
-    Rule("never-emitted", "parses, and is wrong", f"{_TRANSFORMER}/*/framework", never_emitted),
-    Rule(
-        "prompt-flash-attention",
-        "EZ9999, E19999 or wrong numbers",
-        f"{_TRANSFORMER}/prompt_flash_attention/framework/"
-        "npu_prompt_flash_attention_onnx_plugin.cpp",
-        prompt_flash_attention,
-    ),
     Rule(
         "rms-norm-epsilon",
         "wrong numbers",
         "hicann/ops-nn:norm/rms_norm/framework/npu_rms_norm_onnx_plugin.cpp",
         rms_norm,
+        "seen",
     ),
     Rule(
         "rms-norm-shapes",
@@ -308,8 +290,10 @@ RULES = (
     Rule(
         "rotary-mul-shapes",
         "outside the documented range",
-        "hicann/ops-math:common/src/framework/npu_rotary_mul_onnx_plugin.cpp",
+        "hicann/ops-math:common/src/framework/npu_rotary_mul_onnx_plugin.cpp; "
+        "hiascend:torch_npu npu_rotary_mul",
         rotary_mul,
+        "inferred",
     ),
     Rule(
         "target-op-attributes",
@@ -319,39 +303,70 @@ RULES = (
     ),
     Rule(
         "split-sizes",
-        "a crash",
+        "a crash of the parser, E19999 at best",
         "hicann/ops-math:conversion/split_d/framework/split_onnx_plugin.cpp",
         split_sizes,
+        "seen",
     ),
     Rule(
         "clip-bounds",
-        "E11010",
+        "EZ9999: at least 'min' or 'max' must not be None or Empty",
         "hicann/ops-math:conversion/clip_by_value/framework/clip_onnx_plugin.cpp",
         clip_bounds,
+        "seen",
     ),
     Rule(
         "scatter-reduction",
         "wrong numbers",
         "hicann/ge:graph_metadef/register/register.cpp",
         scatter_reduction,
+        "seen",
     ),
     Rule(
         "gather-nd-batch",
-        "EZ9999",
-        "hicann/ops-nn:index/gather_nd/framework",
+        "EZ9999: only support batch_dims=0",
+        "hicann/ops-nn:index/gather_nd/framework/gather_nd_onnx_plugin.cpp",
         gather_nd_batch,
-    ),
-    Rule("mod-fmod", "wrong numbers", "hicann/ops-math:math/mod/framework", mod_fmod),
-    Rule(
-        "quant-attribute-types",
-        "silently the default",
-        "hicann/ops-nn:quant/ascend_quant/framework",
-        quant_attribute_types,
+        "seen",
     ),
     Rule(
-        "weight-quant",
-        "no kernel",
-        "hicann/ops-nn:matmul/weight_quant_batch_matmul_v2/docs/aclnnWeightQuantBatchMatmulV2.md",
-        weight_quant,
+        "mod-fmod",
+        "wrong numbers",
+        "hicann/ops-math:math/mod/framework/mod_onnx_plugin.cpp",
+        mod_fmod,
+        "seen",
+    ),
+    Rule(
+        "cast-destination",
+        "an error of the plugin",
+        "hicann/ops-math:math/cast/framework/cast_onnx_plugin.cpp",
+        cast_destination,
+    ),
+    Rule(
+        "if-branches",
+        "E19999: adapt subgraph failed",
+        "hicann/ge:parser/parser/onnx/subgraph_adapter/if_subgraph_adapter.cc",
+        if_branches,
+    ),
+    Rule(
+        "layer-norm-bias",
+        "a float32 beta beside a float16 x",
+        "hicann/ops-nn:common/src/framework/layer_normalization_onnx_plugin.cpp",
+        layer_norm_bias,
+        "inferred",
+    ),
+    Rule(
+        "plugin-attributes",
+        "EZ9999, or E19999 without a word about the attribute",
+        "hicann/ge:parser/parser/onnx/onnx_parser.cc (ParseParams of the plugins)",
+        plugin_attributes,
+        "seen",
+    ),
+    Rule(
+        "scatter-elements-310p",
+        "no AI Core kernel",
+        "CANN 8.1.RC1:opp/built-in/op_impl/ai_core/tbe/config/ascend310p",
+        scatter_elements,
+        level="advice",
     ),
 )

@@ -3,48 +3,130 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Generic, Literal, NamedTuple, TypeVar
 
 from omforge import ir
-from omforge.lowering.target import Target
+from omforge.lowering.target import DEFAULT_DOMAIN, Target, registered
+
+Certainty = Literal["seen", "source", "inferred"]
+"""How a fact about atc is known: seen by running CANN's parser, read in a source or document, or
+inferred from those. What is inferred is read the conservative way."""
+
+Level = Literal["error", "advice"]
+"""An error is refused or wrong; advice is about what atc takes and the dialect of omforge does not
+(slow, unsafe with older releases, or in need of a flag)."""
+
+S = TypeVar("S")
+
+_CODE = re.compile(r"\b[EW][0-9A-Z]\d{4}\b")
 
 
 class Finding(NamedTuple):
-    """One offence: the place, the fault without the place, the reason, and what mends it."""
+    """One offence: the place, the fault without the place, the reason, and what mends it.
+
+    `atc` and `level` replace those of the rule where one place differs from the others; an `atc` of
+    "" is a fault that atc does not report.
+    """
 
     where: str
     what: str
     why: str
     remedy: str
+    atc: str | None = None
+    level: Level | None = None
 
 
 @dataclass(frozen=True)
-class Rule:
-    """One rule of the ATC dialect.
+class Rule(Generic[S]):
+    """One rule of ATC, or of the dialect that omforge lowers to.
 
     Attributes:
         id: A stable kebab-case name, the diagnostic's `code`.
         atc: What atc does with such a model: an error code, or what goes wrong silently.
         source: Where that was read, `repository:path`.
         check: Yields the offences.
+        certainty: How it is known.
+        level: Whether atc takes the model.
     """
 
     id: str
     atc: str
     source: str
-    check: Callable[[Subject], Iterator[Finding]]
+    check: Callable[[S], Iterator[Finding]]
+    certainty: Certainty = "source"
+    level: Level = "error"
+
+    @property
+    def atc_code(self) -> str:
+        """The code of atc's error, or "" where it reports none."""
+        found = _CODE.search(self.atc)
+        return found.group() if found else ""
+
+
+@dataclass(frozen=True)
+class Offence(ir.Diagnostic):
+    """A diagnostic with what is known about the rule behind it.
+
+    Attributes:
+        atc: The code of the error that atc would report; "" where it reports none.
+        source: Where the rule was read.
+        certainty: How it is known.
+        level: "error", or "advice", which fails no check of a foreign model.
+    """
+
+    atc: str = ""
+    source: str = ""
+    certainty: Certainty = "source"
+    level: Level = "error"
+
+
+def judge(rule: Rule[S], subject: S) -> Iterator[Offence]:
+    """Apply one rule."""
+    for finding in rule.check(subject):
+        told = f"{finding.why}; " if finding.why else ""
+        doubt = ", inferred" if rule.certainty == "inferred" else ""
+        yield Offence(
+            where=finding.where,
+            what=finding.what,
+            why=f"{told}atc: {rule.atc} ({rule.source}{doubt})",
+            remedy=finding.remedy,
+            code=rule.id,
+            atc=rule.atc_code if finding.atc is None else finding.atc,
+            source=rule.source,
+            certainty=rule.certainty,
+            level=finding.level or rule.level,
+        )
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A model under check, with what several rules ask for."""
+    """A model under check, with what several rules ask for.
+
+    Attributes:
+        model: The model.
+        target: The SoC that it is for.
+        opset: The default domain's opset at which operators are looked up.
+        gears: Whether symbolic dims of the inputs stand for gears (atc's --dynamic_dims).
+        dialect: Whether the model must be in the dialect that omforge lowers to, not only legal.
+    """
 
     model: ir.Model
     target: Target
     opset: int
+    gears: bool = False
+    dialect: bool = False
+
+    def plugin(self, node: ir.Node) -> str | None:
+        """The GE type that atc maps this node to at its domain's opset, or None."""
+        domain = node.domain or DEFAULT_DOMAIN
+        if domain == DEFAULT_DOMAIN:
+            return registered(domain, node.op_type, self.opset)
+        version = self.graph.opset_imports.get(domain)
+        return None if version is None else registered(domain, node.op_type, version)
 
     @property
     def graph(self) -> ir.Graph:
@@ -89,9 +171,12 @@ class Subject:
         return Counter(node.name or "" for node in self.nodes)
 
     def typed(self, *op_types: str) -> Iterator[ir.Node]:
-        """The nodes of these op types in the default domain."""
+        """The nodes of these op types in the default domain; ATC's own in domain `npu` too."""
         for node in self.nodes:
-            if node.domain in ("", "ai.onnx") and node.op_type in op_types:
+            if node.domain in ("", DEFAULT_DOMAIN):
+                if node.op_type in op_types:
+                    yield node
+            elif node.domain == "npu" and {node.op_type, f"NPU{node.op_type}"} & set(op_types):
                 yield node
 
 

@@ -151,17 +151,20 @@ RULES = (
         "hicann/ge:docs/zh/user_guides/atc_tools/CLI_options",
         soc_dtypes,
     ),
+    Rule("shape-constants-inline", "an unknown shape", _FILE_CONSTANTS, shape_constants_inline),
+    Rule("constant-value", "an empty tensor", _CONSTANTS, constants_use_value, "seen"),
+)
+
+MEMORY_RULES = (
     Rule(
         "parser-dtype",
-        "tensor_proto data type undefined or not supported",
+        "E19999: data type undefined or not supported",
         "hicann/ge:parser/parser/onnx/onnx_util.cc",
         parser_dtypes,
+        "seen",
     ),
     Rule("int4-raw", "wrong weights without a word", _CONSTANTS, int4_is_raw),
-    Rule("constant-size", "a wrong element count", _CONSTANTS, constant_size),
-    Rule(
-        "external-in-root", "E13000: the file is not found", _FILE_CONSTANTS, external_in_root_only
-    ),
-    Rule("shape-constants-inline", "an unknown shape", _FILE_CONSTANTS, shape_constants_inline),
-    Rule("constant-value", "an empty tensor", _CONSTANTS, constants_use_value),
+    Rule("constant-dims", "a wrong element count", _CONSTANTS, constant_size),
+    Rule("external-in-root", "the file is not found", _FILE_CONSTANTS, external_in_root_only),
 )
+"""For a model in memory; of a file, `message_rules` and `file_rules` say the same."""

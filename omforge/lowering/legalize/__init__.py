@@ -1,44 +1,135 @@
-"""From a static canonical bucket graph to the ATC dialect, in place.
+"""From a canonical bucket graph to the ATC dialect, in place.
 
-One function per canonical operator, in the table `LEGALIZATIONS`; what concerns the whole graph is
-in `dialect`. An operator without a legalisation stays: `omforge.lowering.legality` reports what the
-target cannot take, and quotes why a legalisation refused.
+An operator may have several forms; `choices` is the table of them, with reasons, and `FORMS` holds
+the function that makes each. Of the forms that a node can take on the target, the one that moves
+the fewest bytes is chosen (`traffic`). What concerns the whole graph is in `dialect`. An operator
+without a legalisation stays: `omforge.lowering.legality` reports what the target cannot take, and
+quotes why a legalisation refused.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from omforge import ir
 from omforge.lowering.legalize import dialect
-from omforge.lowering.legalize.activations import legalize_gelu, legalize_swish
+from omforge.lowering.legalize.activations import legalize_gelu, legalize_swish, swish_fast_gelu
 from omforge.lowering.legalize.attention import legalize_attention
-from omforge.lowering.legalize.builder import LEGALIZED_FROM, NOT_LEGALIZED, Builder, NotLegal
+from omforge.lowering.legalize.builder import (
+    LEGALIZED_FROM,
+    NOT_LEGALIZED,
+    Builder,
+    NotLegal,
+    Results,
+)
+from omforge.lowering.legalize.choices import CHOICES, DECOMPOSED, Choice, forms_by_op
+from omforge.lowering.legalize.fused_attention import (
+    attention_prompt_flash,
+    attention_scaled_masked_softmax,
+)
 from omforge.lowering.legalize.norms import (
     legalize_layer_normalization,
-    legalize_rms_normalization,
+    rms_decomposed,
+    rms_npu,
+    rms_npu_add,
 )
-from omforge.lowering.legalize.rotary import legalize_rotary_embedding
+from omforge.lowering.legalize.quantized import (
+    FORMS as QUANTIZED_FORMS,
+)
+from omforge.lowering.legalize.quantized import (
+    QUANTIZED_MATMUL,
+    dequantizer,
+    serves_products,
+)
+from omforge.lowering.legalize.rotary import (
+    rotary_decomposed,
+    rotary_mul,
+    rotary_position_embedding,
+)
+from omforge.lowering.legalize.standard import STANDARD
+from omforge.lowering.legalize.traffic import Traffic, bytes_moved
 from omforge.lowering.target import Target
 
-__all__ = ["LEGALIZATIONS", "LEGALIZED_FROM", "NOT_LEGALIZED", "Legalization", "legalize"]
+__all__ = [
+    "LEGALIZATIONS",
+    "LEGALIZED_FROM",
+    "NOT_LEGALIZED",
+    "Decision",
+    "Legalization",
+    "Refusal",
+    "check_forms",
+    "legalize",
+]
 
 log = logging.getLogger(__name__)
 
-Legalization = Callable[[Builder, ir.Node], None]
+Legalization = Callable[[Builder, ir.Node], Results]
 
-LEGALIZATIONS: Mapping[str, Legalization] = {
-    "Attention": legalize_attention,
-    "Gelu": legalize_gelu,
-    "LayerNormalization": legalize_layer_normalization,
-    "RMSNormalization": legalize_rms_normalization,
-    "RotaryEmbedding": legalize_rotary_embedding,
-    "Swish": legalize_swish,
+LEGALIZATIONS: Mapping[str, Mapping[str, Legalization]] = {
+    "Attention": {
+        "MatMul-Softmax": legalize_attention,
+        "NPUScaledMaskedSoftmax": attention_scaled_masked_softmax,
+        "NPUPromptFlashAttention": attention_prompt_flash,
+    },
+    "DequantizeLinear": {},
+    "Gelu": {DECOMPOSED: legalize_gelu},
+    "LayerNormalization": {DECOMPOSED: legalize_layer_normalization},
+    QUANTIZED_MATMUL: QUANTIZED_FORMS,
+    "RMSNormalization": {
+        "NPURmsNorm": rms_npu,
+        "NPUAddRmsNorm": rms_npu_add,
+        DECOMPOSED: rms_decomposed,
+    },
+    "RotaryEmbedding": {
+        "NPURotaryMul": rotary_mul,
+        "NPURotaryPositionEmbedding": rotary_position_embedding,
+        DECOMPOSED: rotary_decomposed,
+    },
+    "Swish": {"NPUFastGelu": swish_fast_gelu, DECOMPOSED: legalize_swish},
 }
+"""By operator and form: the functions behind `choices.CHOICES`, which says where each is legal."""
 
 
-def legalize(model: ir.Model, target: Target) -> int:
+@dataclass(frozen=True)
+class Refusal:
+    """A form that was not chosen: why, and what it would have moved where it could be made."""
+
+    form: str
+    reason: str
+    traffic: tuple[Traffic, ...] = ()
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What was decided for one node.
+
+    Attributes:
+        op: The canonical operator.
+        name: Of the node.
+        form: The chosen form; "" where none is legal and the node stays.
+        reason: The table's.
+        traffic: The bytes that the form moves, at each gear (one entry for a static graph).
+        refused: The other forms of the table.
+    """
+
+    op: str
+    name: str
+    form: str
+    reason: str
+    traffic: tuple[Traffic, ...]
+    refused: tuple[Refusal, ...]
+
+
+def legalize(
+    model: ir.Model,
+    target: Target,
+    *,
+    gears: Mapping[str, Sequence[int]] | None = None,
+    forms: Mapping[str, str] | None = None,
+    told: list[Decision] | None = None,
+) -> int:
     """Rewrite a bucket graph into the ATC dialect (opset 16), in place.
 
     Graph inputs and outputs keep names, order and shapes; int64 inputs become int32. A node that a
@@ -46,36 +137,147 @@ def legalize(model: ir.Model, target: Target) -> int:
     that a legalisation refuses stays and carries the reason as `not_legalized`.
 
     Args:
-        model: Canonical (opset 24), every value with a dtype and a static shape.
-        target: The SoC; decides which fused ops are emitted.
+        model: Canonical (opset 24), every value with a dtype and a shape.
+        target: The SoC; decides which forms may be chosen.
+        gears: The numbers that each symbol left in the shapes may be; none for a static graph.
+        forms: Operator to form, for what shall not be chosen by bytes. A form that a node cannot
+            take gives way to the others.
+        told: Receives what was decided, node by node.
 
     Returns:
         The number of nodes that were replaced.
+
+    Raises:
+        InputError: `forms` names an operator or a form that is not in the table.
     """
+    forms = forms or {}
+    check_forms(forms)
     graph = model.graph
     dialect.constants_to_initializers(graph)
-    builder = Builder(graph, target)
-    replaced = sum(_legalize_node(builder, node) for node in list(graph.all_nodes()))
+    builder = Builder(graph, target, gears)
+    replaced = 0
+    for node in list(graph.all_nodes()):
+        if node.domain not in ("", "ai.onnx"):
+            continue
+        if node.op_type in STANDARD:
+            replaced += _respell(builder, node)
+        op = QUANTIZED_MATMUL if dequantizer(node) is not None else node.op_type
+        if op not in LEGALIZATIONS or (op == "DequantizeLinear" and serves_products(node)):
+            continue  # what serves products alone goes with them
+        decision = _legalize_node(builder, node, op, forms.get(op))
+        replaced += bool(decision.form)
+        if told is not None:
+            told.append(decision)
     dialect.narrow_inputs(graph)
-    dialect.store_int4_raw(graph)
     dialect.to_opset_16(model)
     dialect.unit_transposes_to_reshapes(graph)
     dialect.merge_moves(graph)
     dialect.remove_dead(graph)
+    dialect.store_int4_raw(graph)
     dialect.name_everything(graph)
     return replaced
 
 
-def _legalize_node(builder: Builder, node: ir.Node) -> bool:
-    function = LEGALIZATIONS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
-    if function is None:
-        return False
+def check_forms(forms: Mapping[str, str]) -> None:
+    """Refuse operators and forms that are not in the table.
+
+    Raises:
+        InputError: One is not; the message lists those that are.
+    """
+    known = forms_by_op()
+    for op, form in forms.items():
+        if op not in known:
+            raise ir.InputError(
+                f"there are no forms of {op!r}", f"there are forms of {', '.join(known)}"
+            )
+        if form not in known[op]:
+            raise ir.InputError(
+                f"{op} has no form {form!r}", f"its forms are {', '.join(known[op])}"
+            )
+
+
+def _respell(builder: Builder, node: ir.Node) -> bool:
+    """Replace a standard operator that its plugin gets wrong."""
     builder.begin(node)
     try:
-        function(builder, node)
+        results = STANDARD[node.op_type](builder, node)
     except NotLegal as reason:
         builder.abandon()
         node.metadata_props[NOT_LEGALIZED] = str(reason)
-        log.info("%s %s is not legalised: %s", node.op_type, node.name, reason)
         return False
+    if results is None:
+        return False
+    builder.commit(*results)
     return True
+
+
+def _legalize_node(builder: Builder, node: ir.Node, op: str, wanted: str | None) -> Decision:
+    name = node.name or node.outputs[0].name or ""
+    family = builder.target.family.name
+    legal: list[tuple[Choice, tuple[Traffic, ...]]] = []
+    refused: list[Refusal] = []
+    for row in CHOICES:
+        if row.op != op:
+            continue
+        if family not in row.families:
+            reason = row.reason if not row.families else f"{family} does not have it"
+            refused.append(Refusal(row.form, reason))
+            continue
+        found = _try(builder, node, row)
+        if isinstance(found, str):
+            refused.append(Refusal(row.form, found))
+        elif row.opt_in and row.form != wanted:
+            refused.append(Refusal(row.form, f"not asked for: {row.reason}", found))
+        else:
+            legal.append((row, found))
+    if not legal:
+        reasons = "; ".join(dict.fromkeys(refusal.reason for refusal in refused))
+        # The node itself is fine where what ATC does not know is its weight's DequantizeLinear.
+        (dequantizer(node) or node).metadata_props[NOT_LEGALIZED] = reasons
+        log.info("%s %s is not legalised: %s", op, name, reasons)
+        return Decision(op, name, "", reasons, (), tuple(refused))
+    # `min` takes the first of equals, and the rows are in order of preference.
+    chosen = min(legal, key=lambda found: (found[0].form != wanted, _total(found[1])))
+    for row, traffic in legal:
+        if row is not chosen[0]:
+            refused.append(Refusal(row.form, _why_not(traffic, chosen, wanted), traffic))
+    _record(builder, node, op, chosen[0].form)
+    return Decision(op, name, chosen[0].form, chosen[0].reason, chosen[1], tuple(refused))
+
+
+def _try(builder: Builder, node: ir.Node, row: Choice) -> tuple[Traffic, ...] | str:
+    """What a form would move, at each gear; or why the node cannot take it."""
+    try:
+        builder.begin(node)
+        LEGALIZATIONS[row.op][row.form](builder, node)
+        return _moved(builder)
+    except NotLegal as reason:
+        return str(reason)
+    finally:
+        builder.abandon()
+
+
+def _moved(builder: Builder) -> tuple[Traffic, ...]:
+    try:
+        return tuple(bytes_moved(builder.pending, gear) for gear in builder.bindings())
+    except ir.InputError:
+        return ()  # a symbol without gears: the preference of the table decides alone
+
+
+def _record(builder: Builder, node: ir.Node, op: str, form: str) -> None:
+    builder.begin(node)
+    builder.commit(*LEGALIZATIONS[op][form](builder, node))
+
+
+def _total(traffic: Sequence[Traffic]) -> int:
+    return sum(moved.total for moved in traffic)
+
+
+def _why_not(
+    traffic: Sequence[Traffic], chosen: tuple[Choice, tuple[Traffic, ...]], wanted: str | None
+) -> str:
+    if chosen[0].form == wanted:
+        return "another form was asked for"
+    if _total(traffic) > _total(chosen[1]):
+        return "it moves more bytes"
+    return "it moves as much, and comes later in the table"

@@ -13,26 +13,31 @@ neither concatenated nor transposed::
     p, n    = Split(Softmax(softcap(scores) + mask))
     y       = MatMul(p, past_v [B, K, C, E]) + MatMul(n, v [B, K, S, E])            [B, K, G*S, E]
 
-Masked PromptFlashAttention does not parse with an absent pse input and IncreFlashAttention loses
-its keys (mirror-cann/ops-transformer:attention/*/framework/*_onnx_plugin.cpp): neither is used.
+In a graph for gears S is a symbol; of the shapes above no Reshape needs more than one -1 then.
+The forms that use ATC's fused operators are in `fused_attention`.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from omforge import ir
+from omforge.ir.dims import Dim
 from omforge.lowering.legalize.builder import (
     Builder,
     NotLegal,
+    Results,
     dims,
     float_attribute,
     int_attribute,
+    number,
     optional_input,
     required_input,
+    shape_text,
     used_output,
 )
 
@@ -42,29 +47,70 @@ MASK_VALUE = -30000.0
 
 
 @dataclass(frozen=True)
-class _Sizes:
-    """The sizes of one attention, by the letters of the module."""
+class Sizes:
+    """The sizes of one attention, by the letters of the module; `new` and `keys` may be symbols."""
 
     batch: int
-    new: int
+    new: Dim
     past: int
     query_heads: int
     kv_heads: int
     head: int
     value_head: int
-    keys: int
+    keys: Dim
 
     @property
     def group(self) -> int:
+        """G, the query heads of a kv head."""
         return self.query_heads // self.kv_heads
 
     @property
-    def rows(self) -> int:
-        return self.group * self.new
+    def rows(self) -> Dim:
+        """G*S, the rows of one kv head's matrix."""
+        return self.new * self.group
 
 
-def legalize_attention(op: Builder, node: ir.Node) -> None:
-    """Replace one Attention (opset 23 and 24)."""
+Shares = Callable[[Builder, ir.Node, ir.Value, Sizes], ir.Value]
+"""From raw scores [B, K, G*S, T] to shares, [B, K, G*S, T] or [B, N, S, T]."""
+
+
+def legalize_attention(op: Builder, node: ir.Node) -> Results:
+    """One Attention (opset 23 and 24) as MatMul and Softmax."""
+    return attend(op, node, masked_softmax)
+
+
+def attend(op: Builder, node: ir.Node, shares_of: Shares) -> Results:
+    """One Attention by two pairs of products, and whatever makes shares of scores."""
+    size = check(node)
+    q, k, v = (required_input(node, index) for index in range(3))
+    past_key, past_value = optional_input(node, 4), optional_input(node, 5)
+
+    # The scale goes to q, before the product: the raw scores of a long head overflow fp16.
+    q = op.mul(q, scale(node, size))
+    new_key = heads_first(op, k, size.kv_heads)
+    new_value = heads_first(op, v, size.kv_heads)
+    if past_key is None:
+        scores = _scores_without_past(op, q, k, size)
+    else:
+        scores = _scores_with_past(op, q, past_key, new_key, size)
+    shares = shares_of(op, node, scores, size)
+    y = _weigh(op, shares, past_value, new_value, size)
+    return (as_output(op, y, size, rank=len(dims(q))), *present(op, node, new_key, new_value))
+
+
+def masked_softmax(op: Builder, node: ir.Node, scores: ir.Value, size: Sizes) -> ir.Value:
+    """Softcap, mask and softmax, an operator each."""
+    scores = _softcap(op, scores, float_attribute(node, "softcap", 0.0))
+    scores = _mask(op, node, scores, size)
+    return _softmax(op, scores, int_attribute(node, "softmax_precision", 0))
+
+
+def check(node: ir.Node) -> Sizes:
+    """Return the sizes of an Attention that can be lowered.
+
+    Raises:
+        NotLegal: It cannot be; the message says why.
+    """
     if optional_input(node, 6) is not None:
         raise NotLegal("nonpad_kv_seqlen is not supported: mask the padding instead")
     if used_output(node, 3):
@@ -73,29 +119,19 @@ def legalize_attention(op: Builder, node: ir.Node) -> None:
     past_key, past_value = optional_input(node, 4), optional_input(node, 5)
     if (past_key is None) != (past_value is None):
         raise NotLegal("past_key and past_value come together")
-    size = _sizes(node, q, k, v, past_key)
-    scale = float_attribute(node, "scale", 0.0) or 1 / math.sqrt(size.head)
+    return _sizes(node, q, k, v, past_key)
 
-    # The scale goes to q, before the product: the raw scores of a long head overflow fp16.
-    q = op.mul(q, scale)
-    new_key = _heads_first(op, k, size.kv_heads)
-    new_value = _heads_first(op, v, size.kv_heads)
-    if past_key is None:
-        scores = _scores_without_past(op, q, k, size)
-    else:
-        scores = _scores_with_past(op, q, past_key, new_key, size)
-    scores = _softcap(op, scores, float_attribute(node, "softcap", 0.0))
-    scores = _mask(op, node, scores, size)
-    shares = _softmax(op, scores, int_attribute(node, "softmax_precision", 0))
-    y = _weigh(op, shares, past_value, new_value, size)
-    op.commit(_as_output(op, y, size, rank=len(dims(q))), *_present(op, node, new_key, new_value))
+
+def scale(node: ir.Node, size: Sizes) -> float:
+    """Return the factor of the scores."""
+    return float_attribute(node, "scale", 0.0) or 1 / math.sqrt(size.head)
 
 
 def _sizes(
     node: ir.Node, q: ir.Value, k: ir.Value, v: ir.Value, past_key: ir.Value | None
-) -> _Sizes:
+) -> Sizes:
     of_q, of_k, of_v = dims(q), dims(k), dims(v)
-    past = 0 if past_key is None else dims(past_key)[2]
+    past = 0 if past_key is None else number(dims(past_key)[2], "the cache's capacity")
     if len(of_q) == 3:
         query_heads = int_attribute(node, "q_num_heads", 0)
         kv_heads = int_attribute(node, "kv_num_heads", 0)
@@ -104,17 +140,26 @@ def _sizes(
         new, keys = of_q[1], of_k[1]
         head, value_head = of_q[2] // query_heads, of_v[2] // kv_heads
     elif len(of_q) == 4:
-        query_heads, new, head = of_q[1:]
-        kv_heads, keys, value_head = of_k[1], of_k[2], of_v[3]
+        query_heads, new, head = number(of_q[1], "the number of heads"), of_q[2], of_q[3]
+        kv_heads, keys, value_head = number(of_k[1], "the number of heads"), of_k[2], of_v[3]
     else:
         raise NotLegal(f"q has {len(of_q)} dimensions, must have 3 or 4")
     if query_heads % kv_heads:
         raise NotLegal(f"{kv_heads} kv heads do not divide {query_heads} query heads")
-    return _Sizes(of_q[0], new, past, query_heads, kv_heads, head, value_head, past + keys)
+    return Sizes(
+        number(of_q[0], "the batch"),
+        new,
+        past,
+        query_heads,
+        kv_heads,
+        number(head, "the head size"),
+        number(value_head, "the head size"),
+        keys + past,
+    )
 
 
-def _heads_first(op: Builder, x: ir.Value, heads: int) -> ir.Value:
-    """[B, S, H*D] or [B, H, S, D] to [B, H, S, D]."""
+def heads_first(op: Builder, x: ir.Value, heads: int) -> ir.Value:
+    """Turn [B, S, H*D] or [B, H, S, D] into [B, H, S, D]."""
     shape = dims(x)
     if len(shape) == 4:
         return x
@@ -123,7 +168,7 @@ def _heads_first(op: Builder, x: ir.Value, heads: int) -> ir.Value:
 
 
 def _scores_with_past(
-    op: Builder, q: ir.Value, past_key: ir.Value, new_key: ir.Value, size: _Sizes
+    op: Builder, q: ir.Value, past_key: ir.Value, new_key: ir.Value, size: Sizes
 ) -> ir.Value:
     """The scores [B, K, G*S, T] against a cache that is read as it lies, [B, K, C, D]."""
     columns = (size.batch, size.kv_heads, size.head, size.rows)
@@ -143,9 +188,9 @@ def _scores_with_past(
     return op.transpose(scores, (0, 1, 3, 2))
 
 
-def _scores_without_past(op: Builder, q: ir.Value, k: ir.Value, size: _Sizes) -> ir.Value:
+def _scores_without_past(op: Builder, q: ir.Value, k: ir.Value, size: Sizes) -> ir.Value:
     rows = op.reshape(
-        _heads_first(op, q, size.query_heads), (size.batch, size.kv_heads, size.rows, size.head)
+        heads_first(op, q, size.query_heads), (size.batch, size.kv_heads, size.rows, size.head)
     )
     if len(dims(k)) == 4:
         turned = op.transpose(k, (0, 1, 3, 2))
@@ -162,7 +207,7 @@ def _softcap(op: Builder, scores: ir.Value, cap: float) -> ir.Value:
     return op.mul(op.unary("Tanh", op.mul(scores, 1 / cap)), cap)
 
 
-def _mask(op: Builder, node: ir.Node, scores: ir.Value, size: _Sizes) -> ir.Value:
+def _mask(op: Builder, node: ir.Node, scores: ir.Value, size: Sizes) -> ir.Value:
     mask = optional_input(node, 3)
     causal = _causal_bias(op, node, scores, size)
     if mask is None and causal is None:
@@ -172,10 +217,11 @@ def _mask(op: Builder, node: ir.Node, scores: ir.Value, size: _Sizes) -> ir.Valu
         of_mask = dims(mask)
         if len(of_mask) < 2 or of_mask[-1] != size.keys or of_mask[-2] not in (1, size.new):
             raise NotLegal(
-                f"the mask {list(of_mask)} does not fit {size.new} queries and {size.keys} keys"
+                f"the mask {shape_text(of_mask)} does not fit {size.new} queries and "
+                f"{size.keys} keys"
             )
         per_head = len(of_mask) > 2 and of_mask[-3] != 1
-    if size.new > 1 or per_head:
+    if size.new != 1 or per_head:
         # Row g*S + s of kv head k is token s of query head k*G + g: the rows are heads and tokens.
         scores = op.reshape(scores, (size.batch, size.query_heads, size.new, size.keys))
     if causal is not None:
@@ -188,10 +234,12 @@ def _mask(op: Builder, node: ir.Node, scores: ir.Value, size: _Sizes) -> ir.Valu
     return op.add(scores, op.cast(mask, scores.dtype or ir.DataType.FLOAT))
 
 
-def _causal_bias(op: Builder, node: ir.Node, scores: ir.Value, size: _Sizes) -> ir.Value | None:
+def _causal_bias(op: Builder, node: ir.Node, scores: ir.Value, size: Sizes) -> ir.Value | None:
     """Query i sees key j if j <= i + C; None where that hides nothing."""
     if not int_attribute(node, "is_causal", 0):
         return None
+    if not isinstance(size.keys, int) or not isinstance(size.new, int):
+        raise NotLegal("is_causal over a length that changes at run time: give a mask")
     visible = np.arange(size.keys)[None, :] <= np.arange(size.new)[:, None] + size.past
     if visible.all():
         return None
@@ -206,7 +254,7 @@ def _softmax(op: Builder, scores: ir.Value, precision: int) -> ir.Value:
 
 
 def _weigh(
-    op: Builder, shares: ir.Value, past_value: ir.Value | None, new_value: ir.Value, size: _Sizes
+    op: Builder, shares: ir.Value, past_value: ir.Value | None, new_value: ir.Value, size: Sizes
 ) -> ir.Value:
     """The values [B, K, G*S, E] weighed by the shares [B, K, G*S, T] or [B, N, S, T]."""
 
@@ -219,7 +267,8 @@ def _weigh(
     return op.add(op.matmul(rows(of_past), past_value), op.matmul(rows(of_new), new_value))
 
 
-def _as_output(op: Builder, y: ir.Value, size: _Sizes, rank: int) -> ir.Value:
+def as_output(op: Builder, y: ir.Value, size: Sizes, rank: int) -> ir.Value:
+    """Turn [B, K, G*S, E] into the output, [B, S, N*E] or [B, N, S, E]."""
     heads = op.reshape(y, (size.batch, size.query_heads, size.new, size.value_head))
     if rank == 4:
         return heads
@@ -227,15 +276,15 @@ def _as_output(op: Builder, y: ir.Value, size: _Sizes, rank: int) -> ir.Value:
     return op.reshape(tokens, (size.batch, size.new, size.query_heads * size.value_head))
 
 
-def _present(
+def present(
     op: Builder, node: ir.Node, new_key: ir.Value, new_value: ir.Value
 ) -> tuple[ir.Value | None, ir.Value | None]:
-    """The whole present cache, where something reads it (after fuse-kv-io nothing does)."""
-    present: list[ir.Value | None] = []
+    """Return the whole present cache, where something reads it (after fuse-kv-io nothing does)."""
+    made: list[ir.Value | None] = []
     for index, new in ((1, new_key), (2, new_value)):
         past = optional_input(node, 3 + index)
         if not used_output(node, index):
-            present.append(None)
+            made.append(None)
         else:
-            present.append(new if past is None else op.concat([past, new], axis=-2))
-    return present[0], present[1]
+            made.append(new if past is None else op.concat([past, new], axis=-2))
+    return made[0], made[1]

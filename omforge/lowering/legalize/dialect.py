@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from omforge import ir
+from omforge.ir.infer import dims as known_dims
+from omforge.ir.streamed import StreamedTensor
 from omforge.lowering.legalize.builder import moves_unit_axes_only
 from omforge.lowering.target import EXPANDED, registered
 
@@ -68,7 +70,7 @@ def store_int4_raw(graph: ir.Graph) -> None:
         tensor = value.const_value
         if tensor is None or tensor.dtype != ir.DataType.INT4:
             continue
-        if not isinstance(tensor, ir.ExternalTensor):
+        if not isinstance(tensor, ir.ExternalTensor | StreamedTensor):
             value.const_value = ir.tensor(
                 tensor.numpy(), dtype=ir.DataType.INT4, name=value.name or ""
             )
@@ -145,12 +147,14 @@ def _split_by_sizes(graph: ir.Graph, node: ir.Node) -> None:
 
     Source: hicann/ops-math:conversion/split_d/framework/split_onnx_plugin.cpp.
     """
-    source, shape = node.inputs[0], None if node.inputs[0] is None else node.inputs[0].shape
-    if source is None or shape is None or not shape.is_static():
+    shape = None if node.inputs[0] is None else known_dims(node.inputs[0])
+    if shape is None:
         return
     if len(node.inputs) < 2 or node.inputs[1] is None:
         axis = node.attributes.get("axis")
-        length = shape.numpy()[0 if axis is None else axis.as_int()]
+        length = shape[0 if axis is None else axis.as_int()]
+        if not isinstance(length, int):
+            return
         parts = len(node.outputs)
         step = -(-length // parts)  # the last part of an uneven split is the smaller one
         sizes = [step] * (parts - 1) + [length - step * (parts - 1)]
@@ -236,8 +240,8 @@ def merge_moves(graph: ir.Graph) -> None:
 def _move_key(node: ir.Node) -> tuple[object, ...] | None:
     if node.domain != "" or node.op_type not in ("Reshape", "Transpose"):
         return None
-    source, shape = node.inputs[0], node.outputs[0].shape
-    if source is None or shape is None or not shape.is_static():
+    source, shape = node.inputs[0], known_dims(node.outputs[0])
+    if source is None or shape is None:
         return None
     if node.op_type == "Transpose":
         perm = node.attributes.get("perm")
@@ -247,7 +251,7 @@ def _move_key(node: ir.Node) -> tuple[object, ...] | None:
         source = producer.inputs[0]
         assert source is not None
         producer = source.producer()
-    return ("Reshape", source, tuple(shape.numpy()))
+    return ("Reshape", source, shape)
 
 
 def remove_dead(graph: ir.Graph) -> None:

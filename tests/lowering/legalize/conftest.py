@@ -1,6 +1,6 @@
 """What the legalisation tests share: run a canonical text and its lowered form, and compare."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,11 +96,16 @@ def lower() -> Lower:
     """Lower a text; both forms must give the same numbers on the feeds."""
 
     def lower_and_compare(
-        text: str, feeds: Feeds, *, soc: str = "Ascend310P3", atol: float | None = None
+        text: str,
+        feeds: Feeds,
+        *,
+        soc: str = "Ascend310P3",
+        atol: float | None = None,
+        forms: Mapping[str, str] | None = None,
     ) -> Lowered:
         model = parse(text)
         expected = run(model, feeds)
-        replaced = legalize(model, target(soc))
+        replaced = legalize(model, target(soc), forms=forms)
         assert dict(model.graph.opset_imports) == {"": 16}
         check_shapes(model)
         check_onnx(model)

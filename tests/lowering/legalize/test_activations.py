@@ -5,6 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from omforge.lowering.legalize import legalize
+from omforge.lowering.target import target
+
 NUMPY = {"float": np.float32, "float16": np.float16}
 
 
@@ -20,7 +23,7 @@ def test_swish_is_x_times_sigmoid(lower: Any, dtype: str) -> None:
 
 
 def test_swish_with_another_alpha(lower: Any) -> None:
-    text = "act (float[241] x) => (float[241] y) { y = Swish <alpha = 1.702> (x) }"
+    text = "act (float[241] x) => (float[241] y) { y = Swish <alpha = 1.5> (x) }"
     assert lower(text, feeds("float")).ops == ["Mul", "Sigmoid", "Mul"]
 
 
@@ -34,3 +37,17 @@ def test_gelu(lower: Any, dtype: str, approximate: str) -> None:
     lowered = lower(text, feeds(dtype), atol=2e-5 if dtype == "float" else 3.2e-2)
     assert ("Tanh" in lowered.ops) == (approximate == "tanh")
     assert ("Erf" in lowered.ops) == (approximate == "none")
+
+
+@pytest.mark.parametrize("dtype", ["float", "float16"])
+@pytest.mark.parametrize("soc", ["Ascend310P3", "Ascend910B4"])
+def test_a_swish_of_1_702_is_one_kernel(lower: Any, soc: str, dtype: str) -> None:
+    text = f"act ({dtype}[241] x) => ({dtype}[241] y) {{ y = Swish <alpha = 1.702> (x) }}"
+    assert lower(text, feeds(dtype), soc=soc).ops == ["NPUFastGelu"]
+
+
+@pytest.mark.parametrize("op", ["Swish", "Gelu"])
+def test_dynamic_shapes_are_lowered_too(text_to_model: Any, op: str) -> None:
+    model = text_to_model(f'act (float["seq",8] x) => (float["seq",8] y) {{ y = {op} (x) }}')
+    assert legalize(model, target("Ascend310P3")) == 1
+    assert all(str(value.shape) == "[seq,8]" for node in model.graph for value in node.outputs)

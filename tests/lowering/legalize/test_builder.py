@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 
 from omforge import ir
-from omforge.lowering.legalize.builder import Builder, NotLegal, dims, moves_unit_axes_only
+from omforge.ir.dims import parse_dim, symbol
+from omforge.lowering.legalize.builder import (
+    Builder,
+    NotLegal,
+    broadcast,
+    dims,
+    moves_unit_axes_only,
+    number,
+    reshape_target,
+)
 from omforge.lowering.target import target
 
 
@@ -63,11 +72,64 @@ def test_shapes_that_do_not_fit_are_refused(model: ir.Model, op: Builder, record
         record(op, model.graph.inputs[0])
 
 
-def test_unknown_and_symbolic_shapes_are_refused() -> None:
-    with pytest.raises(NotLegal, match="'v' is not known"):
-        dims(ir.Value(name="v"))
-    with pytest.raises(NotLegal, match="not static"):
-        dims(ir.Value(name="v", shape=ir.Shape(["batch", 2])))
+def test_unknown_shapes_are_refused() -> None:
+    for value in (ir.Value(name="v"), ir.Value(name="v", shape=ir.Shape([None, 2]))):
+        with pytest.raises(NotLegal, match="'v' is not known"):
+            dims(value)
+    with pytest.raises(NotLegal, match="the batch is b, must be a number"):
+        number(symbol("b"), "the batch")
+
+
+@pytest.mark.parametrize(
+    ("shape", "result", "target"),
+    [
+        (["2", "s", "12"], ["2", "s", "3", "4"], [2, 0, 3, 4]),
+        (["2", "s", "12"], ["2", "3", "s", "4"], [2, 3, -1, 4]),
+        (["2", "4*s", "6 + s"], ["8", "s", "6 + s"], [8, -1, 0]),
+        (["2", "s", "6 + s"], ["6 + s", "2", "s"], None),
+    ],
+)
+def test_a_reshape_of_symbols_copies_what_stays_and_leaves_one_out(
+    shape: list[str], result: list[str], target: list[int] | None
+) -> None:
+    parsed = [
+        [parse_dim(int(dim) if dim.isdigit() else dim) for dim in of] for of in (shape, result)
+    ]
+    assert reshape_target(*parsed) == target
+
+
+def test_gears_are_numbers_for_symbols(model: ir.Model) -> None:
+    op = Builder(model.graph, target("Ascend310P3"), {"seq": (1, 16)})
+    assert op.at_gears((2, symbol("seq"), symbol("seq") + 8)) == [(2, 1, 9), (2, 16, 24)]
+    with pytest.raises(NotLegal, match="'rows' may be anything"):
+        op.at_gears((symbol("rows"),))
+
+
+def test_a_split_into_parts_of_unknown_size_is_slices(model: ir.Model) -> None:
+    x = model.graph.inputs[0]
+    x.shape = ir.Shape([2, ir.SymbolicDim("8 + seq")])
+    op = Builder(model.graph, target("Ascend310P3"))
+    op.begin(model.graph[0])
+    first, rest = op.split(x, (8, symbol("seq")))
+    assert [node.op_type for node in op.pending] == ["Slice", "Slice"]
+    assert (dims(first), dims(rest)) == ((2, 8), (2, symbol("seq")))
+    with pytest.raises(NotLegal, match="only the last"):
+        op.split(x, (symbol("seq"), 8))
+
+
+def test_broadcasting_of_symbols_takes_equal_ones_only() -> None:
+    s = symbol("s")
+    assert broadcast((2, 1, s), (s,)) == (2, 1, s)
+    assert broadcast((1, 4), (s, 1)) == (s, 4)
+    with pytest.raises(NotLegal, match="do not broadcast"):
+        broadcast((2, s), (2, 3))
+
+
+def test_an_abandoned_name_is_free_again(model: ir.Model, op: Builder) -> None:
+    first = op.mul(model.graph.inputs[0], 2.0).name
+    op.abandon()
+    op.begin(model.graph[0])
+    assert op.mul(model.graph.inputs[0], 2.0).name == first
 
 
 def test_an_abandoned_recording_leaves_the_graph_as_it_was(model: ir.Model, op: Builder) -> None:

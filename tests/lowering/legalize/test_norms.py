@@ -5,6 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from omforge import ir
+from omforge.lowering.legality import check_legal
+from omforge.lowering.legalize import legalize
+from omforge.lowering.target import target
+
 NUMPY = {"float": np.float32, "float16": np.float16}
 
 
@@ -97,3 +102,61 @@ def test_layer_normalization_returns_mean_and_deviation_where_they_are_read(lowe
     """
     x = np.random.default_rng(5).standard_normal((2, 8)).astype(np.float32)
     lower(text, {"x": x, "gamma": np.ones(8, np.float32)})
+
+
+ADD_NORM = """
+    norm ({dtype}[2,3,8] a, {dtype}[2,3,8] b, {dtype}[8] gamma)
+        => ({dtype}[2,3,8] y, {dtype}[2,3,8] next)
+    {{
+        x = Add (a, b)
+        y = RMSNormalization <epsilon = {epsilon}> (x, gamma)
+        next = Add (x, y)
+    }}
+"""
+ADDED = {"RMSNormalization": "NPUAddRmsNorm"}
+
+
+@pytest.mark.parametrize("dtype", ["float", "float16"])
+@pytest.mark.parametrize("soc", ["Ascend310P3", "Ascend910B4"])
+def test_a_sum_and_its_norm_are_one_kernel_where_that_is_asked_for(
+    lower: Any, soc: str, dtype: str
+) -> None:
+    x = feeds(dtype)
+    given = {"a": x["x"], "b": x["x"][::-1].copy(), "gamma": x["gamma"]}
+    text = ADD_NORM.format(dtype=dtype, epsilon="1e-6")
+    assert lower(text, given, soc=soc, forms=ADDED).ops == ["NPUAddRmsNorm", "Add"]
+    assert lower(text, given, soc=soc).ops == ["Add", "NPURmsNorm", "Add"]
+
+
+def test_another_epsilon_keeps_the_sum_apart(lower: Any) -> None:
+    x = feeds("float")
+    given = {"a": x["x"], "b": x["x"], "gamma": x["gamma"]}
+    lowered = lower(ADD_NORM.format(dtype="float", epsilon="1e-5"), given, forms=ADDED)
+    assert lowered.ops == ["Add", "Mul", "NPURmsNorm", "Add"]
+
+
+def test_a_sum_that_is_read_ahead_of_its_norm_stays(lower: Any) -> None:
+    text = """
+        norm (float[2,3,8] a, float[2,3,8] b, float[8] gamma) => (float[2,3,8] y, float[2,3,8] z)
+        { x = Add (a, b)  z = Neg (x)  y = RMSNormalization <epsilon = 1e-6> (x, gamma) }
+    """
+    x = feeds("float")
+    given = {"a": x["x"], "b": x["x"], "gamma": x["gamma"]}
+    assert "NPURmsNorm" in lower(text, given, forms=ADDED).ops
+
+
+def test_a_soc_without_the_kernel_gets_standard_operators(lower: Any) -> None:
+    lowered = lower(rms("float16", "1e-5"), feeds("float16"), soc="Ascend310B1")
+    assert {"ReduceMean", "Sqrt", "Div"} <= set(lowered.ops)
+
+
+@pytest.mark.parametrize(("epsilon", "ops"), [("1e-6", 1), ("1e-5", 2)])
+def test_bfloat16_stays_bfloat16_where_the_soc_has_it(
+    text_to_model: Any, epsilon: str, ops: int
+) -> None:
+    """ONNX Runtime has no CPU kernels for it: what is checked is the dtype and the legality."""
+    model = text_to_model(rms("bfloat16", epsilon))
+    legalize(model, target("Ascend910B4"))
+    assert len(model.graph) == ops
+    assert check_legal(model, target("Ascend910B4")) == []
+    assert model.graph.outputs[0].dtype == ir.DataType.BFLOAT16

@@ -137,3 +137,33 @@ def test_a_table_of_another_width_is_refused(text_to_model: Any) -> None:
     assert legalize(model, target("Ascend310P3")) == 0
     (node,) = list(model.graph)
     assert "must be [B, S, 8]" in node.metadata_props[NOT_LEGALIZED]
+
+
+@pytest.mark.parametrize("dtype", ["float", "float16"])
+@pytest.mark.parametrize("attributes", ["", ", interleaved = 1", ", rotary_embedding_dim = 8"])
+def test_rotary_position_embedding_where_that_is_asked_for(
+    lower: Any, attributes: str, dtype: str
+) -> None:
+    form = "NPURotaryPositionEmbedding"
+    rotated = 8 if "dim" in attributes else 16
+    lowered = lower(
+        rotary(2, 3, 4, 16, dtype, attributes),
+        feeds(2, 3, 4, 16, dtype, rotated=rotated),
+        soc="Ascend910B4",
+        forms={"RotaryEmbedding": form},
+    )
+    (node,) = (node for node in lowered.model.graph if node.op_type == form)
+    assert node.attributes["mode"].as_int() == ("interleaved" in attributes)
+
+
+def test_gears_decide_together(text_to_model: Any) -> None:
+    """2,000 tokens are beyond NPURotaryMul; a graph whose length may be that has no use for it."""
+    text = """
+        rotate (float16[1,"seq",512] x, float16[1,"seq",64] cos, float16[1,"seq",64] sin)
+            => (float16[1,"seq",512] y)
+        { y = RotaryEmbedding <num_heads = 4> (x, cos, sin) }
+    """
+    for longest, fused in ((1024, True), (2000, False)):
+        model = text_to_model(text)
+        legalize(model, target("Ascend310P3"), gears={"seq": (1, longest)})
+        assert ("NPURotaryMul" in {node.op_type for node in model.graph}) == fused

@@ -1,0 +1,206 @@
+"""Running atc: its output streamed to a file, its result judged, its end forced when asked."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shlex
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from omforge.ir.errors import InputError
+from omforge.lowering.atc import check_path
+from omforge.lowering.atc_errors import codes_of
+from omforge.lowering.atc_find import DEFAULT_HOMES, HOME_VARIABLES, Atc, at_path, find_atc
+
+log = logging.getLogger(__name__)
+
+SUCCESS = "ATC run success"
+
+# A plugin that loses an input logs this and the run still succeeds (seen with
+# NPUIncreFlashAttention).
+_SILENT_FAILURE = "E18888"
+
+_GRACE_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class AtcResult:
+    """What a run of atc gave.
+
+    Attributes:
+        ok: It exited with 0, said so, and did not log that it lost an input.
+        exit_status: Of the process.
+        codes: Error and warning codes in order of first appearance, with the line they stood in.
+        om: The file that was made, if any: `<output>.om` or `<output>_<os>_<arch>.om`.
+        log: The file that holds all that atc wrote.
+        seconds: How long it took.
+        lines: What it wrote.
+    """
+
+    ok: bool
+    exit_status: int
+    codes: Mapping[str, str]
+    om: Path | None
+    log: Path
+    seconds: float
+    lines: tuple[str, ...] = ()
+
+
+class Children:
+    """The processes that run, so that one Ctrl-C ends them all.
+
+    Each is the head of a process group of its own: atc is a script that starts atc.bin, which
+    starts compilers, and all of them have to go.
+    """
+
+    def __init__(self) -> None:
+        self._running: set[subprocess.Popen[str]] = set()
+        self._lock = threading.Lock()
+        self.stopped = False
+
+    def start(self, words: Sequence[str], cwd: Path, atc: Atc) -> subprocess.Popen[str]:
+        """Start a process, its stderr going where its stdout goes.
+
+        Raises:
+            OSError: It cannot be started.
+        """
+        with self._lock:
+            if self.stopped:
+                raise InterruptedError("stopped")
+            process = subprocess.Popen(
+                words,
+                cwd=cwd,
+                env=None if atc.environment is None else dict(atc.environment),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                encoding="utf-8",
+                errors="replace",
+                start_new_session=True,
+            )
+            self._running.add(process)
+        return process
+
+    def done(self, process: subprocess.Popen[str]) -> None:
+        """Forget a process that has ended."""
+        with self._lock:
+            self._running.discard(process)
+
+    def stop(self) -> None:
+        """End every process, and start none any more."""
+        with self._lock:
+            self.stopped = True
+            running = list(self._running)
+        for process in running:
+            _signal(process, signal.SIGTERM)
+        deadline = time.monotonic() + _GRACE_SECONDS
+        for process in running:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, deadline - time.monotonic()))
+            # The group may outlive its head.
+            _signal(process, signal.SIGKILL)
+
+
+def _signal(process: subprocess.Popen[str], number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, number)
+
+
+def run_atc(
+    command: Sequence[str],
+    cwd: Path,
+    log_file: Path,
+    *,
+    program: Atc | Path | None = None,
+    on_line: Callable[[str], None] | None = None,
+    children: Children | None = None,
+) -> AtcResult:
+    """Run an atc command, its output going to a file line by line.
+
+    A failed compilation is a result, not an exception.
+
+    Args:
+        command: As `atc_command` returns it.
+        cwd: What the paths of the command are relative to.
+        log_file: Receives all that atc writes.
+        program: The atc to run; found by `find_atc` if None.
+        on_line: Is called with each line as it comes.
+        children: Keeps the process while it runs.
+
+    Raises:
+        InputError: There is no atc, it cannot be started, or `cwd` has a path that atc refuses.
+    """
+    # atc checks the real path, so a folder with a space fails whatever the command says.
+    check_path("working folder", str(cwd.resolve()))
+    atc = _program(program)
+    children = children or Children()
+    log.info("%s", shlex.join(command))
+    started, clock = time.time(), time.monotonic()
+    lines: list[str] = []
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        process = children.start([*atc.words, *command[1:]], cwd, atc)
+    except OSError as error:
+        raise InputError(f"cannot run {atc.words[0]}", str(error)) from error
+    try:
+        with log_file.open("w", encoding="utf-8") as sink, process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                sink.write(line)
+                sink.flush()
+                lines.append(line.rstrip("\n"))
+                if on_line is not None:
+                    on_line(lines[-1])
+            status = process.wait()
+    except BaseException:  # Ctrl-C in the thread that reads: the process must not stay behind
+        _signal(process, signal.SIGKILL)
+        raise
+    finally:
+        children.done(process)
+    codes = codes_of(lines)
+    said_so = any(SUCCESS in line for line in lines)
+    return AtcResult(
+        ok=status == 0 and said_so and _SILENT_FAILURE not in codes,
+        exit_status=status,
+        codes=codes,
+        om=_om_of(command, cwd, started),
+        log=log_file,
+        seconds=time.monotonic() - clock,
+        lines=tuple(lines),
+    )
+
+
+def _program(program: Atc | Path | None) -> Atc:
+    if isinstance(program, Atc):
+        return program
+    path = program or find_atc()
+    if path is None:
+        places = ", ".join((*HOME_VARIABLES, *DEFAULT_HOMES))
+        raise InputError(
+            "atc was not found",
+            f"it is neither on the PATH nor below {places}",
+            "Install CANN and source its set_env.sh, or run the bundle's compile.sh elsewhere",
+        )
+    return at_path(path)
+
+
+def _om_of(command: Sequence[str], cwd: Path, started_at: float) -> Path | None:
+    """The .om that this run wrote; one that was there before is not a result."""
+    prefix = "--output="
+    output = next((item[len(prefix) :] for item in command if item.startswith(prefix)), "")
+    stem = cwd / output
+    # A second of slack: file systems keep coarser times than clocks do.
+    made = [
+        path
+        for path in (Path(f"{stem}.om"), *sorted(stem.parent.glob(f"{stem.name}_*_*.om")))
+        if path.is_file() and path.stat().st_mtime >= started_at - 1
+    ]
+    return made[0] if made else None

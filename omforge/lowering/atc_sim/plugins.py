@@ -1,0 +1,344 @@
+"""What the built-in plugins do with single operators, as far as their sources were read or run.
+
+Each check states the plugin's error, or, as a trap, what it gets wrong in silence. Sources: the
+`*_onnx_plugin.cpp` named in `data/onnx_ops.tsv` beside the operator; "seen" means that CANN's own
+parser was run on such a node.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import NoReturn
+
+import onnx
+from onnx import AttributeProto
+
+from omforge.lowering.atc_flags import rows
+from omforge.lowering.atc_sim.reports import Refused, Report
+
+EXPANDED = "PartitionedCall"
+
+# Expanded, and seen to take "" for an absent input; the others seen do not, the rest is unknown and
+# refused.
+_TAKES_ABSENT = frozenset(("Clip",))
+
+_INT32_MAX = 2**31 - 1
+_KINDS = {AttributeProto.INT: "INT", AttributeProto.FLOAT: "FLOAT", AttributeProto.STRING: "STRING"}
+
+
+@dataclass(frozen=True)
+class Call:
+    """One node as a plugin sees it."""
+
+    node: onnx.NodeProto
+    opset: int
+    ge_type: str
+    static_inputs: Mapping[str, tuple[int, ...]]
+    """Graph inputs (and constants) whose shape the plugin can read."""
+
+    @property
+    def attributes(self) -> Mapping[str, AttributeProto]:
+        """The node's attributes by name."""
+        return {attribute.name: attribute for attribute in self.node.attribute}
+
+    @property
+    def given(self) -> int:
+        """How many inputs are not absent."""
+        return sum(bool(name) for name in self.node.input)
+
+    def place(self) -> str:
+        """The node's name and operator, for a message."""
+        return f"{self.node.name} ({self.node.op_type})"
+
+
+Check = Callable[[Call, Report], None]
+
+
+def check_parameters(call: Call, report: Report) -> None:
+    """Run the operator's ParseParams.
+
+    Raises:
+        Refused: The plugin fails. (E11010 is raised but not registered, so atc does not print it.)
+    """
+    check = _PARAMETERS.get(call.node.op_type)
+    if check is not None:
+        check(call, report)
+
+
+def check_expansion(call: Call, report: Report) -> None:
+    """Expand a node into its subgraph (parser_utils.cc:ExpandOneToManyGraph).
+
+    Raises:
+        Refused: An input that the subgraph has is absent.
+    """
+    if call.ge_type != EXPANDED or call.node.op_type in _TAKES_ABSENT:
+        return
+    node = call.node
+    if call.node.op_type == "NPUPromptFlashAttention" and len(node.input) not in (3, 5, 7, 9, 12):
+        _fail_slot(len(node.input), node.name, report)
+    if call.node.op_type == "NPUFlashAttention" and len(node.input) < 9:
+        _fail_slot(8, node.name, report)
+    if call.given != len(node.input):
+        report.inner(
+            "Assert ((src_out_anchor) != nullptr) failed[FUNC:ReLinkInputDataEdge]"
+            f"[FILE:graph_utils.cc][LINE:112] node {node.name}, input "
+            f"{list(node.input).index('')}"
+        )
+        _fail_expansion(report)
+
+
+def _fail_slot(index: int, name: str, report: Report) -> NoReturn:
+    report.inner(
+        f"Attr index[{index}] of node: {name} cannot larger than input num: {index} of target "
+        f"node: {name}[FUNC:ReLinkInputDataEdge][FILE:graph_utils.cc][LINE:104]"
+    )
+    _fail_expansion(report)
+
+
+def _fail_expansion(report: Report) -> NoReturn:
+    report.inner(
+        "Assert ((GraphUtils::ExpandNodeWithGraph(node, sub_compute_graph)) == ge::SUCCESS) "
+        "failed[FUNC:ExpandNodeToSubgraph]"
+    )
+    raise Refused
+
+
+def _plugin_error(report: Report, text: str) -> NoReturn:
+    report.inner(text, "EZ9999")
+    raise Refused
+
+
+def _prompt_flash_attention(call: Call, report: Report) -> None:
+    attributes = call.attributes
+    if "num_heads" not in attributes or "input_layout" not in attributes:
+        _plugin_error(report, "Attr num_heads and input_layout are required, please check.")
+    _typed(call, report, num_heads="INT", input_layout="STRING", scale_value="FLOAT")
+    _typed(call, report, pre_tokens="INT", next_tokens="INT", num_key_value_heads="INT")
+    _typed(call, report, sparse_mode="INT", inner_precise="INT")
+    for name in ("scale_value", "pre_tokens"):
+        if name not in attributes:
+            report.trap("SIM020", f"{call.place()}: without {name} the plugin takes 1.0 or 0.")
+    for name in ("pre_tokens", "next_tokens"):
+        if name in attributes and attributes[name].i > _INT32_MAX:
+            report.trap("SIM021", f"{call.place()}: {name} is cut to int32.")
+
+
+def _incre_flash_attention(call: Call, report: Report) -> None:
+    if len(call.node.input) != 6:
+        _plugin_error(report, "dynamic size error.")
+    report.trap(
+        "SIM022",
+        f"{call.place()}: E18888 Find input index by name failed. name[key1]: the plugin leaves "
+        "key and value unconnected, and atc succeeds (seen).",
+    )
+
+
+def _flash_attention(call: Call, report: Report) -> None:
+    layout = call.attributes.get("input_layout")
+    if layout is not None and layout.s not in (b"BSH", b"SBH"):
+        _plugin_error(report, "The value of input_layout must be BSH or SBH")
+    if call.node.input and call.node.input[0] not in call.static_inputs:
+        report.inner(f"{call.place()}: the plugin reads dims of an unknown shape: SIGSEGV (seen).")
+        raise Refused
+
+
+def _rotary_position_embedding(call: Call, report: Report) -> None:
+    if "mode" not in call.attributes:
+        _plugin_error(report, "Node must have attr mode.")
+    _typed(call, report, mode="INT")
+
+
+def _moe_gating(call: Call, report: Report) -> None:
+    if "k" not in call.attributes:
+        raise Refused  # nothing but the parser's own message is printed (seen)
+
+
+def _gather_nd(call: Call, report: Report) -> None:
+    batch = call.attributes.get("batch_dims")
+    if batch is not None and batch.i:
+        _plugin_error(report, "only support batch_dims=0")
+
+
+def _clip(call: Call, report: Report) -> None:
+    bounds = [name for name in call.node.input[1:] if name]
+    if not bounds and not {"min", "max"} & set(call.attributes):
+        _plugin_error(report, "At least 'min' or 'max' must not be None or Empty")
+
+
+def _split(call: Call, report: Report) -> None:
+    if call.opset < 18 or len([name for name in call.node.input if name]) > 1:
+        return
+    axis = call.attributes.get("axis")
+    if call.node.input[0] not in call.static_inputs:
+        report.inner(f"{call.place()}: the plugin reads dims of an unknown shape: SIGSEGV (seen).")
+        raise Refused
+    if axis is not None and axis.i < 0:
+        _plugin_error(report, f"dim_size[{axis.i}] can not be evenly divided")
+
+
+def _scatter_nd(call: Call, report: Report) -> None:
+    reduction = call.attributes.get("reduction")
+    if reduction is not None and reduction.s not in (b"", b"none"):
+        report.trap(
+            "SIM023",
+            f"{call.place()}: two plugins register it, and the one that maps to "
+            "TensorScatterUpdate drops the reduction (seen).",
+        )
+
+
+def _mod(call: Call, report: Report) -> None:
+    fmod = call.attributes.get("fmod")
+    if fmod is not None and fmod.i:
+        report.trap("SIM024", f"{call.place()}: the plugin drops fmod (seen).")
+
+
+def _ascend_quant(call: Call, report: Report) -> None:
+    _typed(call, report, dst_type="STRING", scale="FLOAT", offset="FLOAT")
+    if "scale" not in call.attributes:
+        report.trap("SIM020", f"{call.place()}: without scale the plugin takes 0 (seen).")
+
+
+def _rms_norm(call: Call, report: Report) -> None:
+    epsilon = call.attributes.get("epsilon")
+    if epsilon is not None and not math.isclose(epsilon.f, 1e-6, rel_tol=1e-5):
+        report.trap(
+            "SIM025",
+            f"{call.place()}: the plugin ignores the epsilon of {epsilon.f:g} and takes 1e-6 "
+            "(seen).",
+        )
+    _only(call, report, "epsilon")
+
+
+def _no_attributes(call: Call, report: Report) -> None:
+    _only(call, report)
+
+
+def _dtype_cast(call: Call, report: Report) -> None:
+    report.trap("SIM026", f"{call.place()}: becomes a Cast without a destination type.")
+
+
+def _format_cast(call: Call, report: Report) -> None:
+    report.trap("SIM026", f"{call.place()}: becomes an Identity; acl_format is ignored.")
+
+
+def _scatter(call: Call, report: Report) -> None:
+    report.trap("SIM026", f"{call.place()}: maps to ArgMaxGrad, another operator.")
+
+
+def _quantize(call: Call, report: Report) -> None:
+    if "dtype" not in call.attributes:
+        report.trap("SIM020", f"{call.place()}: without dtype the plugin sets none (seen).")
+
+
+def _scaled_masked_softmax(call: Call, report: Report) -> None:
+    _typed(call, report, scale="FLOAT")
+    _only(call, report, "scale", "fixed_triu_mask")
+
+
+def _weight_quant(call: Call, report: Report) -> None:
+    _typed(call, report, antiquant_group_size="INT", dtype="INT")
+
+
+def _quant_matmul(call: Call, report: Report) -> None:
+    _typed(call, report, dtype="INT", transpose_x1="INT", transpose_x2="INT")
+
+
+def _typed(call: Call, report: Report, **kinds: str) -> None:
+    """An attribute of another type is ignored without a word."""
+    for name, kind in kinds.items():
+        attribute = call.attributes.get(name)
+        if attribute is not None and _KINDS.get(attribute.type) != kind:
+            report.trap(
+                "SIM027",
+                f"{call.place()}: {name} is read as {kind}; of another type it is ignored.",
+            )
+
+
+def _only(call: Call, report: Report, *names: str) -> None:
+    for name in call.attributes:
+        if name not in names:
+            report.trap("SIM028", f"{call.place()}: the plugin does not read {name}.")
+
+
+_PARAMETERS: Mapping[str, Check] = {
+    "NPUPromptFlashAttention": _prompt_flash_attention,
+    "NPUIncreFlashAttention": _incre_flash_attention,
+    "NPUFlashAttention": _flash_attention,
+    "NPURotaryPositionEmbedding": _rotary_position_embedding,
+    "NPUMoeGatingTopKSoftmax": _moe_gating,
+    "GatherND": _gather_nd,
+    "Clip": _clip,
+    "Split": _split,
+    "ScatterND": _scatter_nd,
+    "Mod": _mod,
+    "AscendQuant": _ascend_quant,
+    "NPURmsNorm": _rms_norm,
+    "NPUAddRmsNorm": _rms_norm,
+    "NPURotaryMul": _no_attributes,
+    "NPUFastGelu": _no_attributes,
+    "NPUGeglu": _no_attributes,
+    "NPUDtypeCast": _dtype_cast,
+    "NPUFormatCast": _format_cast,
+    "NPUScatter": _scatter,
+    "NPUQuantize": _quantize,
+    "NPUScaledMaskedSoftmax": _scaled_masked_softmax,
+    "NPUWeightQuantBatchMatmulV2": _weight_quant,
+    "WeightQuantBatchMatmulV2": _weight_quant,
+    "QuantBatchMatMul": _quant_matmul,
+}
+
+
+@dataclass(frozen=True)
+class Slots:
+    """How many inputs and outputs a GE operator has; None where one of them is dynamic."""
+
+    required: int
+    inputs: int | None
+    outputs: int | None
+
+
+class Registry:
+    """The operators that the parser knows, read from the raw tables."""
+
+    def __init__(self) -> None:
+        self._types: dict[str, str] = {}
+        for row in rows("onnx_ops.tsv"):
+            # The experimental rows are in custom builds only.
+            if "experimental/" in row["source"] or row["opset_versions"] == "(none)":
+                continue
+            for version in _versions(row["opset_versions"]):
+                key = f"{row['domain']}::{version}::{row['onnx_op_type']}"
+                # The first registration wins (graph_metadef/register/register.cpp).
+                self._types.setdefault(key, row["ge_op_type"])
+        kinds: dict[str, list[str]] = {}
+        for row in rows("ge_ops.tsv"):
+            kinds.setdefault(row["ge_op"], []).append(row["kind"])
+        self._slots = {name: _slots(each) for name, each in kinds.items()}
+
+    def ge_type(self, key: str) -> str | None:
+        """The GE type of `domain::opset::op`, exactly so spelled."""
+        return self._types.get(key)
+
+    def slots(self, ge_type: str) -> Slots | None:
+        """The slots of a GE operator; None for one whose prototype the table does not have."""
+        return self._slots.get(ge_type)
+
+
+def _slots(kinds: list[str]) -> Slots:
+    inputs = [kind for kind in kinds if kind.endswith("input")]
+    outputs = [kind for kind in kinds if kind.endswith("output")]
+    return Slots(
+        required=inputs.count("input"),
+        inputs=None if "dynamic_input" in inputs else len(inputs),
+        outputs=None if "dynamic_output" in outputs else len(outputs),
+    )
+
+
+def _versions(text: str) -> list[int]:
+    found: list[int] = []
+    for part in text.split(","):
+        low, _, high = part.partition("-")
+        found += range(int(low), int(high or low) + 1)
+    return found

@@ -1,0 +1,89 @@
+"""Options that several commands share: what they are called, and what they say in --help."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from omforge import console
+
+if TYPE_CHECKING:
+    from omforge.lowering.atc import AtcOptions
+    from omforge.lowering.build_om import BuildOptions
+
+
+def _verbose(on: bool) -> None:
+    if on:
+        console.be_verbose()
+
+
+Json = Annotated[bool, typer.Option("--json", help="Write one JSON document to stdout.")]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", callback=_verbose, help="Log to stderr what passes do.")
+]
+Soc = Annotated[
+    str, typer.Option("--target", help="The SoC, as atc's --soc_version: Ascend310P3, ...")
+]
+BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="What `compile` made.")]
+Model = Annotated[Path, typer.Argument(metavar="IN.onnx", help="Any ONNX model.")]
+Forms = Annotated[
+    list[str] | None,
+    typer.Option(metavar="OP=FORM", help="Lower an operator to this form; see `check --why`."),
+]
+
+Atc = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|sim|none|PATH",
+        help="The atc that compiles the graphs: the installed one, the simulated one, none.",
+    ),
+]
+AtcFlags = Annotated[
+    list[str] | None,
+    typer.Option("--atc-flag", metavar="--NAME=VALUE", help="A further flag for atc; repeatable."),
+]
+AtcWords = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[-- FLAGS]", help="Further flags for atc, as it takes them itself."),
+]
+AtcJobs = Annotated[
+    int, typer.Option("--atc-jobs", min=0, help="Compilations at a time; 0: as memory allows.")
+]
+AtcCached = Annotated[
+    bool, typer.Option("--atc-cache/--no-atc-cache", help="Take and keep what atc made before.")
+]
+
+
+def atc_options(flags: Sequence[str] | None, words: Sequence[str] | None) -> AtcOptions:
+    """Return the flags of --atc-flag, and those behind `--`, as options of the command."""
+    from omforge.lowering.atc import AtcOptions
+
+    return AtcOptions(extra=(*(flags or ()), *(words or ())))
+
+
+def build_options(atc: str, jobs: int, cached: bool) -> BuildOptions:
+    """Return what --atc, --atc-jobs and --atc-cache say."""
+    from omforge.lowering.build_om import BuildOptions
+
+    if cached:
+        return BuildOptions(atc, jobs)
+    return BuildOptions(atc, jobs, cache=None)
+
+
+def numbers(text: str, option: str) -> tuple[int, ...]:
+    """Return the numbers of a list such as 128,512.
+
+    Raises:
+        InputError: It is none.
+    """
+    from omforge.ir.errors import InputError
+
+    try:
+        return tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise InputError(
+            f"{option} {text}", "it is no list of numbers", f"Write {option} 128,512"
+        ) from None
