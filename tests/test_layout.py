@@ -9,6 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "omforge"
 ROOMS = ("ir", "passes", "lowering", "runtime")
+SUITES = ("test_conformance.py",)  # tests of several sources of a room
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 # A room may import itself and these modules (with everything below them).
@@ -16,7 +17,7 @@ ALLOWED = {
     "ir": (),
     "passes": ("omforge.ir",),
     "lowering": ("omforge.ir", "omforge.passes"),
-    "runtime": ("omforge.ir", "omforge.lowering.manifest"),
+    "runtime": ("omforge.ir", "omforge.lowering.manifest", "omforge.lowering.om"),
 }
 
 
@@ -88,8 +89,8 @@ def test_no_file_is_longer_than_600_lines():
 @pytest.mark.parametrize("file", sorted((ROOT / "tests").rglob("test_*.py")), ids=lambda f: f.name)
 def test_tests_mirror_sources(file):
     parts = file.relative_to(ROOT / "tests").parts
-    if parts[0] not in ROOMS:
-        pytest.skip("tests of the whole are at the top")
+    if parts[0] not in ROOMS or file.name in SUITES:
+        pytest.skip("tests of the whole are at the top, suites name what they run on")
     source = PACKAGE.joinpath(*parts[:-1], parts[-1].removeprefix("test_"))
     # A package on one subject is tested as that subject; `test_init.py` tests a room's door.
     sources = (source, source.with_suffix("") / "__init__.py", source.with_name("__init__.py"))

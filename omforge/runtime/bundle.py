@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from omforge.ir.dims import evaluate, parse_dim, symbols
 from omforge.ir.errors import CheckError, InputError
 from omforge.ir.files import load
 from omforge.lowering.manifest import Bucket, Manifest, TensorSpec
@@ -94,6 +95,8 @@ class Bundle:
         wanted = (kind, seq, self.manifest.batch if batch is None else batch)
         for bucket in self.manifest.buckets:
             if (bucket.kind, bucket.seq, bucket.batch) == wanted:
+                return bucket
+            if seq in bucket.gears and bucket.batch == wanted[2]:
                 return bucket
         known = ", ".join(
             f"{b.kind} of {b.seq} tokens at batch {b.batch}" for b in self.manifest.buckets
@@ -187,13 +190,22 @@ def _check_bucket(manifest: Manifest, bucket: Bucket) -> None:
                 )
             # The dtype is stated once only, except for the cache's.
             dtype = spec.dtype or other.dtype
-            if (other.dtype, other.shape) != (dtype, spec.shape):
+            if (other.dtype, _bound(other.shape, seq)) != (dtype, spec.shape):
                 raise InputError(
                     f"bucket {bucket.name}: {kind} {spec.name} does not fit the manifest",
                     f"it is {describe(other.dtype, other.shape)}, the cache and the model "
                     f"make it {describe(dtype, spec.shape)}",
                     REBUILD,
                 )
+
+
+def _bound(shape: tuple[int | str, ...], seq: int) -> tuple[int | str, ...]:
+    """Put the largest gear into the shapes of a graph with gears; a foreign symbol stays."""
+    bound: list[int | str] = []
+    for size in shape:
+        dim = parse_dim(size)
+        bound.append(evaluate(dim, {"seq": seq}) if symbols(dim) <= {"seq"} else str(size))
+    return tuple(bound)
 
 
 def _load_tokenizer(folder: Path) -> Tokenizer:

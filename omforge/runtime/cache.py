@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -66,6 +66,31 @@ def cache_specs(
     )
     present = tuple(TensorSpec(t.present, dtype, (t.rows, t.heads, seq, t.size)) for t in tensors)
     return past, present
+
+
+class Cache(Protocol):
+    """What generation needs of a cache: `KvCache` is the host's, a backend may have its own.
+
+    Attributes:
+        capacity: C.
+        length: How many slots of every row are valid.
+    """
+
+    capacity: int
+    length: int
+
+    @property
+    def feeds(self) -> dict[str, Array]:
+        """What a step's session must be fed with; nothing if it knows where the cache is."""
+        ...
+
+    def append(self, outputs: Mapping[str, Array], count: int) -> None:
+        """Take over the first `count` new tokens of the step whose outputs these are."""
+        ...
+
+    def reset(self) -> None:
+        """Forget all tokens."""
+        ...
 
 
 class KvCache:

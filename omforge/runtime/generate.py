@@ -6,7 +6,7 @@ Letters: B batch, S new tokens, C cache capacity, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +14,8 @@ import numpy.typing as npt
 from omforge.ir.errors import InputError
 from omforge.lowering.manifest import Bucket, Manifest
 from omforge.runtime.bundle import Bundle, Progress
-from omforge.runtime.cache import KvCache, cache_tensors, full
-from omforge.runtime.masks import additive_mask, positions
+from omforge.runtime.cache import Cache, KvCache, cache_tensors, full
+from omforge.runtime.masks import additive_mask, key_positions, positions
 from omforge.runtime.sampling import Sampler, Sampling
 from omforge.runtime.session import OrtSession, Session, check_interface
 
@@ -23,8 +23,27 @@ Array = npt.NDArray[Any]
 Level = Literal["lowered", "canonical"]
 StopReason = Literal["eos", "length", "context"]
 
+KEY_POSITIONS = "key_positions"
+"""The input of models that add a bias by the key's position to the scores (ALiBi)."""
+
 CANONICAL_CHUNK = 512
 """The canonical graph takes any length; its masks and scores are S * (C+S) numbers a head."""
+
+
+class Backend(Protocol):
+    """Where the lowered graphs run, if not on ONNX Runtime, and where their cache is."""
+
+    def open(self, bucket: Bucket) -> Session:
+        """Return a bucket's session."""
+        ...
+
+    def cache(self) -> Cache:
+        """Return the cache that the sessions read and extend."""
+        ...
+
+    def close(self) -> None:
+        """Give everything back."""
+        ...
 
 
 class LanguageModel:
@@ -35,6 +54,8 @@ class LanguageModel:
         level: `lowered` runs the static buckets (their CPU twins), `canonical` the dynamic graph.
         batch: B; the manifest's unless given. The canonical graph takes any.
         open_session: Opens a bucket of the lowered level on another backend.
+        open_canonical: Opens the canonical graph otherwise than on ONNX Runtime as it is.
+        backend: Runs the lowered graphs with a cache of its own; closed with the model.
 
     Raises:
         InputError: The bundle has no buckets of that batch.
@@ -47,14 +68,20 @@ class LanguageModel:
         *,
         batch: int | None = None,
         open_session: Callable[[Bucket], Session] | None = None,
+        open_canonical: Callable[[], Session] | None = None,
+        backend: Backend | None = None,
     ) -> None:
         self.bundle = bundle
+        self._backend = backend if level == "lowered" else None
         self.level = level
         self.batch = bundle.manifest.batch if batch is None else batch
+        if self._backend is not None:
+            open_session = self._backend.open
         self._open_session = open_session or self._open_twin
+        self._open_canonical = open_canonical or (lambda: OrtSession(bundle.canonical))
         self._sessions: dict[str, Session] = {}
         self._buckets = _buckets(bundle, self.batch) if level == "lowered" else {}
-        self._cache: KvCache | None = None
+        self._cache: Cache | None = None
         self._first = np.zeros(self.batch, np.int64)
         self._rows = self.batch
 
@@ -185,6 +212,8 @@ class LanguageModel:
             session.close()
         self._sessions = {}
         self._cache = None
+        if self._backend is not None:
+            self._backend.close()
 
     def __enter__(self) -> LanguageModel:
         return self
@@ -213,15 +242,20 @@ class LanguageModel:
         session = self._session(seq)
         cache = self._cache
         if cache is None:
-            dtypes = {spec.name: spec.dtype for spec in session.inputs}
-            name = cache_tensors(self.manifest.kv, self.batch)[0].past
-            cache = self._cache = KvCache(self.manifest.kv, self.batch, dtypes.get(name))
+            cache = self._cache = self._open_cache(session)
         feeds = self._feeds(session, cache, tokens, seq)
         outputs = session.run(feeds)
         cache.append(outputs, tokens.shape[1])
         return outputs["logits"][: self._rows].astype(np.float32)
 
-    def _feeds(self, session: Session, cache: KvCache, tokens: Array, seq: int) -> dict[str, Array]:
+    def _open_cache(self, session: Session) -> Cache:
+        if self._backend is not None:
+            return self._backend.cache()
+        dtypes = {spec.name: spec.dtype for spec in session.inputs}
+        name = cache_tensors(self.manifest.kv, self.batch)[0].past
+        return KvCache(self.manifest.kv, self.batch, dtypes.get(name))
+
+    def _feeds(self, session: Session, cache: Cache, tokens: Array, seq: int) -> dict[str, Array]:
         count = tokens.shape[1]
         dtypes = {spec.name: spec.dtype for spec in session.inputs}
         padding = np.full((self.batch, seq - count), self._pad, np.int64)
@@ -245,12 +279,20 @@ class LanguageModel:
                 dtype=dtypes.get(mask.name, "float32"),
                 mask_value=self.manifest.mask_value,
             )
+        if KEY_POSITIONS in dtypes:
+            feeds[KEY_POSITIONS] = key_positions(
+                past=cache.length,
+                seq=seq,
+                count=count,
+                capacity=cache.capacity,
+                dtype=dtypes[KEY_POSITIONS],
+            )
         return feeds | cache.feeds
 
     def _session(self, seq: int) -> Session:
         if self.level == "canonical":
             if "canonical" not in self._sessions:
-                self._sessions["canonical"] = OrtSession(self.bundle.canonical)
+                self._sessions["canonical"] = self._open_canonical()
             return self._sessions["canonical"]
         bucket = self._buckets.get(("decode", seq)) or self._buckets["prefill", seq]
         if bucket.name not in self._sessions:
@@ -357,7 +399,14 @@ def plan_chunks(length: int, sizes: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def _buckets(bundle: Bundle, batch: int) -> dict[tuple[str, int], Bucket]:
-    buckets = {(b.kind, b.seq): b for b in bundle.manifest.buckets if b.batch == batch}
+    buckets: dict[tuple[str, int], Bucket] = {}
+    for bucket in bundle.manifest.buckets:
+        if bucket.batch != batch:
+            continue
+        # One graph with gears stands for a bucket of each of its lengths.
+        for seq in bucket.gears or (bucket.seq,):
+            kind = bucket.kind if not bucket.gears else "decode" if seq == 1 else "prefill"
+            buckets.setdefault((kind, seq), bucket)
     if not buckets:
         raise InputError(
             f"the bundle has no buckets of batch {batch}",

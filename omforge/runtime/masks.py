@@ -67,3 +67,17 @@ def positions(first: Firsts, *, past: int, seq: int, count: int) -> npt.NDArray[
     """
     index = past + np.minimum(np.arange(seq), count - 1)
     return np.maximum(index - first[:, None], 0)
+
+
+def key_positions(*, past: int, seq: int, count: int, capacity: int, dtype: str) -> Array:
+    """Return [1, 1, 1, C+S] of `dtype`: where each key stands, for a bias by position (ALiBi).
+
+    The last real token is 0 and those before it are -1, -2 and so on: attention does not see what
+    is added to all keys of a query, and the numbers that matter most are the smallest, which
+    float16 holds best. Keys that are not there get a number as near, and the mask hides them.
+    """
+    slots, new = np.arange(capacity), np.arange(seq)
+    keys = np.concatenate([np.where(slots < past, slots, past), past + np.minimum(new, count - 1)])
+    last = past + count - 1
+    lowest = float(np.finfo(dtype).min)
+    return np.maximum(keys - last, lowest).astype(dtype)[None, None, None]

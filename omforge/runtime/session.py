@@ -22,6 +22,8 @@ from omforge.lowering.manifest import TensorSpec
 
 Array = npt.NDArray[Any]
 
+EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
+
 _DTYPES = {"float": "float32", "double": "float64"}  # the others are spelled as numpy spells them
 
 
@@ -54,27 +56,38 @@ class OrtSession:
     before it runs is handed over as bytes, with the folder of its external data beside it.
 
     Args:
-        source: An .onnx file, or a model whose external tensors are all in one folder.
+        source: An .onnx file, or a model whose external tensors are all in one folder, or one that
+            is serialised.
         lowered: The graph is in the ATC dialect: attach the reference bodies of its `NPU*` ops.
         threads: Of one operator; 0 lets ONNX Runtime choose.
+        folder: Where the external data of a serialised model are.
+        name: What to call it in messages.
 
     Raises:
         InputError: The graph cannot be read, or ONNX Runtime refuses it.
     """
 
     def __init__(
-        self, source: str | os.PathLike[str] | ir.Model, *, lowered: bool = False, threads: int = 0
+        self,
+        source: str | os.PathLike[str] | ir.Model | bytes,
+        *,
+        lowered: bool = False,
+        threads: int = 0,
+        folder: str | os.PathLike[str] | None = None,
+        name: str = "the model",
     ) -> None:
-        self.name = "the model" if isinstance(source, ir.Model) else os.fspath(source)
+        self.name = name if isinstance(source, ir.Model | bytes) else os.fspath(source)
         options = _options(threads)
         content: str | bytes
-        if isinstance(source, ir.Model) or lowered:
-            model = source if isinstance(source, ir.Model) else load(source)
-            folder = _weights_folder(model)
+        if isinstance(source, bytes):
+            content = source
             if folder is not None:
-                options.add_session_config_entry(
-                    "session.model_external_initializers_file_folder_path", folder
-                )
+                options.add_session_config_entry(EXTERNAL_FOLDER, os.path.abspath(folder))
+        elif isinstance(source, ir.Model) or lowered:
+            model = source if isinstance(source, ir.Model) else load(source)
+            beside = _weights_folder(model)
+            if beside is not None:
+                options.add_session_config_entry(EXTERNAL_FOLDER, beside)
             twin = reference_model(model) if lowered else model
             content = ir.to_proto(twin).SerializeToString()
         else:

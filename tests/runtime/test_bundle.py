@@ -23,7 +23,7 @@ def bucket_change(**fields: Any) -> Callable[[dict[str, Any]], None]:
     return lambda data: data["buckets"][0].update(fields)
 
 
-def shape_change(kind: str, name: str, shape: list[int]) -> Callable[[dict[str, Any]], None]:
+def shape_change(kind: str, name: str, shape: list[Any]) -> Callable[[dict[str, Any]], None]:
     def change(data: dict[str, Any]) -> None:
         specs = data["buckets"][0][kind]
         next(spec for spec in specs if spec["name"] == name)["shape"] = shape
@@ -115,6 +115,19 @@ def test_a_number_that_differs_is_named(
 ):
     change_manifest(folder, change)
     with pytest.raises(InputError, match=message):
+        Bundle.open(folder)
+
+
+def test_a_bucket_with_gears_stands_for_each_of_its_lengths(
+    tiny_bundle: Callable[[Tiny], Bundle], tmp_path: Path
+):
+    bundle = tiny_bundle(Tiny(gears=True))
+    assert bundle.bucket("decode", 1) is bundle.bucket("prefill", 8)
+    with pytest.raises(InputError, match="no prefill bucket of 5 tokens"):
+        bundle.bucket("prefill", 5)
+    folder = Path(shutil.copytree(bundle.folder, tmp_path / "bundle"))
+    change_manifest(folder, shape_change("inputs", "attention_mask", [1, 1, "seq", "25 + seq"]))
+    with pytest.raises(InputError, match=r"attention_mask does not fit .*\[1, 1, 8, 32\]"):
         Bundle.open(folder)
 
 

@@ -11,7 +11,7 @@ import onnx
 import pytest
 
 from omforge.ir.errors import InputError
-from omforge.ir.numerics import Tolerance
+from omforge.ir.numerics import Tolerance, tolerance
 from omforge.runtime import compare
 from omforge.runtime.bundle import Bundle
 from omforge.runtime.compare import Case, make_cases, verify_bundle
@@ -30,7 +30,14 @@ def folder(tiny_bundle: Bundles, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "tiny", [WINDOWED, Tiny(batches=(1, 3), layout="per-layer"), Tiny(dtype="float16")], ids=str
+    "tiny",
+    [
+        WINDOWED,
+        Tiny(batches=(1, 3), layout="per-layer"),
+        Tiny(dtype="float16"),
+        Tiny(windows=(None, 5), gears=True),
+    ],
+    ids=str,
 )
 def test_a_right_bundle_passes(tiny_bundle: Bundles, tiny: Tiny):
     seen: list[tuple[str, int, int]] = []
@@ -130,6 +137,15 @@ def test_a_tolerance_can_be_given_by_level(folder: Path):
     assert not verify_bundle(bundle, steps=1).ok
     loose = {"lowered": Tolerance(rtol=1e-2, atol=1e-1)}
     assert verify_bundle(bundle, steps=1, tolerances=loose).ok
+
+
+def test_a_graph_finer_than_its_export_has_the_tolerance_of_the_export(folder: Path):
+    change_manifest(folder, lambda data: data["export"].update(dtype="float16"))
+    report = verify_bundle(Bundle.open(folder), steps=1)
+    assert report.tolerances["lowered"] == report.tolerances["canonical"] == tolerance("float16")
+    change_manifest(folder, lambda data: data["export"].update(dtype="float32"))
+    report = verify_bundle(Bundle.open(folder), steps=1)
+    assert report.tolerances["lowered"] == tolerance("float32")
 
 
 def test_without_the_export_canonical_is_the_reference(folder: Path):

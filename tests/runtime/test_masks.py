@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from omforge.runtime.masks import additive_mask, positions
+from omforge.runtime.masks import additive_mask, key_positions, positions
 
 
 def drawn(window: int | None, first: list[int], **sizes: int) -> list[list[str]]:
@@ -77,3 +77,24 @@ def test_positions_start_at_the_first_real_token():
 
 def test_positions_of_bucket_padding_never_leave_the_table():
     assert positions(np.array([0]), past=6, seq=4, count=2).tolist() == [[6, 7, 7, 7]]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_key_positions_count_back_from_the_newest_token(dtype: str) -> None:
+    # Three of five slots are valid, and three of four new tokens real.
+    found = key_positions(past=3, seq=4, count=3, capacity=5, dtype=dtype)
+    assert found.dtype == dtype
+    assert found.shape == (1, 1, 1, 9)
+    assert found[0, 0, 0, :3].tolist() == [-5, -4, -3]
+    assert found[0, 0, 0, 5:8].tolist() == [-2, -1, 0]
+    assert np.abs(found).max() == 5  # what is hidden stays near too
+
+
+def test_key_positions_rise_by_one_from_the_cache_to_the_new_tokens() -> None:
+    found = key_positions(past=5, seq=1, count=1, capacity=5, dtype="float32")
+    assert np.diff(found[0, 0, 0]).tolist() == [1] * 5
+
+
+def test_key_positions_stay_finite() -> None:
+    found = key_positions(past=70000, seq=1, count=1, capacity=70000, dtype="float16")
+    assert np.isfinite(found).all()

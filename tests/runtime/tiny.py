@@ -14,6 +14,7 @@ import onnx
 from onnx import numpy_helper, parser
 
 from omforge import ir
+from omforge.ir.dims import evaluate, parse_dim
 from omforge.ir.files import save
 from omforge.ir.weights import WeightWriter
 from omforge.lowering.manifest import (
@@ -25,6 +26,7 @@ from omforge.lowering.manifest import (
     ModelFacts,
     TensorSpec,
 )
+from omforge.lowering.om.simulated import simulate_om
 from omforge.runtime.bundle import Bundle
 
 LAYERS, VOCABULARY, HIDDEN, HEADS, KV_HEADS, HEAD = 2, 32, 16, 4, 2, 4
@@ -43,6 +45,8 @@ class Tiny:
     capacity: int = 24
     layout: str = "stacked"
     dtype: str = "float32"
+    gears: bool = False  # one graph with a gear for each length, in place of one for each
+    om: bool = False  # with the .om files of a simulated atc
 
     @property
     def masks(self) -> tuple[MaskSpec, ...]:
@@ -114,7 +118,9 @@ def interface(
     cached: int | str = batch if tiny.layout == "per-layer" else "stack"
     if not dynamic and tiny.layout == "stacked":
         cached = 2 * LAYERS * batch
-    total: int | str = "total" if dynamic else seq + capacity
+    total: int | str = "total" if dynamic else f"{capacity} + seq"
+    if isinstance(seq, int) and isinstance(capacity, int):
+        total = capacity + seq
     past, present = cache_names(tiny.layout)
     inputs = (
         TensorSpec("input_ids", integer, (batch, seq)),
@@ -134,7 +140,7 @@ def text(specs: tuple[TensorSpec, ...]) -> str:
     parts = []
     for spec in specs:
         name = spec.name if "." not in spec.name else f'"{spec.name}"'
-        dims = ", ".join(map(str, spec.shape))
+        dims = ", ".join(f'"{dim}"' if " " in str(dim) else str(dim) for dim in spec.shape)
         parts.append(f"{ONNX_NAMES.get(spec.dtype, spec.dtype)}[{dims}] {name}")
     return ", ".join(parts)
 
@@ -189,7 +195,7 @@ def canonical_graph(tiny: Tiny) -> onnx.ModelProto:
     )
 
 
-def lowered_graph(tiny: Tiny, batch: int, seq: int) -> onnx.ModelProto:
+def lowered_graph(tiny: Tiny, batch: int, seq: int | str) -> onnx.ModelProto:
     """The ATC dialect by hand: opset 16, NPURmsNorm, attention as MatMul and Softmax."""
     inputs, outputs = interface(tiny, batch, seq, tiny.capacity, integer="int32", dtype=tiny.dtype)
     split, join = ends(tiny)
@@ -222,17 +228,19 @@ def lowered_graph(tiny: Tiny, batch: int, seq: int) -> onnx.ModelProto:
             y{layer} = Reshape (yt{layer}, y_rows)
             o{layer} = MatMul (y{layer}, wo{layer})
             x{layer + 1} = Add (x{layer}, o{layer})"""
-    groups, total = HEADS // KV_HEADS, tiny.capacity + seq
+    # With gears, -1 is the dim that follows from the others, and 0 the one that stays.
+    groups = HEADS // KV_HEADS
+    rows, grouped, total = (seq, groups * seq, tiny.capacity + seq) if seq != "seq" else (-1, -1, 0)
     return parsed(
         f"""<ir_version: 9, opset_import: ["" : 16]>
         lowered ({text(inputs)}) => ({text(outputs)})
-        <int64[4] heads = {{{batch}, {seq}, {KV_HEADS}, {HEAD}}},
-         int64[4] q_heads = {{{batch}, {seq}, {HEADS}, {HEAD}}},
-         int64[4] grouped = {{{batch}, {KV_HEADS}, {groups * seq}, {HEAD}}},
-         int64[4] by_heads = {{{batch}, {HEADS}, {seq}, {total}}},
-         int64[4] by_groups = {{{batch}, {KV_HEADS}, {groups * seq}, {total}}},
-         int64[4] y_heads = {{{batch}, {HEADS}, {seq}, {HEAD}}},
-         int64[3] y_rows = {{{batch}, {seq}, {HEADS * HEAD}}},
+        <int64[4] heads = {{{batch}, {rows}, {KV_HEADS}, {HEAD}}},
+         int64[4] q_heads = {{{batch}, {rows}, {HEADS}, {HEAD}}},
+         int64[4] grouped = {{{batch}, {KV_HEADS}, {grouped}, {HEAD}}},
+         int64[4] by_heads = {{{batch}, {HEADS}, {rows}, {total}}},
+         int64[4] by_groups = {{{batch}, {KV_HEADS}, {grouped}, {total}}},
+         int64[4] y_heads = {{{batch}, {HEADS}, {rows}, {HEAD}}},
+         int64[3] y_rows = {{{batch}, {rows}, {HEADS * HEAD}}},
          int64[2] flat = {{-1, {HIDDEN}}}>
         {{
             {split.replace("SPLIT", "")}
@@ -334,10 +342,11 @@ def build(folder: Path, tiny: Tiny) -> Bundle:
     source.write_bytes(exported_graph(tiny.windows).SerializeToString(deterministic=True))
     save(ir.from_proto(canonical_graph(tiny)), folder / "canonical.onnx")
     buckets = []
+    lengths = (1, *tiny.prefill)
     with WeightWriter(folder / "weights.bin") as writer:
         for batch in tiny.batches:
-            for seq in (1, *tiny.prefill):
-                kind = "decode" if seq == 1 else "prefill"
+            for seq in ("seq",) if tiny.gears else lengths:
+                kind = "gears" if tiny.gears else "decode" if seq == 1 else "prefill"
                 name = f"{kind}_b{batch}_s{seq}_c{tiny.capacity}"
                 inputs, outputs = interface(
                     tiny, batch, seq, tiny.capacity, integer="int32", dtype=tiny.dtype
@@ -346,20 +355,39 @@ def build(folder: Path, tiny: Tiny) -> Bundle:
                     name=name,
                     kind=kind,
                     batch=batch,
-                    seq=seq,
+                    seq=max(lengths) if tiny.gears else seq,
                     capacity=tiny.capacity,
                     file=f"{name}.onnx",
                     inputs=inputs,
                     outputs=outputs,
-                    om=None,
+                    om=f"om/{name}.om" if tiny.om else None,
                     command=(),
+                    gears=lengths if tiny.gears else (),
                 )
                 graph = ir.from_proto(lowered_graph(tiny, batch, seq))
                 save(graph, folder / bucket.file, writer=writer, threshold=64)
                 buckets.append(bucket)
-    files = sorted(path for path in folder.iterdir() if path.name != "manifest.json")
+    for bucket in buckets if tiny.om else []:
+        compile_om(folder, bucket)
+    files = sorted(
+        path for path in folder.iterdir() if path.is_file() and path.name != "manifest.json"
+    )
     manifest_of(tiny, tuple(buckets), source, files).save(folder)
     return Bundle.open(folder)
+
+
+def compile_om(folder: Path, bucket: Bucket) -> None:
+    """What atc would do, with --external_weight=1."""
+    shapes = {
+        spec.name: tuple(dim if isinstance(dim, int) else -1 for dim in spec.shape)
+        for spec in bucket.inputs
+    }
+    open_dims = [dim for spec in bucket.inputs for dim in spec.shape if isinstance(dim, str)]
+    gears = [
+        tuple(evaluate(parse_dim(dim), {"seq": seq}) for dim in open_dims) for seq in bucket.gears
+    ]
+    (folder / "om").mkdir(exist_ok=True)
+    simulate_om(folder / bucket.file, folder / bucket.om, shapes=shapes, gears=gears)
 
 
 def manifest_of(

@@ -1,0 +1,158 @@
+"""Why a mixture of experts differs after rounding: the first token that goes to another expert.
+
+A router sends each token to the k experts with the highest scores. Where two scores are nearer than
+the rounding of a half-precision graph, another expert may come first, and everything behind it is
+another number, however exact each operator is. Such a difference stays a failure; what is found
+here says whether a tie is behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from omforge import ir
+from omforge.ir.files import load
+from omforge.ir.ops import reference_model
+from omforge.lowering.manifest import TensorSpec
+from omforge.runtime.bundle import Bundle
+from omforge.runtime.generate import LanguageModel, Level
+from omforge.runtime.sampling import greedy
+from omforge.runtime.session import OrtSession, Session
+
+Array = npt.NDArray[Any]
+
+
+@dataclass
+class _Router:
+    """One TopK: its scores [B, tokens, E] and choices [B, tokens, k], step by step."""
+
+    name: str
+    scores: list[Array] = field(default_factory=list[Array])
+    choices: list[Array] = field(default_factory=list[Array])
+
+
+class _Watched:
+    """A session that keeps what its routers saw and chose."""
+
+    def __init__(self, path: Path, routers: list[_Router], *, lowered: bool) -> None:
+        model = load(path)
+        nodes = [node for node in model.graph if node.op_type == "TopK"]
+        names = [(node.inputs[0], node.outputs[1]) for node in nodes]
+        self._pairs = [(str(a.name), str(b.name)) for a, b in names if a is not None]
+        if not routers:
+            routers += [_Router(str(node.name)) for node in nodes]
+        self._routers = routers
+        proto = ir.to_proto(reference_model(model) if lowered else model)
+        shown = {output.name for output in proto.graph.output}
+        extra = dict.fromkeys(name for pair in self._pairs for name in pair if name not in shown)
+        for name in extra:
+            proto.graph.output.add(name=name)
+        content = proto.SerializeToString()
+        self._session = OrtSession(content, folder=path.parent, name=str(path))
+        self._shown = shown
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return self._session.inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        return tuple(spec for spec in self._session.outputs if spec.name in self._shown)
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        found = self._session.run(feeds)
+        batch, seq = feeds["input_ids"].shape
+        count = int(feeds["logits_index"][0]) + 1  # the rest of the step pads its bucket
+        for router, (scores, choices) in zip(self._routers, self._pairs, strict=False):
+            for kept, name in ((router.scores, scores), (router.choices, choices)):
+                if found[name].size % (batch * seq) == 0:
+                    kept.append(found[name].reshape(batch, seq, -1)[:, :count])
+        return {name: array for name, array in found.items() if name in self._shown}
+
+    def close(self) -> None:
+        self._session.close()
+
+
+def first_other_choice(
+    bundle: Bundle, prompts: Sequence[Sequence[int]], leader: Sequence[Array]
+) -> str | None:
+    """Run canonical and lowered once more, and compare what their routers choose.
+
+    Args:
+        bundle: The bundle.
+        prompts: One for each row of a batch.
+        leader: The reference's logits, whose best tokens are fed: as in the comparison.
+
+    Returns:
+        Where the first token goes to another expert, and by how little; None if no router is there
+        or all choose alike.
+    """
+    ours, theirs = (_run(bundle, level, prompts, leader) for level in ("lowered", "canonical"))
+    if not ours or len(ours) != len(theirs):
+        return None
+    longest = max(map(len, prompts))
+    firsts = [longest - len(prompt) for prompt in prompts]
+    found: list[tuple[int, int, int]] = []
+    for layer, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
+        if not mine.choices or not other.choices:
+            continue
+        chosen, wanted = (np.sort(np.concatenate(r.choices, axis=1)) for r in (mine, other))
+        if chosen.shape != wanted.shape:
+            continue
+        differs = (chosen != wanted).any(axis=-1)
+        for row, first in enumerate(firsts):
+            differs[row, :first] = False
+        found += [(int(token), layer, int(row)) for row, token in np.argwhere(differs)]
+    if not found:
+        return None
+    token, layer, row = min(found)
+    return _told(ours[layer], theirs[layer], row, token, bundle.manifest.dtype)
+
+
+def _told(mine: _Router, other: _Router, row: int, token: int, dtype: str) -> str:
+    scores = [np.concatenate(r.scores, axis=1)[row, token].astype(float) for r in (mine, other)]
+    chosen, wanted = (
+        set(np.concatenate(r.choices, axis=1)[row, token].tolist()) for r in (mine, other)
+    )
+    gained, lost = sorted(chosen - wanted)[0], sorted(wanted - chosen)[0]
+    margin = scores[1][lost] - scores[1][gained]
+    error = float(np.abs(scores[0] - scores[1]).max())
+    verdict = (
+        "a tie that rounding decides"
+        if margin <= 2 * error
+        else "more than their rounding: look at what is before the router"
+    )
+    return (
+        f"token {token} of row {row} goes to another expert at {other.name}: canonical prefers "
+        f"expert {lost} to {gained} by {margin:.2g}, and the scores differ by {error:.2g} in "
+        f"{dtype}: {verdict}"
+    )
+
+
+def _run(
+    bundle: Bundle, level: Level, prompts: Sequence[Sequence[int]], leader: Sequence[Array]
+) -> list[_Router]:
+    routers: list[_Router] = []
+
+    def opened(path: Path) -> Session:
+        return _Watched(path, routers, lowered=level == "lowered")
+
+    opened_model = LanguageModel(
+        bundle,
+        level,
+        batch=len(prompts),
+        open_session=lambda bucket: opened(bundle.graph(bucket)),
+        open_canonical=lambda: opened(bundle.canonical),
+    )
+    with closing(opened_model) as model:
+        model.prefill(prompts)
+        for logits in leader[:-1]:
+            model.decode(greedy(logits))
+    return routers

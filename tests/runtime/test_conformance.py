@@ -1,0 +1,151 @@
+"""The same suite on every backend: the same tokens, in fact the same logits.
+
+`cpu` is the reference; `sim` is the pyACL backend on the simulated device, in strict mode, so that
+every misuse and every leak fails the test that made it; `acl` needs an NPU, and .om files that atc
+compiled, which the tests' bundles do not have: it is skipped, and says why.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pytest
+
+from omforge.ir.errors import CheckError, InputError
+from omforge.runtime.acl_device import import_acl
+from omforge.runtime.acl_session import AclBackend
+from omforge.runtime.acl_sim import simulated_acl
+from omforge.runtime.bundle import Bundle
+from omforge.runtime.generate import LanguageModel
+from omforge.runtime.sampling import Sampling
+from tests.runtime.tiny import VOCABULARY, Tiny, reference_logits
+
+Open = Callable[..., contextlib.AbstractContextManager[LanguageModel]]
+
+VARIANTS = {
+    "stacked": Tiny(batches=(1, 4), om=True),
+    "per-layer": Tiny(batches=(1, 4), layout="per-layer", om=True),
+    "half": Tiny(batches=(1, 4), layout="per-layer", dtype="float16", om=True),
+    "windows": Tiny(batches=(1, 4), windows=(None, 6), om=True),
+    "gears": Tiny(batches=(1, 4), gears=True, om=True),
+    "gears, per-layer, windows": Tiny(
+        batches=(1, 4), windows=(None, 6), gears=True, layout="per-layer", om=True
+    ),
+}
+TEXT = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7]
+
+
+@pytest.fixture(params=["cpu", "sim", "acl"])
+def backend(request: pytest.FixtureRequest) -> str:
+    if request.param == "acl":
+        try:
+            import_acl()
+        except InputError as error:
+            pytest.skip(str(error))
+        pytest.skip("the tests' bundles have simulated .om files, which no device loads")
+    return request.param
+
+
+@pytest.fixture
+def opened(backend: str) -> Open:
+    """`opened(bundle)` is a model on the backend; at its end nothing may be left on the device."""
+
+    @contextlib.contextmanager
+    def open_model(bundle: Bundle, batch: int = 1) -> Iterator[LanguageModel]:
+        if backend == "cpu":
+            with LanguageModel(bundle, batch=batch) as model:
+                yield model
+            return
+        acl = simulated_acl(strict=True)
+        with LanguageModel(
+            bundle, batch=batch, backend=AclBackend(bundle, batch, acl=acl)
+        ) as model:
+            yield model
+        assert acl.sim.finalised
+        assert acl.sim.leaks == []
+
+    return open_model
+
+
+@pytest.fixture(params=VARIANTS)
+def bundle(request: pytest.FixtureRequest, tiny_bundle: Callable[[Tiny], Bundle]) -> Bundle:
+    return tiny_bundle(VARIANTS[request.param])
+
+
+def windows(bundle: Bundle) -> tuple[int | None, ...]:
+    masks = [mask.window for mask in bundle.manifest.masks]
+    return (masks[0], masks[-1])
+
+
+def tolerance(bundle: Bundle) -> float:
+    return 0.06 if bundle.manifest.dtype == "float16" else 2e-5
+
+
+def test_prefill_in_chunks_then_decode(opened: Open, bundle: Bundle) -> None:
+    """13 tokens are chunks of 8, 4 and 1; the answer is that of the whole text at once."""
+    expected = reference_logits(TEXT, windows(bundle))
+    with opened(bundle) as model:
+        found = [model.prefill([TEXT[:13]])[0], model.decode(TEXT[13:])[0]]
+        np.testing.assert_allclose(found, expected[12:], atol=tolerance(bundle))
+        assert model.length == 14
+
+
+def test_four_rows_of_different_lengths(opened: Open, bundle: Bundle) -> None:
+    """Shorter rows are padded on the left, and the padding is never seen."""
+    prompts = [TEXT[:3], TEXT[:9], TEXT[2:3], TEXT[4:11]]
+    with opened(bundle, 4) as model:
+        logits = model.prefill(prompts)
+        following = model.decode([7, 8, 9, 10])
+        for row, prompt in enumerate(prompts):
+            expected = reference_logits([*prompt, 7 + row], windows(bundle))
+            pair = [logits[row], following[row]]
+            np.testing.assert_allclose(pair, expected[-2:], atol=tolerance(bundle))
+
+
+def test_fewer_prompts_than_rows(opened: Open, bundle: Bundle) -> None:
+    with opened(bundle, 4) as model:
+        assert model.prefill([TEXT[:5], TEXT[:2]]).shape == (2, VOCABULARY)
+        assert model.decode([1, 2]).shape == (2, VOCABULARY)
+
+
+def test_a_second_text_remembers_nothing_of_the_first(opened: Open, bundle: Bundle) -> None:
+    with opened(bundle) as model:
+        fresh = model.prefill([TEXT[:6]])
+        model.prefill([list(reversed(TEXT))])
+        model.decode([1])
+        np.testing.assert_array_equal(model.prefill([TEXT[:6]]), fresh)
+
+
+def test_the_context_fills_up(opened: Open, bundle: Bundle) -> None:
+    with opened(bundle) as model:
+        model.prefill([TEXT[:12]])
+        for token in range(12):
+            model.decode([token])
+        assert model.length == model.context == 24
+        with pytest.raises(CheckError, match="the context is full"):
+            model.decode([1])
+
+
+def test_all_backends_say_the_same(backend: str, opened: Open, bundle: Bundle) -> None:
+    """Bit for bit, as they run the same graph with what must be the same inputs."""
+    if backend == "cpu":
+        pytest.skip("it is what the others are compared with")
+
+    def told(model: LanguageModel) -> list[Any]:
+        generation = model.generate(TEXT[:11], sampling=Sampling(temperature=1.5, seed=3))
+        return [list(islice(generation, 9)), model.prefill([TEXT]).tolist()]
+
+    with LanguageModel(bundle, batch=1) as reference, opened(bundle) as model:
+        assert told(model) == told(reference)
+
+
+def test_an_interrupted_generation_leaves_nothing_behind(opened: Open, bundle: Bundle) -> None:
+    def interrupted() -> None:
+        with opened(bundle) as model:
+            model.prefill([TEXT[:4]])
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
