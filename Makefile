@@ -1,4 +1,5 @@
-# make demo        compile, verify and run a small model: no torch, no download, no NPU
+# make demo        compile, verify and run a small model, also as simulated .om files: no torch, no NPU
+# make demo-smollm2    the same with SmolLM2-135M at fp16, int8 and int4, exported here: needs torch
 # make test        the test suite             make test-deep   with more examples
 # make lint        ruff and pyright           make readme      its outputs, written again
 # make matrix      every family by every exporter, raised and compared
@@ -17,11 +18,11 @@ PROMPT := This method raises ValueError if
 OUT := out
 BUNDLE := $(OUT)/docs-llama
 
-.PHONY: demo test test-deep lint matrix docs readme clean
+.PHONY: demo demo-smollm2 test test-deep lint matrix docs readme clean
 
 demo: $(VENV)/.installed
 	@mkdir -p $(OUT)
-	$(BIN)/omforge compile $(MODEL) --target $(SOC) --compare-each -o $(BUNDLE)
+	$(BIN)/omforge compile $(MODEL) --target $(SOC) --atc sim --compare-each -o $(BUNDLE)
 	@echo
 	$(BIN)/omforge verify $(BUNDLE)
 	@echo
@@ -31,6 +32,42 @@ demo: $(VENV)/.installed
 	@test -s $(OUT)/lowered.txt
 	cmp $(OUT)/lowered.txt $(OUT)/exported.txt
 	@echo "identical: the lowered graphs and the export generate the same text"
+	@echo
+	$(BIN)/omforge om $(BUNDLE)/om/decode_c512.om
+	@echo
+	$(BIN)/omforge run $(BUNDLE) --backend sim --prompt "$(PROMPT)" --max-new-tokens 64 > $(OUT)/simulated.txt
+	cmp $(OUT)/lowered.txt $(OUT)/simulated.txt
+	@echo "identical: the .om files on the simulated device generate the same text"
+
+# A real model: exported once, compiled at three precisions, judged by perplexity, and asked.
+SMOL := $(OUT)/smollm2
+SMOL_SOC := Ascend910B4
+SMOL_INT4 := int4:g32:asym:gptq
+TEXTS := examples/texts
+QUESTION := What is the capital of France?
+SMOL_BUNDLES := $(SMOL)/fp16 $(SMOL)/int8 $(SMOL)/int4
+
+demo-smollm2: $(addsuffix /manifest.json,$(SMOL_BUNDLES))
+	@for bundle in $(SMOL_BUNDLES); do \
+	  echo; echo "== $$bundle"; \
+	  $(BIN)/omforge verify $$bundle --quality --text $(TEXTS)/python_docs_test.txt || exit 1; \
+	  echo; echo "$(QUESTION)"; \
+	  $(BIN)/omforge run $$bundle --chat --prompt "$(QUESTION)" --max-new-tokens 48 || exit 1; \
+	done
+
+$(SMOL)/export/model.onnx: $(VENV)/.installed-export examples/export_smollm2.py
+	$(BIN)/python examples/export_smollm2.py $(@D)
+
+SMOL_COMPILE = $(BIN)/omforge compile $(SMOL)/export --target $(SMOL_SOC) --context 512
+
+$(SMOL)/fp16/manifest.json: $(SMOL)/export/model.onnx
+	$(SMOL_COMPILE) -o $(@D)
+
+$(SMOL)/int8/manifest.json: $(SMOL)/export/model.onnx
+	$(SMOL_COMPILE) --quantize int8 -o $(@D)
+
+$(SMOL)/int4/manifest.json: $(SMOL)/export/model.onnx $(TEXTS)/python_docs_calibration.txt
+	$(SMOL_COMPILE) --quantize $(SMOL_INT4) --calibration $(TEXTS)/python_docs_calibration.txt -o $(@D)
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 -m "not deep"
@@ -69,4 +106,8 @@ $(VENV)/.installed: $(VENV)/.made pyproject.toml
 
 $(VENV)/.installed-dev: $(VENV)/.made pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.installed-export: $(VENV)/.made pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[export]'
 	@touch $@

@@ -26,9 +26,17 @@ from omforge.options import (
     AtcJobs,
     AtcWords,
     BundleFolder,
+    Calibration,
     Forms,
     Json,
+    KvDtype,
+    MaxIncrease,
+    MaxKl,
     Model,
+    Quality,
+    QualityPieces,
+    QualityText,
+    Quantize,
     Soc,
     Verbose,
     atc_options,
@@ -40,8 +48,6 @@ if TYPE_CHECKING:
     from omforge import ir
     from omforge.lowering.compile import CompileOptions
     from omforge.passes.instruments import Instrument
-    from omforge.runtime.generate import Generation
-    from omforge.runtime.text_stream import TextStream
 
 app = typer.Typer(
     name="omforge",
@@ -130,6 +136,9 @@ def compile_(
         bool,
         typer.Option("--gears", help="One graph for all buckets, their lengths its gears."),
     ] = False,
+    quantize: Quantize = "",
+    kv_dtype: KvDtype = "fp16",
+    calibration: Calibration = None,
     form: Forms = None,
     atc: Atc = "auto",
     atc_flag: AtcFlags = None,
@@ -157,6 +166,9 @@ def compile_(
         allow_partial=allow_partial,
         gears=gears,
         forms=_forms(form),
+        quantize=quantize,
+        kv_dtype=kv_dtype,
+        calibration=calibration,
         atc=atc_options(atc_flag, atc_words),
         build=build_options(atc, atc_jobs, atc_cache),
     )
@@ -247,6 +259,7 @@ def _announcer(bar: console.Progress | None) -> list[Instrument]:
 def run(
     bundle: BundleFolder,
     prompt: Annotated[str, typer.Option(help="The text to continue.")],
+    chat: Annotated[bool, typer.Option("--chat", help="Take it as a message to answer.")] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Stop after so many tokens.")] = 128,
     level: Annotated[
         Literal["lowered", "canonical"],
@@ -267,7 +280,7 @@ def run(
     from omforge.runtime.backends import open_model
     from omforge.runtime.bundle import Bundle
     from omforge.runtime.sampling import Sampling
-    from omforge.runtime.text_stream import TextStream
+    from omforge.runtime.text_stream import TextStream, chat_tokens
 
     sampling = Sampling(temperature, top_k, top_p, seed)
     opened = Bundle.open(bundle)
@@ -275,7 +288,7 @@ def run(
         if bar is not None:
             bar("load the tokenizer", 0, 0)
         tokenizer = opened.tokenizer()
-    tokens = tokenizer.encode(prompt)
+    tokens = chat_tokens(tokenizer, prompt) if chat else tokenizer.encode(prompt)
     with open_model(opened, level, batch=opened.batches[0], backend=backend) as model:
         with console.progress() as bar:
             started = time.perf_counter()
@@ -283,7 +296,7 @@ def run(
                 tokens, max_new_tokens=max_new_tokens, sampling=sampling, progress=bar
             )
             prefilled = time.perf_counter()
-        text, interrupted = _stream(
+        text, interrupted = reports.stream_text(
             generation, TextStream(tokenizer, tokens), console.stream if not as_json else None
         )
     told = reports.Generated(
@@ -303,27 +316,6 @@ def run(
         console.say(str(told))
     if interrupted:
         raise typer.Exit(130)
-
-
-def _stream(
-    generation: Generation, text: TextStream, write: Callable[[str], None] | None
-) -> tuple[str, bool]:
-    """Write text as its tokens come; all of it, and whether Ctrl-C ended it."""
-    pieces: list[str] = []
-
-    def put(piece: str) -> None:
-        pieces.append(piece)
-        if write is not None and piece:
-            write(piece)
-
-    interrupted = False
-    try:
-        for token in generation:
-            put(text.push(token))
-    except KeyboardInterrupt:
-        interrupted = True
-    put(text.finish())
-    return "".join(pieces), interrupted
 
 
 @app.command()
@@ -542,10 +534,18 @@ def verify(
         typer.Option(help="The export; where it was when the bundle was built, if absent."),
     ] = None,
     steps: Annotated[int, typer.Option(min=0, help="Decode steps behind each prompt.")] = 8,
+    quality: Quality = None,
+    text: QualityText = None,
+    pieces: QualityPieces = 8,
+    max_kl: MaxKl = None,
+    max_perplexity_increase: MaxIncrease = None,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Compare a bundle with the export that it was made from: logits and tokens, by level."""
+    """Compare a bundle with the export that it was made from: logits and tokens, by level.
+
+    Quantised weights are judged by what lowering makes of them; what they lost is the quality.
+    """
     from omforge import reports
     from omforge.lowering.source import find_source
     from omforge.runtime.bundle import Bundle
@@ -555,11 +555,10 @@ def verify(
         opened = Bundle.open(bundle, verify_hashes=True, progress=bar)
         graph = find_source(source).graph if source is not None else None
         report = verify_bundle(opened, graph, steps=steps, progress=bar)
-    if as_json:
-        console.show_json(report.to_dict())
-    else:
-        reports.show_verified(report)
-    if not report.ok:
+        asked = reports.QualityAsked(quality, text, pieces, max_kl, max_perplexity_increase)
+        measured = reports.measured(opened, graph, asked, bar)
+    reports.tell_verified(report, measured, as_json=as_json)
+    if not report.ok or (measured is not None and not measured.ok):
         raise typer.Exit(1)
 
 

@@ -237,7 +237,11 @@ def _system_problem(error: OSError, notes: tuple[str, ...]) -> Problem:
         return Problem(f"cannot write{place}", reason, step, notes, 1)
     if error.errno in _NO_SUCH:
         return Problem(f"cannot use{place}", reason, "Check the path", notes, 2)
-    return Problem(f"the system refused{place or ' a file'}", reason, "", notes, 1)
+    if error.errno == errno.EROFS:
+        step = "Write to a folder that is not mounted read-only"
+        return Problem(f"cannot write{place}", reason, step, notes, 1)
+    step = "Check the path, and who may use it"
+    return Problem(f"the system refused{place or ' a file'}", reason, step, notes, 1)
 
 
 def _indented(text: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -54,6 +54,51 @@ AtcJobs = Annotated[
 ]
 AtcCached = Annotated[
     bool, typer.Option("--atc-cache/--no-atc-cache", help="Take and keep what atc made before.")
+]
+
+Quantize = Annotated[
+    str,
+    typer.Option(
+        metavar="int8|int4[:g32|g64|g128][:asym][:rtn|hqq|gptq|awq]",
+        help="Store the weights of linear layers as integers; floats if absent.",
+    ),
+]
+KvDtype = Annotated[
+    Literal["fp16", "int8"],
+    typer.Option("--kv-dtype", help="Dtype of the cache; int8 needs --calibration."),
+]
+Calibration = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="A text, or token numbers [pieces, tokens] as .npy, for gptq, awq and an int8 cache.",
+    ),
+]
+
+Quality = Annotated[
+    bool | None,
+    typer.Option(
+        "--quality/--no-quality",
+        help="Also measure perplexity, KL and layers; if absent, where weights are quantised.",
+    ),
+]
+QualityText = Annotated[
+    Path | None,
+    typer.Option(
+        "--text", metavar="FILE", help="The text for --quality; the export writes one if absent."
+    ),
+]
+QualityPieces = Annotated[
+    int, typer.Option("--pieces", min=1, help="Pieces of 256 tokens that --quality measures.")
+]
+MaxKl = Annotated[
+    float | None, typer.Option("--max-kl", min=0, help="Fail above this mean KL, in nats a token.")
+]
+MaxIncrease = Annotated[
+    float | None,
+    typer.Option(
+        "--max-perplexity-increase", help="Fail above this share of the export's perplexity: 0.05."
+    ),
 ]
 
 

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omforge.console import show, show_table
+from omforge.console import show, show_json, show_table
+from omforge.ir.errors import InputError
 from omforge.lowering.atc import find_atc
+from omforge.lowering.canonical import float_canonical
 from omforge.lowering.compile import SCRIPT, CompileResult
+from omforge.lowering.quantize_options import quantization_text
 from omforge.passes.coverage import Coverage
 from omforge.passes.events import Event
 from omforge.passes.pipeline import Pass, PassRun
 from omforge.passes.pipeline import options as pass_options
-from omforge.runtime.compare import Comparison, VerifyReport
+from omforge.runtime.bundle import Bundle, Progress
+from omforge.runtime.compare import Comparison, VerifyReport, is_quantized
+from omforge.runtime.generate import Generation
+from omforge.runtime.quality import PIECES, QualityReport, measure_quality
+from omforge.runtime.text_stream import TextStream
 
 # --- passes ---------------------------------------------------------------------------------------
 
@@ -152,6 +159,8 @@ def show_compiled(result: CompileResult, source: Path, output: Path, remark: str
         f"bundle     {output}: {made.dtype}, context {made.context}, batch {made.batch}, "
         f"{made.kv.layout} cache"
     )
+    if made.quantization.weights or made.quantization.kv:
+        show(f"quantised  {quantization_text(made)}")
     show(f"atc        {_atc_hint(result, output)}")
     folder = shlex.quote(str(output))
     show(f'next       omforge verify {folder}; omforge run {folder} --prompt "..."')
@@ -193,6 +202,7 @@ def compiled_json(result: CompileResult, remark: str) -> dict[str, Any]:
         "context": made.context,
         "batch": made.batch,
         "layout": made.kv.layout,
+        "quantization": dataclasses.asdict(made.quantization),
         **passes_json(result.passes, result.events, remark),
         "nodes": result.nodes,
         "coverage": {"complete": result.coverage.complete, **result.coverage.to_json()},
@@ -250,6 +260,27 @@ class Generated:
         return {**dataclasses.asdict(self), "tokens_per_second": self.tokens_per_second}
 
 
+def stream_text(
+    generation: Generation, text: TextStream, write: Callable[[str], None] | None
+) -> tuple[str, bool]:
+    """Write text as its tokens come; all of it, and whether Ctrl-C ended it."""
+    pieces: list[str] = []
+
+    def put(piece: str) -> None:
+        pieces.append(piece)
+        if write is not None and piece:
+            write(piece)
+
+    interrupted = False
+    try:
+        for token in generation:
+            put(text.push(token))
+    except KeyboardInterrupt:
+        interrupted = True
+    put(text.finish())
+    return "".join(pieces), interrupted
+
+
 # --- verify ---------------------------------------------------------------------------------------
 
 
@@ -279,6 +310,119 @@ def _verified_row(found: Comparison) -> tuple[object, ...]:
         "+".join(map(str, found.lengths)),
         small(found.max_abs_prefill),
         small(found.max_abs_decode),
-        f"{found.excess:.1%}",
+        f"{found.excess:.1%}" if found.judged else "-",
         tokens,
     )
+
+
+# --- quality --------------------------------------------------------------------------------------
+
+_WORST = 5
+"""Layers that are named; all are in the JSON."""
+
+
+@dataclass(frozen=True)
+class QualityAsked:
+    """What `verify` was asked of the quality; `on` is None where the bundle decides."""
+
+    on: bool | None = None
+    text: Path | None = None
+    pieces: int = PIECES
+    max_kl: float | None = None
+    max_perplexity_increase: float | None = None
+
+    def wanted(self, bundle: Bundle) -> bool:
+        """Whether to measure: if asked for, or if there is a loss to measure."""
+        if self.on is not None:
+            return self.on
+        limits = (self.text, self.max_kl, self.max_perplexity_increase)
+        return any(limit is not None for limit in limits) or is_quantized(bundle)
+
+
+def measured(
+    bundle: Bundle, source: Path | None, asked: QualityAsked, bar: Progress | None
+) -> QualityReport | None:
+    """Measure a bundle's quality, with the canonical graph made again in floats; None if unwanted.
+
+    Raises:
+        InputError: The text cannot be read, or the bundle has no tokenizer for it.
+    """
+    if not asked.wanted(bundle):
+        return None
+    tokens = None if asked.text is None else bundle.tokenizer().encode(_text_of(asked.text))
+    export = bundle.export if source is None else source
+    plain = float_canonical(export, bundle.manifest) if export.is_file() else None
+    report = measure_quality(
+        bundle,
+        tokens,
+        text=str(asked.text),
+        source=source,
+        float_canonical=plain,
+        pieces=asked.pieces,
+        progress=bar,
+    )
+    return report.judged(asked.max_kl, asked.max_perplexity_increase)
+
+
+def tell_verified(report: VerifyReport, quality: QualityReport | None, *, as_json: bool) -> None:
+    """Show what `verify` found, in either form."""
+    if as_json:
+        show_json(report.to_dict() | ({} if quality is None else {"quality": quality.to_dict()}))
+        return
+    show_verified(report)
+    if quality is not None:
+        show_quality(quality)
+
+
+def _text_of(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file} is no text", str(error), "Give a file in UTF-8") from error
+
+
+def show_quality(report: QualityReport) -> None:
+    """Show what quantisation cost: from end to end, and in the layers that it cost most."""
+    show(
+        f"\nquality on {report.text}: {report.pieces} pieces of {report.piece_tokens} tokens, "
+        f"each a prompt of its own; against {report.reference}"
+    )
+    columns = ("level", ">perplexity", ">change", ">mean KL", ">max KL", ">top-1", "greedy text")
+    first = report.level(report.reference).perplexity
+    rows = [
+        (
+            level.level,
+            f"{level.perplexity:.3f}",
+            "-" if level.level == report.reference else f"{level.perplexity / first - 1:+.2%}",
+            small(level.kl_mean),
+            small(level.kl_max),
+            f"{level.top1:.1%}",
+            _leaves(level.diverges_at, report.new_tokens),
+        )
+        for level in report.levels
+    ]
+    show_table(columns, rows)
+    if report.layers is not None:
+        layers = report.layers.layers
+        stored = [layer for layer in layers if layer.bits]
+        show(f"\nlayers     {len(stored)} of {len(layers)} hold integers; the largest errors:")
+        worst = sorted(layers, key=lambda layer: -layer.output)[:_WORST]
+        table = [
+            (x.name, x.bits or "-", x.group or "-", f"{x.weight:.2%}", f"{x.output:.2%}")
+            for x in worst
+        ]
+        show_table(("layer", ">bits", ">group", ">weight error", ">output error"), table)
+        blocks = ", ".join(f"{error:.1%}" for error in report.layers.blocks)
+        show(f"blocks     {blocks}")
+    for note in report.notes:
+        show(f"note: {note}")
+    for failure in report.failures:
+        show(f"failed: {failure}")
+
+
+def _leaves(places: Sequence[int | None], count: int) -> str:
+    """Where greedy texts leave the reference's."""
+    if not places:
+        return "-"
+    told = ("equal" if place is None else f"token {place}" for place in places)
+    return f"{', '.join(told)} of {count}"

@@ -42,7 +42,7 @@ def omforge(*arguments: str) -> str:
 
 def compile_output(bundle: str, *more: str) -> str:
     """What `compile` prints for the example's model."""
-    given = ("compile", MODEL, "--target", "Ascend310P3", *more)
+    given = ("compile", MODEL, "--target", "Ascend310P3", "--atc", "sim", *more)
     return _console(f"{' '.join(given)} -o {SHOWN}", omforge(*given, "-o", bundle), bundle)
 
 
@@ -55,6 +55,12 @@ def run_output(bundle: str) -> str:
     """The text that it generates."""
     text = omforge("run", bundle, "--prompt", PROMPT, "--max-new-tokens", "64")
     return _console(f'run {SHOWN} --prompt "{PROMPT}" --max-new-tokens 64', text, bundle)
+
+
+def om_output(bundle: str) -> str:
+    """What is in the .om file of its decode graph."""
+    file = "om/decode_c512.om"
+    return _console(f"om {SHOWN}/{file}", omforge("om", f"{bundle}/{file}"), bundle)
 
 
 def _console(command: str, output: str, bundle: str) -> str:
@@ -74,6 +80,7 @@ def update() -> None:
             "compile": lambda: compile_output(bundle, "--compare-each"),
             "verify": lambda: verify_output(bundle),
             "run": lambda: run_output(bundle),
+            "om": lambda: om_output(bundle),
             "passes": pass_table,
             "matrix": lambda: table(measure_all()),
         }

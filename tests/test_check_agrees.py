@@ -177,6 +177,7 @@ def judge(proto: onnx.ModelProto, folder: Path) -> tuple[set[str], set[str], boo
     found = check_file(path, target(SOC))
     ours = {error.atc or error.code for error in found.errors if error.code not in PARSED_LATER}
     flags = [f"--output={folder / 'out'}", f"--soc_version={SOC}", "--framework=5"]
+    flags.append(f"--check_report={folder / 'check_result.json'}")
     result = run([f"--model={path}", *flags])
     theirs = set(result.codes) if result.exit_status else set[str]()
     if len(theirs) > 1:

@@ -463,6 +463,27 @@ def test_verify_fails_with_1_and_says_where(bundle: Path, monkeypatch: pytest.Mo
     assert "comparisons failed" in result.out
 
 
+def test_verify_measures_the_quality(bundle: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("the list of the items in the list " * 20)
+    told = omf("verify", bundle, "--steps", "1", "--text", text, "--pieces", "1", "--json").json
+    quality = told["quality"]
+    assert (quality["pieces"], quality["piece_tokens"]) == (1, 32)  # as much as the context holds
+    assert [level["level"] for level in quality["levels"]] == ["exported", "canonical", "lowered"]
+    assert max(layer["output"] for layer in quality["layers"]["layers"]) < 1e-4
+    out = omf("verify", bundle, "--steps", "1", "--quality", "--pieces", "1").out
+    assert "quality on drawn from the exported model, seed 0: 1 pieces of 32 tokens" in out
+    assert "layers     0 of 15 hold integers" in out
+    assert "quality" not in omf("verify", bundle, "--steps", "1").out
+
+
+def test_verify_judges_the_quality_by_limits(bundle: Path) -> None:
+    limits = ("--max-perplexity-increase", "-0.5", "--pieces", "1")
+    result = Result("verify", bundle, "--steps", "1", *limits)
+    assert result.status == 1
+    assert "is 0.0% above exported, the limit is -50.0%" in result.out.replace("-0.0%", "0.0%")
+
+
 def test_verify_refuses_another_export(bundle: Path, exported: Exports) -> None:
     said = refused("verify", bundle, "--source", exported("optimum", "qwen2"))
     assert "is not the model that the bundle was made from" in said
@@ -590,7 +611,8 @@ def test_check_lists_every_offence_once(exported: Exports) -> None:
     assert "    at ReduceMean node_mean in m.model.layers.0.input_layernorm" in result.out
     assert "why: " in result.out
     assert "do: " in result.out
-    assert f"11 offences for {SOC} in 204 nodes" in result.out
+    assert "Shape with start and end [shape-part]" in result.out
+    assert f"14 offences for {SOC} in 204 nodes" in result.out
 
 
 def test_check_names_all_places_if_asked(exported: Exports) -> None:
@@ -697,7 +719,7 @@ def test_passes_lists_all_with_their_options() -> None:
     for name, step in PASSES.items():
         assert any(line.split()[0] == name for line in out.splitlines() if line)
         assert step.summary() in out
-    assert "layout=stacked" in out
+    assert "layout=auto" in out
 
 
 def test_passes_json() -> None:
@@ -709,9 +731,9 @@ def test_passes_json() -> None:
     assert kv["options"] == [
         {
             "name": "layout",
-            "values": "stacked|per-layer",
+            "values": "auto|stacked|per-layer",
             "required": False,
-            "default": "stacked",
+            "default": "auto",
         }
     ]
 

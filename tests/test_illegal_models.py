@@ -61,7 +61,7 @@ def test_the_mended_model_is_legal(model: IllegalModel, tmp_path: Path) -> None:
 def simulate(file: Path, soc: str, flags: tuple[str, ...] = ()) -> AtcSimResult:
     output = file.parent / "out" / "model"
     given = [f"--model={file}", f"--output={output}", f"--soc_version={soc}", "--framework=5"]
-    return run([*given, *flags])
+    return run([*given, f"--check_report={file.parent / 'check_result.json'}", *flags])
 
 
 @pytest.mark.parametrize("model", SIMULATED, ids=by_name)

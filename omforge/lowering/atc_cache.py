@@ -3,6 +3,9 @@
 An entry is a small JSON file that lists the made files with their hashes; the files themselves are
 kept once each by hash, so that buckets which share weights share them here too. Everything is
 written whole or not at all, and files are copied in and out: nobody else's writing reaches them.
+
+Nothing is thrown away: an entry is as large as the .om with its weights, and the folder may be
+deleted at any time, whole or in part.
 """
 
 from __future__ import annotations
@@ -11,12 +14,12 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from omforge.ir.weights import replacing
 from omforge.lowering.atc_find import Atc
 from omforge.lowering.atc_flags import flag_name
 from omforge.lowering.source import sha256
@@ -121,8 +124,8 @@ class AtcCache:
         entry = self._entry(key)
         entry.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"schema": _SCHEMA, "files": files}, sort_keys=True) + "\n"
-        with _temporary(entry) as temporary:
-            temporary.path.write_text(text, encoding="utf-8")
+        with replacing(entry) as temporary:
+            temporary.write_text(text, encoding="utf-8")
         return files
 
     def _entry(self, key: str) -> Path:
@@ -139,24 +142,5 @@ def hashes_below(folder: Path) -> dict[str, str]:
 
 
 def _copy(source: Path, target: Path) -> None:
-    with _temporary(target) as temporary:
-        shutil.copyfile(source, temporary.path)
-
-
-class _temporary:
-    """A file beside another, which becomes it if nothing goes wrong."""
-
-    def __init__(self, target: Path) -> None:
-        self._target = target
-
-    def __enter__(self) -> _temporary:
-        number, name = tempfile.mkstemp(dir=self._target.parent, prefix=f".{self._target.name}.")
-        os.close(number)
-        self.path = Path(name)
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        if kind is None:
-            os.replace(self.path, self._target)
-        else:
-            self.path.unlink(missing_ok=True)
+    with replacing(target) as temporary:
+        shutil.copyfile(source, temporary)

@@ -54,6 +54,7 @@ _REMEDIES: Mapping[str, str] = {
     "E16005": "Spell all operators in the default domain, or use a newer CANN",
 }
 _OTHERWISE = "See its log, and run `omforge check` on the graph"
+_COMMAND_LINE = "Change that flag: the bundle's compile.sh has the whole command"
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def _read(line: str, inside: str) -> AtcError | None:
     text = text.strip()
     if not text or text.startswith(("TraceBack", "Possible Cause:", "Solution:", "Inner Error")):
         return None
-    code, arguments = _recognise(text)
+    code, arguments = _recognise(text, head["code"] if head is not None else "")
     if not code:
         own = _CODE.match(text)
         # Below a registered error stand the inner ones that it led to, which have GE's own code.
@@ -124,12 +125,14 @@ def _read(line: str, inside: str) -> AtcError | None:
     return AtcError(code, text, arguments) if code else None
 
 
-def _recognise(text: str) -> tuple[str, Mapping[str, str]]:
-    for code, pattern in _patterns():
-        found = pattern.match(text)
-        if found is not None:
-            return code, found.groupdict()
-    return "", {}
+def _recognise(text: str, stated: str) -> tuple[str, Mapping[str, str]]:
+    """The code and arguments of a registered text; of two codes with one text the stated one."""
+    fitting = ((code, pattern.match(text)) for code, pattern in _patterns())
+    matches = [(code, found.groupdict()) for code, found in fitting if found is not None]
+    own = next((match for match in matches if match[0] == stated), None)
+    if own is not None:
+        return own
+    return matches[0] if matches else ("", {})
 
 
 @functools.lru_cache(maxsize=1)
@@ -198,17 +201,22 @@ def diagnose(lines: Sequence[str], model: ir.Model | None) -> list[ir.Diagnostic
             where=_where(error, names),
             what=_what(error),
             why=error.text,
-            remedy=_REMEDIES.get(error.code, _OTHERWISE),
+            remedy=_REMEDIES.get(error.code, _of_its_kind(error.code)),
             code=error.code,
         )
         for error in causes or errors
     ]
 
 
+def _of_its_kind(code: str) -> str:
+    # The registry keeps E10xxx for the command line (error_registry.cc).
+    return _COMMAND_LINE if code.startswith("E10") else _OTHERWISE
+
+
 def _what(error: AtcError) -> str:
     if "optype" in error.arguments:
         return f"atc has no {error.arguments['optype'].rstrip('.')}"
-    return f"atc says {error.code}"
+    return "atc refuses it"
 
 
 def _where(error: AtcError, names: NodeNames | None) -> str:

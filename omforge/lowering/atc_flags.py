@@ -92,12 +92,12 @@ INSTEAD: Mapping[str, str] = {
         "leave it out; --enable_small_channel=1 is for convolutions of at most 4 channels"
     ),
     "compress_kv_cache": (
-        "atc knows of no cache: an int8 cache is written into the graph (quantise on write, "
-        "AscendAntiQuant on read)"
+        "leave it out; atc knows of no cache: an int8 cache is written into the graph (quantise on "
+        "write, AscendAntiQuant on read)"
     ),
     "mem_limit": (
-        "atc has no such limit: choose a smaller --context or --batch, and read what the .om needs "
-        "with aclmdlQuerySize or --mode=6"
+        "leave it out, for there is no such limit: choose a smaller --context or --batch, and read "
+        "what the .om needs with aclmdlQuerySize or --mode=6"
     ),
     "auto_tune_mode": "atc refuses every value of it: tune with the AOE tool",
 }
@@ -129,6 +129,13 @@ OURS = frozenset(
     )
 )
 """What every command of a bundle states already, and must state to fit its bucket."""
+
+
+INTERFACE = frozenset(("out_nodes", "output_type", "input_fp16_nodes", "insert_op_conf"))
+"""What would give an .om other inputs or outputs than the manifest states."""
+
+OTHER_USES = frozenset(("help", "singleop", "om", "json", "display_model_info"))
+"""What belongs to atc's other uses than compiling a model."""
 
 
 def flag_name(word: str) -> tuple[str, str | None]:
@@ -177,7 +184,21 @@ def _known(name: str) -> Flag:
         raise InputError(f"atc does not take --{name}", "", _sentence(INSTEAD[name]))
     if name in OURS:
         raise InputError(
-            f"--{name} cannot be chosen", "each command of a bundle states it to fit its graph"
+            f"--{name} cannot be chosen",
+            "each command of a bundle states it to fit its graph",
+            "Leave it out; --target, --context, --prefill, --batch and --gears decide it",
+        )
+    if name in INTERFACE:
+        raise InputError(
+            f"--{name} cannot be chosen",
+            "it changes the inputs or outputs of the .om, and the bundle's manifest states them",
+            "Leave it out; --dtype chooses the dtype of the lowered graphs",
+        )
+    if name in OTHER_USES:
+        raise InputError(
+            f"--{name} cannot be chosen",
+            "it is for other uses of atc than compiling a graph",
+            "Leave it out, and run atc itself for those",
         )
     flag = flags().get(name)
     if flag is None:
@@ -196,10 +217,11 @@ def _check_value(flag: Flag, value: str) -> None:
     if instead is not None:
         raise InputError(f"atc refuses --{flag.name}={value}", "E10001", _sentence(instead))
     allowed = flag.values or flag.values_checked_later
-    # --output_type also takes node:index:dtype;...
-    if allowed and value not in allowed and not (flag.name == "output_type" and ":" in value):
+    if allowed and value not in allowed:
         raise InputError(
-            f"atc refuses --{flag.name}={value}", f"it takes {', '.join(allowed)} ({flag.source})"
+            f"atc refuses --{flag.name}={value}",
+            f"it takes {', '.join(allowed)} ({flag.source})",
+            "Write one of those",
         )
     if flag.type == "int32" and not re.fullmatch(r"[0-9]+", value):
         raise InputError(f"atc refuses --{flag.name}={value}", "it takes digits only (E10003)")

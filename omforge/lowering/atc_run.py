@@ -52,6 +52,20 @@ class AtcResult:
     seconds: float
     lines: tuple[str, ...] = ()
 
+    def ending(self) -> str:
+        """Say how the run ended, for one that names no error."""
+        if self.exit_status < 0:
+            how = f"it was ended by signal {-self.exit_status}"
+        elif self.exit_status:
+            how = f"it ended with status {self.exit_status}"
+        elif any(SUCCESS in line for line in self.lines):
+            how = "it said that it succeeded"
+        else:
+            how = f"it ended with status 0 and did not say {SUCCESS!r}"
+        how += "" if self.om is not None else ", and made no .om"
+        said = [line.strip() for line in self.lines if line.strip()]
+        return f"{how}; its last line: {said[-1]}" if said else f"{how}; it wrote nothing"
+
 
 class Children:
     """The processes that run, so that one Ctrl-C ends them all.
@@ -149,7 +163,11 @@ def run_atc(
     try:
         process = children.start([*atc.words, *command[1:]], cwd, atc)
     except OSError as error:
-        raise InputError(f"cannot run {atc.words[0]}", str(error)) from error
+        raise InputError(
+            f"cannot run {atc.words[0]}",
+            error.strerror or str(error),
+            "Name CANN's bin/atc for this machine, or simulate with --atc sim",
+        ) from error
     try:
         with log_file.open("w", encoding="utf-8") as sink, process:
             assert process.stdout is not None

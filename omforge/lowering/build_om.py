@@ -112,8 +112,9 @@ def build_bundle(
 
     Raises:
         CheckError: atc refused a graph.
-        InputError: There is no atc.
+        InputError: There is no atc, or the folder is no bundle.
     """
+    Manifest.load(folder)  # a folder that is no bundle is the nearer fault
     atc = choose_atc(options.atc)
     if atc is None:
         raise ir.InputError(
@@ -181,6 +182,12 @@ class _Build:
     def _key(self, bucket: Bucket) -> str | None:
         # The graph as it is; its weights are large, and what the bundle says of them is believed.
         weights = self.manifest.weights
+        if not (self.folder / bucket.file).is_file():
+            raise ir.InputError(
+                f"the bundle {self.folder} is incomplete",
+                f"{bucket.file} is missing",
+                "Compile the model again, or copy the bundle as a whole",
+            )
         files = {bucket.file: sha256(self.folder / bucket.file)}
         files |= {weights: self.manifest.files.get(weights, "")}
         return cache_key(bucket.command, files, self.atc, self.folder)
@@ -189,14 +196,20 @@ class _Build:
         return self.folder / FOLDER / f"{bucket.name}.key"
 
     def _is_made(self, bucket: Bucket, key: str | None) -> bool:
-        """Whether its .om is there, whole, and of this key."""
+        """Whether its .om is there, whole, and of this key, and its weights have their sizes."""
         stamp = self._stamp(bucket)
         if bucket.om is None or key is None or not stamp.is_file():
             return False
-        file = self.folder / bucket.om
-        if stamp.read_text(encoding="utf-8").strip() != key or not file.is_file():
+        stated, *files = stamp.read_text(encoding="utf-8").splitlines() or [""]
+        if stated != key:
             return False
-        return sha256(file) == self.manifest.files.get(bucket.om)
+        for line in files:
+            size, _, name = line.partition(" ")
+            made = self.folder / FOLDER / name
+            if not made.is_file() or str(made.stat().st_size) != size:
+                return False
+        file = self.folder / bucket.om
+        return file.is_file() and sha256(file) == self.manifest.files.get(bucket.om)
 
     def _compile(self, bucket: Bucket, key: str | None) -> _Failure | None:
         """Make one bucket, from the cache or by running atc."""
@@ -215,7 +228,10 @@ class _Build:
             if not code.startswith("E"):
                 log.warning("%s: %s", bucket.name, line)
         if self.cache is not None and key is not None:
-            self.cache.store(key, work)
+            try:
+                self.cache.store(key, work)
+            except OSError as error:  # a full disk: what was made is still good
+                log.warning("%s is not kept in %s: %s", bucket.name, self.cache.folder, error)
         self._enter(bucket, work, key)
         return None
 
@@ -223,6 +239,9 @@ class _Build:
         # The command as it is, but for the folder: the .om keeps its name and its weights' places.
         output = f"--output={FOLDER}/{_WORK}/{bucket.name}/{bucket.name}"
         command = [output if word.startswith("--output=") else word for word in bucket.command]
+        if not any(word.startswith("--check_report") for word in command):
+            # atc writes it where a check failed, else to check_result.json in the bundle.
+            command.append(f"--check_report={FOLDER}/{bucket.name}.check.json")
         return run_atc(
             command,
             self.folder,
@@ -235,6 +254,7 @@ class _Build:
     def _enter(self, bucket: Bucket, work: Path, key: str | None) -> None:
         """Move what was made into place, and enter it in the manifest."""
         made = hashes_below(work)
+        sizes = {name: (work / name).stat().st_size for name in made}
         with self.lock:
             for name in made:
                 target = self.folder / FOLDER / name
@@ -249,7 +269,8 @@ class _Build:
             self.manifest = dataclasses.replace(self.manifest, buckets=buckets, files=files)
             self.manifest.save(self.folder)
             if key is not None:
-                self._stamp(bucket).write_text(f"{key}\n", encoding="utf-8")
+                lines = [key, *(f"{sizes[name]} {name}" for name in made)]
+                self._stamp(bucket).write_text("\n".join(lines) + "\n", encoding="utf-8")
             self.done += 1
         self._told(f"atc {bucket.name} done")
 
@@ -311,11 +332,10 @@ def _refused(failures: Sequence[_Failure]) -> ir.CheckError:
     told: list[str] = []
     for failure in failures:
         said = ir.format_diagnostics(failure.diagnostics) if failure.diagnostics else ""
-        status = "; ".join(failure.result.codes.values())
-        said = said or status or f"exit status {failure.result.exit_status}"
+        said = said or "; ".join(failure.result.codes.values()) or failure.result.ending()
         told.append(f"{failure.bucket.file}: {said}" if len(failures) > 1 else said)
     return ir.CheckError(
         f"atc does not compile {files}",
         "\n".join(told),
-        f"Its log is {logs}; the bundle's graphs are complete, and compile.sh tries again",
+        f"Its log is {logs}; the bundle's graphs are complete, and `omforge build` tries again",
     )

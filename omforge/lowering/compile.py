@@ -17,13 +17,23 @@ from omforge.ir.dims import evaluate, substitute
 from omforge.ir.infer import attribute, dims, infer_model, to_shape
 from omforge.ir.weights import WeightWriter
 from omforge.lowering import manifest as m
-from omforge.lowering.atc import AtcOptions, atc_command, compile_script
+from omforge.lowering.atc import AtcOptions, atc_command, check_path, compile_script
 from omforge.lowering.atc_cache import AtcCache
 from omforge.lowering.atc_find import choose_atc
 from omforge.lowering.build_om import BuildOptions, build_om
 from omforge.lowering.legality import check_legal
 from omforge.lowering.legalize import check_forms, legalize
 from omforge.lowering.legalize.choices import choices
+from omforge.lowering.quantize_options import (
+    KvDtype,
+    QuantizeOptions,
+    check_quantize,
+    kv_passes,
+    measure_quantization,
+    parse_quantize,
+    read_calibration,
+    weight_passes,
+)
 from omforge.lowering.source import Source, find_source, sha256
 from omforge.lowering.target import Target, dtype_name, target
 from omforge.passes import PassRun, make_pipeline
@@ -32,11 +42,14 @@ from omforge.passes.config import ModelConfig, read_config
 from omforge.passes.convert_precision import ConvertPrecision
 from omforge.passes.coverage import Coverage, measure
 from omforge.passes.events import Event, events
+from omforge.passes.feeds import weight_bytes
 from omforge.passes.fuse_kv_io import PAST, FuseKvIo
 from omforge.passes.instruments import Instrument, VerifyEach
 from omforge.passes.interface import CacheLayer, cache_layers, find_interface
 from omforge.passes.last_token_logits import LastTokenLogits
 from omforge.passes.pipeline import Pipeline
+from omforge.passes.quantization.linear import find_linears
+from omforge.passes.recurrent_states import find_states, is_state, renewed
 from omforge.passes.tabulate_rotary import TabulateRotary
 
 MASK_VALUE = -30000.0
@@ -66,6 +79,9 @@ class CompileOptions:
         gears: One lowered graph whose `seq` is open, for all buckets: atc compiles it once, with
             the buckets' lengths as gears (--dynamic_dims), so that they share weights.
         forms: Operator and form, for what `legalize` shall not choose by bytes.
+        quantize: How weights are stored, as `quantize_options` reads it; "" for floats.
+        kv_dtype: Of the cache; fp16 is the graphs' own dtype.
+        calibration: A text, or token numbers as .npy, for what needs one.
         atc: Flags of atc that may be chosen.
         build: Which atc is run, and how.
     """
@@ -79,6 +95,9 @@ class CompileOptions:
     allow_partial: bool = False
     gears: bool = False
     forms: tuple[tuple[str, str], ...] = ()
+    quantize: str = ""
+    kv_dtype: KvDtype = "fp16"
+    calibration: str | Path | None = None
     atc: AtcOptions = field(default_factory=AtcOptions)
     build: BuildOptions = field(default_factory=BuildOptions)
 
@@ -126,7 +145,11 @@ def compile_bundle(
     options = _with_defaults(options, config)
     check_forms(dict(options.forms))
     options.atc.words()  # refuses a wrong flag before anything is done
+    scheme = _quantize(options, soc)
+    tokens = read_calibration(options.calibration, found.folder)
     program = choose_atc(options.build.atc)
+    if program is not None:
+        check_path("bundle", str(destination.resolve()))  # now, not once all is made
     buckets = _plan(options)
     watch = (VerifyEach(),) if instruments is None else instruments
     steps = _Steps(progress, 4 + 2 * len(buckets))
@@ -148,10 +171,15 @@ def compile_bundle(
     layers = cache_layers(model, find_interface(model))
     kv_heads, head_size, value_size = _heads(layers)
     heads = _query_heads(layers, config, kv_heads)
-    serve = Pipeline(
-        (LastTokenLogits(), FuseKvIo(options.layout), TabulateRotary(options.context or 0))
+    matrices = len(find_linears(model)) if scheme is not None else 0
+    serve = (
+        *weight_passes(scheme, soc, tokens),
+        LastTokenLogits(),
+        FuseKvIo(options.layout),
+        *kv_passes(options.kv_dtype, tokens),
+        TabulateRotary(options.context or 0),
     )
-    passes += serve.run(model, watch).passes
+    passes += Pipeline(serve).run(model, watch).passes
     nodes["canonical"] = model.graph.num_nodes()
     told = events(model)
 
@@ -163,6 +191,7 @@ def compile_bundle(
             steps.begin("convert precision")
             passes += Pipeline((ConvertPrecision(options.dtype),)).run(model, watch).passes
             made: list[m.Bucket] = []
+            graph_bytes = 0
             for plan in buckets:
                 full = _bucket_name(plan.name, options)
                 steps.begin(f"lower {full}")
@@ -177,6 +206,7 @@ def compile_bundle(
                 steps.begin(f"write {full}.onnx")
                 ir.save(lowered, folder / f"{full}.onnx", writer=writer)
                 made.append(_bucket(lowered, full, plan, options, soc))
+                graph_bytes = weight_bytes(lowered)
             writer.close()
         for file in found.companions():
             shutil.copyfile(file, folder / file.name)
@@ -198,7 +228,7 @@ def compile_bundle(
                 head_size=head_size,
                 value_head_size=value_size,
                 capacity=options.context or 0,
-                dtype=_float(options),
+                dtype="int8" if options.kv_dtype == "int8" else _float(options),
             ),
             masks=_masks(model),
             mask_value=MASK_VALUE,
@@ -208,6 +238,8 @@ def compile_bundle(
             export=export,
             files={file.name: sha256(file) for file in sorted(folder.iterdir()) if file.is_file()},
             coverage=coverage.to_json(),
+            states=_states(model),
+            quantization=measure_quantization(model, scheme, matrices, made[-1], graph_bytes),
         )
         written.save(folder / m.FILE_NAME)
     if program is not None:
@@ -302,6 +334,20 @@ def _bucket_name(name: str, options: CompileOptions) -> str:
     return f"{name}_c{options.context}{batch}"
 
 
+def _quantize(options: CompileOptions, soc: Target) -> QuantizeOptions | None:
+    """How weights are stored; what the SoC cannot do is refused before anything is done."""
+    scheme = parse_quantize(options.quantize)
+    check_quantize(
+        scheme,
+        options.kv_dtype,
+        soc,
+        dtype=options.dtype,
+        calibration=options.calibration is not None,
+        gears=options.gears,
+    )
+    return scheme
+
+
 def _float(options: CompileOptions) -> str:
     return {"fp16": "float16", "fp32": "float32"}[options.dtype]
 
@@ -321,12 +367,13 @@ def _export(model: ir.Model, source: Source) -> m.Export:
     """The exporter's interface, layer by layer."""
     interface = find_interface(model)
     layers = cache_layers(model, interface)
+    states = find_states(model, interface)
+    carried = {state.past for state in states}
 
     def names(values: Sequence[ir.Value]) -> tuple[str, str]:
         key, value = (v.name or "" for v in values)
         return key, value
 
-    dtype = dtype_name(interface.logits.dtype)
     return m.Export(
         path=str(source.graph.resolve()),
         sha256=sha256(source.graph),
@@ -336,8 +383,10 @@ def _export(model: ir.Model, source: Source) -> m.Export:
         past=tuple(names(layer.past) for layer in layers),
         present=tuple(names(layer.present) for layer in layers),
         logits=interface.logits.name or "",
-        extra=tuple(_spec(value) for value in interface.extra),
-        dtype=dtype,
+        extra=tuple(_spec(value) for value in interface.extra if value not in carried),
+        # The cache's: logits may be cast to float32 at the end of a model in half precision.
+        dtype=dtype_name((layers[0].past[0] if layers else interface.logits).dtype),
+        states=tuple(names((state.past, state.present)) for state in states),
     )
 
 
@@ -412,6 +461,11 @@ def _masks(model: ir.Model) -> tuple[m.MaskSpec, ...]:
             _, _, window = name.partition("_w")
             found.append(m.MaskSpec(name, int(window) if window else None))
     return tuple(found)
+
+
+def _states(model: ir.Model) -> tuple[m.StateSpec, ...]:
+    specs = [_spec(value) for value in model.graph.inputs if is_state(value)]
+    return tuple(m.StateSpec(s.name, renewed(s.name), s.dtype, s.shape) for s in specs)
 
 
 def _spec(value: ir.Value) -> m.TensorSpec:
@@ -523,7 +577,11 @@ class _folder:
                 tempfile.mkdtemp(prefix=f".{self._path.name}-", dir=self._path.parent)
             )
         except OSError as error:
-            raise ir.InputError(f"cannot write beside {self._path}", str(error)) from error
+            raise ir.InputError(
+                f"cannot write beside {self._path}",
+                error.strerror or str(error),
+                "Choose an -o in a folder that can be written",
+            ) from error
         self._made.chmod(0o755)
         return self._made
 

@@ -65,6 +65,20 @@ class KvCache:
 
 
 @dataclass(frozen=True)
+class StateSpec:
+    """A recurrent state: the graph's input, and the output that is the next step's input.
+
+    It is of fixed size, zeros before the first token; its shape has "batch" for B. Padding would go
+    into it, so a model with states is never fed any.
+    """
+
+    input: str
+    output: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
 class Bucket:
     """One graph: its sizes, its files, its interface in order, and its atc command.
 
@@ -107,7 +121,8 @@ class Export:
     """The exported model that the bundle was made from, so that the two can be compared.
 
     `past` and `present` are the (key, value) names of each layer; `extra` are inputs that the
-    model does not use, and that are fed with zeros.
+    model does not use, and that are fed with zeros. `states` are the (input, output) names of its
+    recurrent states.
     """
 
     path: str
@@ -120,6 +135,32 @@ class Export:
     logits: str
     extra: tuple[TensorSpec, ...]
     dtype: str
+    states: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """What is stored as integers.
+
+    Attributes:
+        weights: How, as `--quantize` spells it; "" for floats.
+        matrices: Weights of linear layers that are integers.
+        all_matrices: Weights of linear layers.
+        bytes_before: Of the former in the export.
+        bytes_after: Of their integers, scales and zero points.
+        kv: "int8", or "" where the cache holds floats.
+        graph_bytes: All constants of one lowered graph.
+        cache_bytes: The cache of all rows.
+    """
+
+    weights: str = ""
+    matrices: int = 0
+    all_matrices: int = 0
+    bytes_before: int = 0
+    bytes_after: int = 0
+    kv: str = ""
+    graph_bytes: int = 0
+    cache_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -142,6 +183,8 @@ class Manifest:
     export: Export
     files: dict[str, str]
     coverage: dict[str, Any]
+    quantization: Quantization = Quantization()
+    states: tuple[StateSpec, ...] = ()
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Manifest:
@@ -246,6 +289,7 @@ class Manifest:
             _positive(field, getattr(self, field))
         _validate_model(self.model)
         _validate_cache(self.kv, self.model)
+        _validate_states(self.states)
         _unique("masks", [mask.name for mask in self.masks])
         for index, mask in enumerate(self.masks):
             if mask.window is not None:
@@ -259,6 +303,10 @@ class Manifest:
             _inside("files", name)
             _hash(f"files[{name!r}]", digest)
         _hash("export.sha256", self.export.sha256)
+        if len(self.export.states) != len(self.states):
+            raise _wrong(
+                "export.states", f"are {len(self.export.states)}, the bundle's {len(self.states)}"
+            )
         for field in ("past", "present"):
             pairs: tuple[tuple[str, str], ...] = getattr(self.export, field)
             if len(pairs) not in (0, self.model.layers):
@@ -287,6 +335,16 @@ def _validate_cache(kv: KvCache, model: ModelFacts) -> None:
             "kv.value_head_size",
             f"is {kv.value_head_size}, the stacked layout needs head_size = {kv.head_size}",
         )
+
+
+def _validate_states(states: tuple[StateSpec, ...]) -> None:
+    _unique("states", [name for state in states for name in (state.input, state.output)])
+    for index, state in enumerate(states):
+        for axis, dim in enumerate(state.shape):
+            if isinstance(dim, int):
+                _positive(f"states[{index}].shape[{axis}]", dim)
+            elif dim != "batch":
+                raise _wrong(f"states[{index}].shape[{axis}]", f"is {dim!r}, only batch is open")
 
 
 def _validate_bucket(where: str, bucket: Bucket, masks: tuple[MaskSpec, ...]) -> None:

@@ -43,13 +43,11 @@ class Family:
     Attributes:
         name: The short name of its operator configuration, as `aic-<name>-ops-info.json`.
         dtypes: The dtypes that tensors may have.
-        fused_ops: The target ops that `legalize` may emit.
         facts: Limits in words, with their sources.
     """
 
     name: str
     dtypes: frozenset[str]
-    fused_ops: frozenset[str]
     facts: tuple[Fact, ...]
 
 
@@ -67,10 +65,6 @@ class Target:
         """The dtypes that tensors may have on this SoC."""
         return self.family.dtypes
 
-    def has(self, op: str) -> bool:
-        """Say whether this target op may be emitted."""
-        return op in self.family.fused_ops
-
 
 _INTEGERS = frozenset(
     ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "bool")
@@ -79,7 +73,6 @@ _INTEGERS = frozenset(
 FAMILY_310P = Family(
     name="310p",
     dtypes=_INTEGERS | {"float16", "float32"},
-    fused_ops=frozenset(("NPURmsNorm", "NPURotaryMul", "NPUWeightQuantBatchMatmulV2")),
     facts=(
         Fact(
             "no bfloat16 compute: use float16",
@@ -102,7 +95,6 @@ FAMILY_310P = Family(
 FAMILY_910B = Family(
     name="910b",
     dtypes=_INTEGERS | {"float16", "float32", "bfloat16", "int4"},
-    fused_ops=frozenset(("NPURmsNorm", "NPURotaryMul", "NPUWeightQuantBatchMatmulV2")),
     facts=(
         Fact(
             "bfloat16 compute is there; atc's default precision turns it into float16, so compile "
@@ -120,7 +112,6 @@ FAMILY_910B = Family(
 FAMILY_910_93 = Family(
     name="910_93",
     dtypes=FAMILY_910B.dtypes,
-    fused_ops=FAMILY_910B.fused_ops,
     facts=(
         Fact(
             "its operator tables list what 910B's do, for the operators that omforge emits",
@@ -133,7 +124,6 @@ FAMILY_910_93 = Family(
 FAMILY_310B = Family(
     name="310b",
     dtypes=_INTEGERS | {"float16", "float32", "bfloat16"},
-    fused_ops=frozenset[str](),
     facts=(
         Fact(
             "no kernel for RmsNorm, RotaryMul, ScaledMaskedSoftmax or weight-quantised products",
@@ -149,8 +139,6 @@ FAMILY_310B = Family(
 FAMILY_950 = Family(
     name="950",
     dtypes=FAMILY_910B.dtypes | {"float8e4m3fn", "float8e5m2"},
-    # RmsNorm has a kernel; that RotaryMul has one is stated nowhere.
-    fused_ops=frozenset(("NPUWeightQuantBatchMatmulV2",)),
     facts=(
         Fact(
             "no kernel for prompt flash attention",

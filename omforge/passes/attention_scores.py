@@ -31,6 +31,9 @@ SINKS = (
 )
 """Why an attention with sinks is left alone: a kind of its own, and no failure to match."""
 
+DYNAMIC = "what is added to the scores depends on the tokens"
+"""Why an attention with a mask or bias made of tokens is left alone: a kind of its own too."""
+
 
 @dataclass
 class Scores:
@@ -164,9 +167,25 @@ def _up_add(node: ir.Node, found: Scores, live: set[ir.Value]) -> ir.Value:
     moving = [v for v in node.inputs if v is not None and v in live]
     still = [v for v in node.inputs if v is not None and v not in live]
     if len(moving) != 1 or len(still) != 1:
-        raise NoMatch("what is added to the scores depends on the tokens", node)
+        given = next((name for v in moving if (name := _given(v)) is not None), None)
+        if given is not None:
+            raise NoMatch(
+                f"the input {given} is added to the scores: only a mask that the graph makes of an "
+                "integer attention_mask [batch, length] is known for what it is",
+                node,
+            )
+        raise NoMatch(DYNAMIC, node)
     _apply(found, Applied(still[0]), node)
     return moving[0]
+
+
+def _given(value: ir.Value) -> str | None:
+    """The name of the input that a value is, sliced or cast or not."""
+    while (node := value.producer()) is not None:
+        if node.op_type not in ("Cast", "Slice", *_ORDER_KEEPING) or node.inputs[0] is None:
+            return None
+        value = node.inputs[0]
+    return value.name if value.is_graph_input() else None
 
 
 def _up_where(node: ir.Node, found: Scores, live: set[ir.Value]) -> ir.Value:

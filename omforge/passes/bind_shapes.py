@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -37,8 +38,8 @@ class BindShapes(Pass):
         """Bind; the number of inputs whose shape became numbers.
 
         Raises:
-            InputError: An input keeps a symbol that none of the options names, or a size is less
-                than 1.
+            InputError: An input keeps a symbol that none of the options names, a size is less than
+                1, or the export has fixed the tokens' rows or number at another.
         """
         bindings: dict[str, Dim] = {
             "batch": self.batch,
@@ -53,6 +54,7 @@ class BindShapes(Pass):
         for name, size in bindings.items():
             if isinstance(size, int) and size < 1:
                 raise ir.InputError(f"{name} is {size}", "a size is at least 1")
+        _check_fixed(model, bindings)
         bound = {value: _bind(value, bindings, kept) for value in model.graph.inputs}
         changed = [value for value, shape in bound.items() if shape != dims(value)]
         if not changed:
@@ -67,6 +69,25 @@ class BindShapes(Pass):
         RemoveNoOps().run(model)
         infer_model(model)
         return len(changed)
+
+
+def _check_fixed(model: ir.Model, bindings: Mapping[str, Dim]) -> None:
+    """Raise InputError where the tokens have a number of rows or columns that is not asked for."""
+    tokens = next((v for v in model.graph.inputs if v.name == "input_ids"), None)
+    fixed = (dims(tokens) or ()) if tokens is not None else ()
+    for name, size in zip(("batch", "seq"), fixed, strict=False):
+        wanted = bindings.get(name, size)
+        if not isinstance(size, int) or size == wanted:
+            continue
+        if name == "batch":
+            next_step = f"Choose a batch of {size}, or export the model with a dynamic batch"
+        else:
+            next_step = "Export the model with a dynamic sequence length"
+        raise ir.InputError(
+            f"a {name} of {wanted} does not fit the export",
+            f"its input_ids are [{', '.join(map(str, fixed))}], whatever the caller has",
+            next_step,
+        )
 
 
 def _bind(value: ir.Value, bindings: dict[str, Dim], kept: frozenset[str]) -> tuple[Dim, ...]:

@@ -112,16 +112,23 @@ def _window(facts: Mapping[str, Any]) -> int | None:
     # Qwen2 writes a window that it does not use.
     if not isinstance(window, int) or facts.get("use_sliding_window") is False:
         return None
+    # Families that share their defaults write one too, and list which layers slide: none, maybe.
+    kinds = _layer_kinds(facts)
+    if kinds and not any("sliding" in kind for kind in kinds):
+        return None
     return window
 
 
 def _attention_layers(facts: Mapping[str, Any]) -> int | None:
     """Layers whose kind is an attention over all pairs of tokens, where config.json lists kinds."""
+    kinds = _layer_kinds(facts)
+    return sum("attention" in k and "linear" not in k for k in kinds) if kinds else None
+
+
+def _layer_kinds(facts: Mapping[str, Any]) -> list[str]:
+    """The kind of each layer, where config.json lists them."""
     kinds = facts.get("layer_types")
-    if not isinstance(kinds, list):
-        return None
-    named = [str(kind) for kind in cast("list[Any]", kinds)]
-    return sum("attention" in kind and "linear" not in kind for kind in named)
+    return [str(kind) for kind in cast("list[Any]", kinds)] if isinstance(kinds, list) else []
 
 
 def _is_rotary(facts: Mapping[str, Any]) -> bool | None:

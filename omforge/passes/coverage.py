@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from omforge import ir
-from omforge.ir.infer import dims
+from omforge.ir.infer import dims, known_ints
 from omforge.passes import masks
-from omforge.passes.attention_scores import SINKS
+from omforge.passes.attention_scores import DYNAMIC, SINKS
 from omforge.passes.config import ModelConfig
 from omforge.passes.events import Event, events
 from omforge.passes.interface import activations, find_interface, states
@@ -84,25 +84,71 @@ def measure(model: ir.Model, config: ModelConfig | None) -> Coverage:
     told = events(model)
     attention = ops["Attention"]
     layers = config.layers or attention + ops["Softmax"]
-    attending = config.attention_layers or layers
+    attending = config.attention_layers or _attending(model) or layers
     sinks = sum(event.reason == SINKS for event in told)
+    dynamic = sum(event.reason == DYNAMIC for event in told)
+    # No more than the layers that are left without attention: other softmaxes have biases too.
+    other = min(sinks + dynamic, max(0, attending - attention))
     rotary = ops["RotaryEmbedding"]
     norms = sum(ops[name] for name in _NORMS)
     gates = sum(1 for node in model.graph if _is_gate(node))
     # Experts have an MLP each, as many as the exporter wrote out; a router is a curve too.
     curves = 0 if config.experts else sum(1 for node in model.graph if _is_curve(node))
     gated = layers if config.gated and not config.experts else gates + curves
+    recurrent = _recurrent(model)
+    if recurrent:
+        # Their layers have gates and curves of their own, which nobody promised to raise.
+        gated = max(gates, layers if config.gated and not config.experts else 0)
     kinds = {
-        "attention": _covered(attention, attending - sinks, told, "fuse-attention"),
+        "attention": _covered(attention, attending - other, told, "fuse-attention"),
         "rotary": _covered(
             rotary, _rotations(model, rotary, attending, config), told, "fuse-rotary"
         ),
         "norm": _covered(
-            norms, norms + sum(ops[name] for name in _NORM_LEFTOVERS), told, "fuse-rms-norm"
+            norms, norms + sum(map(_is_norm_left, model.graph)), told, "fuse-rms-norm"
         ),
         "mlp": _covered(gates, gated, told, "fuse-swish", "fuse-gelu"),
     }
-    return Coverage(kinds, tuple(_lost(model, config)), tuple(_unrecognised(model, kinds, told)))
+    unrecognised = _unrecognised(model, kinds, told, recurrent)
+    return Coverage(kinds, tuple(_lost(model, config)), tuple(unrecognised))
+
+
+def _recurrent(model: ir.Model) -> list[str]:
+    """The names of the inputs that are recurrent states."""
+    try:
+        return [str(value.name) for value, _ in states(model, find_interface(model))]
+    except ir.InputError:  # any graph can be explained, a causal LM or not
+        return []
+
+
+def _attending(model: ir.Model) -> int | None:
+    """Layers with keys and values, where others carry a recurrent state; None without such."""
+    try:
+        interface = find_interface(model)
+    except ir.InputError:  # any graph can be explained, a causal LM or not
+        return None
+    return len(interface.caches) // 2 if states(model, interface) else None
+
+
+def _is_norm_left(node: ir.Node) -> bool:
+    """Whether it reduces as a norm does: along the last axis, towards a root of it and an epsilon.
+
+    A mean of several hidden states, or the root alone that rescales one to another's magnitude, is
+    no norm.
+    """
+    if node.op_type not in _NORM_LEFTOVERS or node.domain != "":
+        return False
+    given, shape = node.inputs[1] if len(node.inputs) > 1 else None, dims(node.inputs[0])
+    axes = known_ints(given) if given is not None else None
+    if shape is not None and axes is not None and axes not in ([-1], [len(shape) - 1]):
+        return False
+    return node.op_type != "ReduceMean" or not _is_magnitude(node)
+
+
+def _is_magnitude(node: ir.Node) -> bool:
+    """Whether a mean goes into a root, or is first kept from 0, with no epsilon added to it."""
+    users = node.outputs[0].consumers()
+    return bool(users) and all(user.op_type in ("Pow", "Sqrt", "Max", "Clip") for user in users)
 
 
 def _rotations(model: ir.Model, found: int, attending: int, config: ModelConfig) -> int:
@@ -150,7 +196,7 @@ def _together(products: Iterable[ir.Node], tables: set[ir.Value]) -> int:
 
 
 def _unrecognised(
-    model: ir.Model, kinds: dict[str, Covered], told: Iterable[Event]
+    model: ir.Model, kinds: dict[str, Covered], told: Iterable[Event], recurrent: list[str]
 ) -> Iterable[str]:
     """What is neither a block of a known kind nor around one: routers, loops, other softmaxes."""
     ops = Counter(node.op_type for node in model.graph)
@@ -161,13 +207,12 @@ def _unrecognised(
     ):
         if ops[op]:
             yield f"{ops[op]} x {op} ({what}): left as it is"
-    try:
-        recurrent = states(model, find_interface(model))
-    except ir.InputError:  # any graph can be explained, a causal LM or not
-        recurrent = ()
     if recurrent:
-        shown = ", ".join(str(value.name) for value, _ in recurrent)
+        shown = ", ".join(recurrent)
         yield f"{len(recurrent)} x recurrent state (linear attention or alike): {shown}"
+    magnitudes = sum(n.op_type == "ReduceMean" and _is_magnitude(n) for n in model.graph)
+    if magnitudes:
+        yield f"{magnitudes} x root of a mean without an epsilon (a magnitude): left as it is"
     routed = sum(node.op_type == "NonZero" for node in model.graph)
     if routed:
         yield f"{routed} x NonZero (tokens chosen for an expert): their number is no fixed size"
@@ -175,11 +220,16 @@ def _unrecognised(
     sinks = [event for event in told if event.reason == SINKS]
     if sinks:
         yield f"{len(sinks)} x attention with a sink: {SINKS}"
+    dynamic = [event for event in told if event.reason == DYNAMIC]
+    if dynamic:
+        yield f"{len(dynamic)} x attention with a bias of its own: {DYNAMIC}"
     if kinds["attention"].complete:
         softmaxes = [
             e
             for e in told
-            if e.pass_name == "fuse-attention" and "Softmax" in e.where and e not in sinks
+            if e.pass_name == "fuse-attention"
+            and "Softmax" in e.where
+            and e not in (*sinks, *dynamic)
         ]
         if softmaxes:
             yield f"{len(softmaxes)} x Softmax that is no attention: {softmaxes[0].reason}"
@@ -218,6 +268,12 @@ def _is_curve(node: ir.Node) -> bool:
 
 
 def _lost(model: ir.Model, config: ModelConfig) -> Iterable[str]:
+    if any(value.dtype == ir.DataType.BFLOAT16 for value in model.graph.inputs):
+        yield (
+            "the export computes in bfloat16, for which ONNX Runtime has no kernels, and what must "
+            "be run to be recognised is not: export it in float16 or float32, or convert it first "
+            "(`omforge opt EXPORT -p 'convert-precision{dtype=fp32}'`)"
+        )
     blocks = [node for node in model.graph if node.op_type == "Attention"]
     if config.window is not None and blocks:
         found = _windows(model, blocks)

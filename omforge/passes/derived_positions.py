@@ -62,6 +62,15 @@ def follows_input(prober: Prober, value: ir.Value) -> bool:
     return array.size == fed.size and len(set((array.ravel() - fed.ravel()).tolist())) == 1
 
 
+def are_flags(prober: Prober, value: ir.Value) -> bool:
+    """Whether a value is 0 or 1 however many tokens there are: it tells padding, counts nothing."""
+    try:
+        part = prober.cut([value])
+        return all(bool(np.isin(prober.run(part, p)[0], (0, 1)).all()) for p in _probes(prober))
+    except EvaluationError:
+        return False
+
+
 def recognise(prober: Prober, value: ir.Value) -> Counted:
     """How the positions in a value are counted.
 

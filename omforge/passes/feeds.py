@@ -21,6 +21,7 @@ from omforge.passes.alibi import KEY_POSITIONS
 from omforge.passes.fuse_kv_io import MASK, PAST
 from omforge.passes.interface import Interface, find_interface
 from omforge.passes.last_token_logits import LOGITS_INDEX
+from omforge.passes.masks import given_mask
 
 Array = npt.NDArray[Any]
 Feeds = dict[str, Array]
@@ -145,6 +146,9 @@ def _feed(value: ir.Value, step: Step, interface: Interface, random: np.random.G
         array = step.positions
     elif value is interface.attention_mask:
         array = np.arange(total) >= step.first[:, None]
+        if len(_shape(value)) == 4:  # the caller makes the whole mask
+            causal = np.arange(total) <= np.arange(step.past, total)[:, None]
+            array = given_mask(_dtype(value), array[:, None] & causal)
     elif value.name == LOGITS_INDEX:
         array = np.arange(step.batch) * step.seq + step.seq - 1
     elif _is_mask(value):
@@ -154,8 +158,24 @@ def _feed(value: ir.Value, step: Step, interface: Interface, random: np.random.G
     elif _is_cache(value) or any(value is past for past, _ in interface.caches):
         array = random.standard_normal(_cache_shape(value, step, interface))
     else:
-        array = np.zeros([dim if isinstance(dim, int) else 1 for dim in _shape(value)])
+        array = _unknown(value, step, interface, random)
     return array.astype(_dtype(value).numpy())
+
+
+def _unknown(
+    value: ir.Value, step: Step, interface: Interface, random: np.random.Generator
+) -> Array:
+    """Zeros; numbers for a recurrent state, which has rows, once something is in the past."""
+    batch = {"batch", *symbols(_shape(interface.input_ids)[0])}
+    found: list[int] = []
+    rows = False
+    for dim in _shape(value):
+        of_batch = not isinstance(dim, int) and symbols(dim) <= batch
+        rows |= of_batch
+        found.append(dim if isinstance(dim, int) else step.batch if of_batch else 1)
+    if rows and step.past and _dtype(value).is_floating_point():
+        return random.standard_normal(found)
+    return np.zeros(found)
 
 
 def _additive_mask(value: ir.Value, step: Step) -> Array:

@@ -28,7 +28,7 @@ from omforge.ir.edit import remove_dead
 from omforge.ir.infer import constant_tensor, dims, infer_model, known
 from omforge.passes.builder import Builder
 from omforge.passes.pipeline import Pass
-from omforge.passes.splice import insert
+from omforge.passes.splice import insert, splice
 
 _RESHAPES = {"Reshape", "Unsqueeze", "Squeeze", "Flatten"}
 
@@ -45,7 +45,11 @@ class FoldShapes(Pass):
         op = Builder(model)
         count = 0
         left: list[ir.Node] = []
+        shapes: list[ir.Node] = []
         for node in model.graph:
+            if node.op_type == "Shape":
+                shapes.append(node)
+                continue
             fold = _FOLDS.get(node.op_type)
             if fold is None:
                 continue
@@ -58,7 +62,8 @@ class FoldShapes(Pass):
         count += sum(_from_tokens(model, node, self.name) for node in left)
         if count:
             remove_dead(model)
-        return count
+        # Whatever else reads a size (Tile, Slice, Range) reads it from the tokens too.
+        return count + sum(_read_tokens(model, node, self.name) for node in shapes)
 
 
 def _fold_reshape(op: Builder, node: ir.Node) -> bool:
@@ -129,7 +134,7 @@ def _from_tokens(model: ir.Model, node: ir.Node, by: str) -> bool:
     The cache and the padding mask leave the interface later; a target must not hold on to them.
     """
     target = known(node.inputs[1])
-    tokens = next((v for v in model.graph.inputs if v.name == "input_ids"), None)
+    tokens = _tokens(model)
     if target is None or tokens is None or _reads_only(node.inputs[1], tokens):
         return False
     sizes = dict(zip(dims(tokens) or (), range(2), strict=False))
@@ -146,6 +151,27 @@ def _from_tokens(model: ir.Model, node: ir.Node, by: str) -> bool:
     insert(op, node, by=by)
     node.replace_input_with(1, whole)
     return True
+
+
+def _read_tokens(model: ir.Model, node: ir.Node, by: str) -> bool:
+    """Read a size that the tokens have from the tokens, not from the cache or the mask."""
+    tokens = _tokens(model)
+    read = known(node.outputs[0])
+    if node.graph is None or tokens is None or read is None or read.size != 1:
+        return False
+    sizes = dims(tokens) or ()
+    dim = read.item()
+    if node.inputs[0] is tokens or dim not in sizes or isinstance(dim, int):
+        return False
+    place = sizes.index(dim)
+    op = Builder(model)
+    size = op.Shape(tokens, start=place, end=place + 1)
+    splice(op, [node.outputs[0]], [size], by=by)
+    return True
+
+
+def _tokens(model: ir.Model) -> ir.Value | None:
+    return next((v for v in model.graph.inputs if v.name == "input_ids"), None)
 
 
 def _reads_only(value: ir.Value | None, tokens: ir.Value) -> bool:

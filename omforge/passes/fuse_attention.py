@@ -103,8 +103,6 @@ def _fuse(
         if key.heads != value.heads or (key.past is None) != (value.past is None):
             key = plain(op, k, heads, transposed=True)
             value = plain(op, v, heads, transposed=False)
-        if key.heads != value.heads:
-            raise NoMatch(f"keys have {key.heads} heads and values {value.heads}", k, v)
         scale = scores.scale * factor * key.factor
         if scale <= 0:
             raise NoMatch(f"its scale is {scale:g}, and `Attention` takes a positive one", softmax)

@@ -10,7 +10,8 @@ After::
     attention_mask [B, 1, S, C+S] (additive), past_key_values [2*L*B, K, C, D]
       ->  present_key_values [2*L*B, K, S, D]
 
-and, with ALiBi, key_positions [1, 1, 1, C+S], which the slopes of the heads multiply.
+and, with ALiBi, key_positions [1, 1, 1, C+S], which the slopes of the heads multiply. Recurrent
+states of fixed size stay what they are (`recurrent_states.py`).
 
 A present that grows makes every shape dynamic, and no in-place update is reachable from ONNX
 through ATC (hicann/ge:docs/zh/design/features/tensormove_delete.md), so the cache lives outside:
@@ -33,6 +34,7 @@ from omforge.passes import alibi, masks, unraised_attention
 from omforge.passes.alibi import KEY_POSITIONS, Bias
 from omforge.passes.builder import Builder
 from omforge.passes.derived_positions import (
+    are_flags,
     as_shape_of,
     follows_input,
     position_values,
@@ -45,11 +47,11 @@ from omforge.passes.interface import (
     activations,
     cache_layers,
     find_interface,
-    states,
 )
 from omforge.passes.last_token_logits import LOGITS_INDEX
 from omforge.passes.match import NoMatch
 from omforge.passes.pipeline import Pass
+from omforge.passes.recurrent_states import State, find_states, name_states, see_no_padding
 from omforge.passes.splice import insert, splice
 from omforge.passes.unraised_attention import Unraised
 
@@ -85,15 +87,16 @@ class FuseKvIo(Pass):
         """
         infer_model(model)
         interface = find_interface(model)
-        layers = _layers(model, interface)
+        recurrent = find_states(model, interface)
+        layers = _layers(model, interface, recurrent)
         shapes = [_cache_shape(layer) for layer in layers]
         stacked = _is_stacked(model, self.layout, shapes)
         unraised = unraised_attention.find(model, interface, layers, activations(model))
         _check_blocks(model, unraised.values())
         kinds = _mask_kinds(model, interface, layers, unraised)
         logits = interface.logits
-        positions = _positions(model, interface, bool(unraised))
-        _drop_outputs(model, logits, layers)
+        positions = _positions(model, interface, bool(unraised), bool(recurrent))
+        _drop_outputs(model, logits, layers, recurrent)
         mask_inputs = _mask_inputs(layers[0], [window for window, _ in kinds])
         biased, key_positions = _biased(model, mask_inputs, kinds, self.name)
         given = (
@@ -111,12 +114,17 @@ class FuseKvIo(Pass):
         if unraised:
             _resize(model, interface, layers, next(iter(mask_inputs.values())), given.parts)
         _emit(model, new, shapes, stacked, self.name)
+        carried = name_states(model, recurrent)
         old_inputs = list(model.graph.inputs)
         index = [v for v in old_inputs if v.name == LOGITS_INDEX]
         model.graph.inputs.clear()
         kept = [interface.input_ids, *([positions] if positions is not None else []), *index]
         model.graph.inputs.extend([*kept, *mask_inputs.values(), *key_positions, *given.inputs])
+        model.graph.inputs.extend(carried)
         remove_dead(model)
+        if recurrent and interface.attention_mask is not None:
+            runtimes = next(iter(mask_inputs.values()))
+            see_no_padding(model, interface.attention_mask, runtimes, self.name)
         _check_disconnected(model, old_inputs)
         if positions is not None and not positions.uses():
             model.graph.inputs.remove(positions)
@@ -139,16 +147,15 @@ def _dims(value: ir.Value | None) -> tuple[Dim, ...]:
     return () if shape is None else shape
 
 
-def _layers(model: ir.Model, interface: Interface) -> tuple[CacheLayer, ...]:
-    recurrent = [value for value, _ in states(model, interface)]
-    if recurrent:
-        listed = ", ".join(f"{v.name} [{', '.join(map(str, _dims(v)))}]" for v in recurrent)
-        raise ir.CheckError(
-            f"the model carries {len(recurrent)} states besides keys and values, as a "
-            "linear-attention or state-space layer does",
-            f"{listed}: padding at the end of a prefill bucket would go into them, where that of a "
-            "cache is never copied",
-            "Layers whose state is a cache of keys and values are supported, raised or not",
+def _layers(
+    model: ir.Model, interface: Interface, recurrent: Sequence[State]
+) -> tuple[CacheLayer, ...]:
+    if recurrent and not interface.caches:
+        listed = ", ".join(str(state.past.name) for state in recurrent)
+        raise ir.InputError(
+            "the model has no KV cache, only recurrent states",
+            f"no layer attends to earlier tokens; the states are {listed}",
+            "Models that have attention layers besides are supported",
         )
     if not interface.caches:
         raise ir.InputError(
@@ -156,7 +163,18 @@ def _layers(model: ir.Model, interface: Interface) -> tuple[CacheLayer, ...]:
             "no input is joined with new keys or values into an output",
             "Export it with its past (Optimum: --task text-generation-with-past)",
         )
-    return cache_layers(model, interface)
+    layers = cache_layers(model, interface)
+    left = [layer for layer in layers if layer.block is None]
+    sizes = {name for layer in left for dim in _dims(layer.past[0]) for name in symbols(dim)}
+    if odd := sizes - {"batch", "seq", "past"}:
+        # Their attention is compared by running it, which takes a meaning for each symbol.
+        raise ir.CheckError(
+            f"the cache cannot be given a fixed capacity: attention was not raised in {len(left)} "
+            "layers",
+            f"and its sizes are called {', '.join(sorted(odd))}, not batch, seq and past",
+            "Run the pipeline `raise` first: -p raise,fuse-kv-io",
+        )
+    return layers
 
 
 def _check_blocks(model: ir.Model, unraised: Iterable[Unraised]) -> None:
@@ -243,6 +261,14 @@ class _Shape:
 
 
 def _cache_shape(layer: CacheLayer) -> _Shape:
+    for past, present in zip(layer.past, layer.present, strict=True):
+        if past.dtype != present.dtype:
+            raise ir.CheckError(
+                f"the export takes the cache {past.name} in {past.dtype} and gives it back in "
+                f"{present.dtype}",
+                "what one step returns is no input of the next",
+                "Export the model in float32; compiling rounds it to --dtype",
+            )
     key, value = (_dims(past) for past in layer.past)
     if len(key) == 4 and len(value) == 4 and key[1] == value[1]:
         heads, size, width = key[1], key[3], value[3]
@@ -255,7 +281,9 @@ def _cache_shape(layer: CacheLayer) -> _Shape:
     )
 
 
-def _positions(model: ir.Model, interface: Interface, unraised: bool) -> ir.Value | None:
+def _positions(
+    model: ir.Model, interface: Interface, unraised: bool, recurrent: bool
+) -> ir.Value | None:
     """The input position_ids, made where the model derives positions from its mask or its cache.
 
     A model that counts all slots, padding included, is fed what it would count without padding:
@@ -268,7 +296,11 @@ def _positions(model: ir.Model, interface: Interface, unraised: bool) -> ir.Valu
     derived = [
         value
         for value in position_values(model)
-        if value not in live and not _spans(value, keys) and not follows_input(prober, value)
+        if value not in live
+        and not _spans(value, keys)
+        and not follows_input(prober, value)
+        # Layers that carry a state hide padding from it by the mask's own zeros and ones.
+        and not (recurrent and are_flags(prober, value))
     ]
     try:
         counted = [recognise(prober, value) for value in derived]
@@ -298,9 +330,12 @@ def _spans(value: ir.Value, lengths: Sequence[Dim]) -> bool:
     return any(names & symbols(dim) for dim in _dims(value))
 
 
-def _drop_outputs(model: ir.Model, logits: ir.Value, layers: Sequence[CacheLayer]) -> None:
-    """Everything but the logits leaves the interface."""
+def _drop_outputs(
+    model: ir.Model, logits: ir.Value, layers: Sequence[CacheLayer], recurrent: Sequence[State]
+) -> None:
+    """Everything but the logits leaves the interface; the states come back under their names."""
     served = {present for layer in layers for present in layer.present}
+    served |= {state.present for state in recurrent}
     for output in list(model.graph.outputs):
         if output is not logits and output not in served:
             record(

@@ -224,8 +224,9 @@ class CompareEach(Instrument):
         """Run it again and compare."""
         if not run.changed:
             return
-        if run.step.changes_interface:
-            run.note = "not compared: it changes the interface"
+        if run.step.changes_interface or run.step.changes_numbers:
+            what = "interface" if run.step.changes_interface else "numbers"
+            run.note = f"not compared: it changes the {what}"
             self._expected = None
             return
         actual = self._run(model)

@@ -7,11 +7,11 @@ new into a present.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from omforge import ir
-from omforge.ir.dims import Dim
+from omforge.ir.dims import Dim, evaluate, symbols
 from omforge.ir.infer import constant_tensor, known
 from omforge.passes.views import shape_of
 
@@ -28,8 +28,8 @@ class Interface:
 
     Attributes:
         input_ids: Token numbers, integer [B, S].
-        attention_mask: 1 for a token and 0 for padding, integer or boolean [B, P + S]; None where
-            there is none.
+        attention_mask: 1 for a token and 0 for padding, integer or boolean [B, P + S], or the whole
+            mask [B, 1, S, P + S], boolean or floats that are added; None where there is none.
         position_ids: Integer [B, S]; None where the model derives positions from something else.
         caches: (past, present) pairs in the order of the inputs; empty for a model without a cache.
         logits: Float [B, S, V].
@@ -65,7 +65,8 @@ def cache_layers(model: ir.Model, interface: Interface) -> tuple[CacheLayer, ...
     Raises:
         CheckError: A cache is neither one of a raised attention nor one of a pair.
     """
-    raised = [layer for node in model.graph if (layer := _raised_layer(node)) is not None]
+    returned = dict(interface.caches)
+    raised = [layer for node in model.graph if (layer := _raised_layer(node, returned)) is not None]
     served = {past for layer in raised for past in layer.past}
     left = [pair for pair in interface.caches if pair[0] not in served]
     if len(left) % 2:
@@ -83,13 +84,18 @@ def cache_layers(model: ir.Model, interface: Interface) -> tuple[CacheLayer, ...
     return tuple(sorted([*raised, *unraised], key=lambda layer: places[layer.past[0]]))
 
 
-def _raised_layer(node: ir.Node) -> CacheLayer | None:
+def _raised_layer(node: ir.Node, returned: Mapping[ir.Value, ir.Value]) -> CacheLayer | None:
     if node.op_type != "Attention" or node.domain != "" or len(node.inputs) < 6:
         return None
     key, value = node.inputs[4:6]
     if key is None or value is None or len(node.outputs) < 3:
         return None
-    return CacheLayer((key, value), (node.outputs[1], node.outputs[2]), node)
+    # Of layers that share keys and values, one gives them back for all.
+    new_key, new_value = (
+        own if own.is_graph_output() else returned.get(past, own)
+        for past, own in zip((key, value), node.outputs[1:3], strict=True)
+    )
+    return CacheLayer((key, value), (new_key, new_value), node)
 
 
 def states(model: ir.Model, interface: Interface) -> tuple[tuple[ir.Value, ir.Value], ...]:
@@ -99,7 +105,7 @@ def states(model: ir.Model, interface: Interface) -> tuple[tuple[ir.Value, ir.Va
     to step, where attention carries keys and values.
     """
     taken = {interface.logits, *(present for _, present in interface.caches)}
-    found: list[tuple[ir.Value, ir.Value]] = []
+    candidates: dict[ir.Value, list[ir.Value]] = {}
     for value in interface.extra:
         if value.dtype not in _FLOATS or not shape_of(value):
             continue
@@ -108,14 +114,33 @@ def states(model: ir.Model, interface: Interface) -> tuple[tuple[ir.Value, ir.Va
             for output in model.graph.outputs
             if output not in taken
             and output.dtype == value.dtype
-            and shape_of(output) == shape_of(value)
+            and _alike(shape_of(output), shape_of(value))
         ]
         made = _made_of(value) if like else set[ir.Value]()
-        renewed = next((output for output in like if output in made), None)
+        candidates[value] = [output for output in like if output in made]
+    found: dict[ir.Value, ir.Value] = {}
+    # A layer's state reaches those of the layers above: the last layer's has one output to renew.
+    for value in sorted(candidates, key=lambda value: len(candidates[value])):
+        renewed = next((output for output in candidates[value] if output not in taken), None)
         if renewed is not None:
             taken.add(renewed)
-            found.append((value, renewed))
-    return tuple(found)
+            found[value] = renewed
+    return tuple((value, found[value]) for value in interface.extra if value in found)
+
+
+def _alike(shape: tuple[Dim, ...], other: tuple[Dim, ...]) -> bool:
+    """Whether two shapes have the same sizes, tried where they are written in different ways.
+
+    The last 3 of S + 3 tokens are `max(0, min(9999, seq + 3) - seq)` of them.
+    """
+    if len(shape) != len(other) or shape == other:
+        return shape == other
+    names = sorted({name for dim in (*shape, *other) for name in symbols(dim)})
+    for base in (1, 2, 17):
+        sizes = {name: base + 3 * index for index, name in enumerate(names)}
+        if [evaluate(dim, sizes) for dim in shape] != [evaluate(dim, sizes) for dim in other]:
+            return False
+    return True
 
 
 def _made_of(value: ir.Value) -> set[ir.Value]:
@@ -160,6 +185,10 @@ def find_interface(model: ir.Model) -> Interface:
     rest = [v for v in inputs if v.dtype in _MASKS and v is not input_ids]
     tokens = shape_of(input_ids)
     mask = _by_role(rest, "mask", lambda shape: shape[-1] != tokens[-1])
+    if (
+        mask is None and caches
+    ):  # a canonical model has additive masks too, and none of these caches
+        mask = _additive_mask(inputs, {past for past, _ in caches})
     rest = [v for v in rest if v is not mask and v.dtype in _INTEGERS]
     positions = _by_role(rest, "position", lambda shape: shape == tokens)
     taken = {input_ids, mask, positions, *(past for past, _ in caches)}
@@ -225,6 +254,16 @@ def _by_role(
     return next(named, None) or next((v for v in ranked if fits(shape_of(v))), None)
 
 
+def _additive_mask(inputs: Sequence[ir.Value], caches: set[ir.Value]) -> ir.Value | None:
+    """A mask [B, 1, S, P + S] that the caller makes, named as one."""
+    for value in inputs:
+        shape = shape_of(value)
+        if value.dtype in _FLOATS and value not in caches and len(shape) == 4 and shape[1] == 1:
+            if "mask" in _words(value):
+                return value
+    return None
+
+
 def _caches(inputs: Sequence[ir.Value]) -> Iterator[tuple[ir.Value, ir.Value]]:
     for value in inputs:
         if value.dtype in _FLOATS and len(shape_of(value)) >= 3:
@@ -261,8 +300,10 @@ def activations(model: ir.Model) -> set[ir.Value]:
     and padding, and can be run alone.
     """
     graph = model.graph
+    interface = find_interface(model)
     found: set[ir.Value] = {value for value in graph.inputs if value.dtype in _FLOATS}
-    found.add(find_interface(model).input_ids)
+    found.discard(interface.attention_mask or interface.input_ids)
+    found.add(interface.input_ids)
     for node in graph:
         if any(value in found for value in node.inputs if value is not None):
             found.update(output for output in node.outputs if known(output) is None)

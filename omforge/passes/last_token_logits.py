@@ -9,6 +9,9 @@ After::
     rows   = Gather(Reshape(hidden, [-1, H]), logits_index)        # [R, H]
     logits = MatMul(Norm(rows), head)                              # [R, V]
 
+An export that keeps the last token alone (`logits_to_keep=1`) has a Slice or a Gather on the way,
+which goes: the last token of a padded chunk is not the last of its prompt.
+
 The head is the widest product of a model and prefill needs one row of it; `logits_index` holds flat
 row numbers `b * S + i`, so that a prompt shorter than its bucket, and every row of a batch, picks
 its own last token.
@@ -22,9 +25,9 @@ from typing import ClassVar
 from omforge import ir
 from omforge.ir.dims import symbol
 from omforge.ir.edit import remove_dead, replace_value
-from omforge.ir.infer import attribute, infer_model, to_shape
+from omforge.ir.infer import attribute, dims, infer_model, known, to_shape
 from omforge.passes.builder import Builder
-from omforge.passes.interface import find_interface, is_weight
+from omforge.passes.interface import Interface, find_interface, is_weight
 from omforge.passes.pipeline import Pass
 from omforge.passes.splice import insert
 from omforge.passes.views import shape_of
@@ -48,14 +51,20 @@ class LastTokenLogits(Pass):
         """Rewrite; 1, or 0 where the logits are rows already.
 
         Raises:
-            InputError: The graph is no causal LM.
+            InputError: The graph is no causal LM, or has logits of chosen tokens only.
         """
         infer_model(model)
         graph = model.graph
-        logits = find_interface(model).logits
-        if len(shape_of(logits)) != 3:
+        if any(value.name == LOGITS_INDEX for value in graph.inputs):
             return 0
+        interface = find_interface(model)
+        logits = interface.logits
         steps = _head(logits)
+        bypassed = {node for node in steps if node.op_type in _RESHAPES or _keeps_last(node)}
+        if all(node.op_type in _RESHAPES for node in bypassed):
+            if len(shape_of(logits)) != 3:
+                return 0
+            _check_all_tokens(interface)
         hidden, first = _moving(steps[-1]), steps[-1]
         width = shape_of(hidden)[-1]
         if not isinstance(width, int):
@@ -73,7 +82,10 @@ class LastTokenLogits(Pass):
             if value is hidden:
                 first.replace_input_with(place, rows)
         for node in steps:
-            _to_rows(node)
+            if node in bypassed and node.inputs[0] is not None:
+                replace_value(node.outputs[0], node.inputs[0])
+            elif node.op_type in _NORMS:
+                node.attributes["axis"] = ir.AttrInt64("axis", -1)
         remove_dead(model)
         infer_model(model)
         return 1
@@ -105,6 +117,8 @@ def _is_row_wise(node: ir.Node) -> bool:
     first = node.inputs[0] if node.inputs else None
     if first is None or all(v is None or is_weight(v) for v in node.inputs):
         return False
+    if _keeps_last(node):
+        return True
     if node.op_type in _RESHAPES:  # rows may be merged or split, and keep their order
         return shape_of(first)[-1:] == shape_of(node.outputs[0])[-1:] != ()
     weights = [v for v in node.inputs if v is not None and is_weight(v)]
@@ -125,14 +139,35 @@ def _is_row_wise(node: ir.Node) -> bool:
             return False
 
 
+def _keeps_last(node: ir.Node) -> bool:
+    """Whether it takes the last token of [B, S, H], as [B, 1, H] or [B, H]."""
+    if node.op_type not in ("Gather", "Slice") or node.domain != "" or node.inputs[0] is None:
+        return False
+    shape = shape_of(node.inputs[0])
+    if len(shape) != 3 or shape[1] == 1 or is_weight(node.inputs[0]):
+        return False
+    place = known(node.inputs[1])
+    if place is None or place.size != 1:
+        return False
+    start = place.item()
+    if start not in (-1, shape[1] - 1):
+        return False
+    if node.op_type == "Gather":
+        return attribute(node, "axis", 0) in (1, -2)
+    kept = dims(node.outputs[0])
+    return kept == (shape[0], 1, shape[2])
+
+
+def _check_all_tokens(interface: Interface) -> None:
+    """Raise InputError where one token was chosen in a way that is not undone."""
+    if shape_of(interface.logits)[1] == 1 != shape_of(interface.input_ids)[1]:
+        raise ir.InputError(
+            f"the output {interface.logits.name} has logits of one token",
+            "which one is not told by a Slice or Gather of the last",
+            "Export the logits of all tokens, or of the last one",
+        )
+
+
 def _moving(node: ir.Node) -> ir.Value:
     """The input that is no weight."""
     return next(v for v in node.inputs if v is not None and not is_weight(v))
-
-
-def _to_rows(node: ir.Node) -> None:
-    """Let a step of [B, S, ...] work on [R, ...]."""
-    if node.op_type in _RESHAPES and node.inputs[0] is not None:
-        replace_value(node.outputs[0], node.inputs[0])
-    elif node.op_type in _NORMS:
-        node.attributes["axis"] = ir.AttrInt64("axis", -1)

@@ -169,9 +169,19 @@ class Prober:
         ):
             if value is None or value.name is None or value.dtype is None:
                 continue
-            if len(shape_of(value)) == array.ndim:
+            if value is interface.attention_mask and len(shape_of(value)) == 4:
+                feeds[value.name] = given_mask(value.dtype, Mask(None, True, False).visible(probe))
+            elif len(shape_of(value)) == array.ndim:
                 feeds[value.name] = array.astype(value.dtype.numpy())
         return part.run(feeds, self.bindings(probe.batch, probe.seq, probe.past))
+
+
+def given_mask(dtype: ir.DataType, visible: Array) -> Array:
+    """What a caller who makes the whole mask gives for visible [B, S, P + S]: [B, 1, S, P + S]."""
+    whole = visible[:, None]
+    if not dtype.is_floating_point():
+        return whole.astype(dtype.numpy())
+    return np.where(whole, 0.0, float(dtype.min)).astype(dtype.numpy())
 
 
 def recognise(
@@ -443,8 +453,14 @@ def build(op: Builder, interface: Interface, mask: Mask, dtype: ir.DataType) -> 
     Boolean where an empty row gives zeros, since that is what `Attention` does; else 0 and half of
     the dtype's lowest number, which ONNX Runtime does not take for "nothing visible" as it does the
     lowest itself. With a bias, that stands in place of 0, the mask is [B, N, S, P + S], and the
-    lowest hides where an empty row gives zeros.
+    lowest hides where an empty row gives zeros. What the caller gives as a whole is taken.
+
+    Raises:
+        NoMatch: The caller gives a whole mask, and there is a bias beside it.
     """
+    given = interface.attention_mask
+    if given is not None and mask.padding and len(shape_of(given)) == 4:
+        return _build_given(op, given, mask, dtype)
     seq = op.Shape(interface.input_ids, start=1, end=2)
     one = op.constant(np.array([1], dtype=np.int64))
     if interface.caches:
@@ -470,3 +486,16 @@ def build(op: Builder, interface: Interface, mask: Mask, dtype: ir.DataType) -> 
     lowest = float(dtype.min)
     low = np.array(lowest if mask.zero_rows else lowest / 2, dtype=dtype.numpy())
     return op.Where(seen, shown, op.constant(low))
+
+
+def _build_given(op: Builder, given: ir.Value, mask: Mask, dtype: ir.DataType) -> ir.Value:
+    if mask.bias is not None or mask.window is not None:
+        raise NoMatch("the caller gives a mask, and the graph makes another beside it", given)
+    low = op.constant(np.array(float(dtype.min) / 2, dtype=dtype.numpy()))
+    if given.dtype is not None and given.dtype.is_floating_point():
+        added = given if given.dtype == dtype else op.Cast(given, to=int(dtype))
+        return added if mask.zero_rows else op.Max(added, low)
+    seen = op.Cast(given, to=int(ir.DataType.BOOL))
+    if mask.zero_rows:
+        return seen
+    return op.Where(seen, op.constant(np.zeros((), dtype=dtype.numpy())), low)

@@ -53,6 +53,13 @@ def _roles(interface: Interface) -> list[tuple[ir.Value, tuple[Dim, ...]]]:
     roles: list[tuple[ir.Value, tuple[Dim, ...]]] = [(ids, (batch, seq))]
     if interface.position_ids is not None:
         roles.append((interface.position_ids, (batch, seq)))
+    for value in interface.extra:
+        shape = shape_of(value)
+        # A recurrent state has a row for each row of tokens, and is of fixed size otherwise.
+        if value.dtype is None or not value.dtype.is_floating_point():
+            continue
+        if len(shape) > 1 and sum(isinstance(dim, Expr) for dim in shape) == 1:
+            roles.append((value, tuple(batch if isinstance(dim, Expr) else dim for dim in shape)))
     past: Dim = 0
     for cache, _ in interface.caches:
         shape = shape_of(cache)

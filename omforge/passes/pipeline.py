@@ -41,6 +41,9 @@ class Pass:
     changes_interface: ClassVar[bool] = False
     """Whether inputs or outputs change, so that the model cannot be compared with itself before."""
 
+    changes_numbers: ClassVar[bool] = False
+    """Whether the model computes something else on purpose, so that it is not compared either."""
+
     def run(self, model: ir.Model) -> int:
         """Rewrite `model` in place.
 

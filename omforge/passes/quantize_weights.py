@@ -37,6 +37,7 @@ from omforge.passes.quantization.hqq import quantize_hqq
 from omforge.passes.quantization.linear import Linear, find_linears
 from omforge.passes.quantization.report import QuantizedLayer, add_layers
 from omforge.passes.quantization.tensors import QuantizedWeight
+from omforge.passes.quantization.token_file import read_tokens
 from omforge.passes.splice import Names, insert, splice
 
 Array = npt.NDArray[Any]
@@ -66,6 +67,7 @@ class QuantizeWeights(Pass):
     """
 
     name: ClassVar[str] = "quantize-weights"
+    changes_numbers: ClassVar[bool] = True
     bits: Literal[4, 8] = 8
     group: int = 0
     symmetric: bool = True
@@ -161,20 +163,7 @@ class QuantizeWeights(Pass):
         return [found.weights[linear.name] for linear in linears]
 
     def _tokens(self) -> Sequence[Array]:
-        if self.tokens is not None or not self.calibration:
-            return self.tokens or ()
-        try:
-            array: Array = np.load(self.calibration)
-        except (OSError, ValueError) as error:
-            raise ir.InputError(
-                f"cannot read token numbers from {self.calibration}", str(error)
-            ) from error
-        if array.ndim != 2 or array.dtype.kind not in "iu":
-            raise ir.InputError(
-                f"{self.calibration} holds {array.dtype}{list(array.shape)}",
-                "token numbers are integers of shape [pieces, tokens of a piece]",
-            )
-        return list(array)
+        return self.tokens if self.tokens is not None else read_tokens(self.calibration)
 
     def _rewrite(
         self, model: ir.Model, linear: Linear, weight: Weight, names: Names

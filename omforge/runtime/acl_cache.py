@@ -2,14 +2,14 @@
 
 After a step its new keys and values, which are on the device as well, are copied behind the valid
 ones by strided copies within the device: one for all tensors where they lie one behind the other,
-as they do unless gears or alignment forbid it.
+as they do unless gears or alignment forbid it. Recurrent states go the same way, whole.
 
 Letters: B batch, S new tokens, C capacity, K kv heads, D head size, L layers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,8 @@ import numpy.typing as npt
 
 from omforge.ir.errors import InputError
 from omforge.lowering.manifest import KvCache as KvSpec
+from omforge.lowering.manifest import TensorSpec
+from omforge.lowering.om.ge_types import byte_size
 from omforge.runtime.acl_device import ALIGNMENT, AclDevice
 from omforge.runtime.cache import CacheTensor, cache_tensors, full
 
@@ -39,22 +41,33 @@ class DeviceCache:
         device: Where.
         spec: The manifest's description; its capacity is C.
         batch: B.
+        states: The recurrent states: inputs, and the outputs that renew them.
     """
 
-    def __init__(self, device: AclDevice, spec: KvSpec, batch: int) -> None:
+    def __init__(
+        self,
+        device: AclDevice,
+        spec: KvSpec,
+        batch: int,
+        states: tuple[Sequence[TensorSpec], Sequence[TensorSpec]] = ((), ()),
+    ) -> None:
         self.capacity = spec.capacity
         self.length = 0
         self.tensors = cache_tensors(spec, batch)
         self._device = device
         self._item = np.dtype(spec.dtype).itemsize
         self._new: Slice | None = None
+        self._states = {
+            given.name: (new.name, byte_size(given.dtype, _numbers(given)))
+            for given, new in zip(*states, strict=True)
+        }
+        names = [*(tensor.past for tensor in self.tensors), *self._states]
         sizes = [self._bytes(tensor, spec.capacity) for tensor in self.tensors]
+        sizes += [size for _, size in self._states.values()]
         self._size, offsets = place(sizes)
         base = device.malloc(self._size)
         self._base = base
-        self.addresses = {
-            tensor.past: base + offset for tensor, offset in zip(self.tensors, offsets, strict=True)
-        }
+        self.addresses = {name: base + offset for name, offset in zip(names, offsets, strict=True)}
         device.zero(base, self._size)
 
     @property
@@ -104,6 +117,10 @@ class DeviceCache:
                 count * token,
                 tensors * first.rows * first.heads,
             )
+        for name, (renewed, size) in self._states.items():
+            # A copy, and not two buffers that take turns: no model's dataset changes in a step.
+            target, source = self.addresses[name], new.addresses[renewed]
+            self._device.copy_rows(target, size, source, size, size, 1)
         self.length = end
 
     def copies(self, new: Slice) -> int:
@@ -137,6 +154,10 @@ class DeviceCache:
                     continue
             runs.append((tensor, 1))
         return runs
+
+
+def _numbers(spec: TensorSpec) -> tuple[int, ...]:
+    return tuple(dim for dim in spec.shape if isinstance(dim, int))
 
 
 def place(sizes: list[int]) -> tuple[int, list[int]]:

@@ -28,6 +28,7 @@ from omforge.lowering.om.ge_types import byte_size, ge_dtype
 from omforge.runtime.acl_cache import DeviceCache, Slice, place
 from omforge.runtime.acl_device import AclDevice, KvCopy, import_acl
 from omforge.runtime.bundle import Bundle
+from omforge.runtime.cache import state_specs
 from omforge.runtime.session import check_feeds, describe
 
 log = logging.getLogger(__name__)
@@ -103,7 +104,8 @@ class AclBackend:
         }
         self.device = AclDevice(module, self.options.device, self.options.kv_copy)
         try:
-            self.device_cache = DeviceCache(self.device, bundle.manifest.kv, rows)
+            states = state_specs(bundle.manifest.states, rows)
+            self.device_cache = DeviceCache(self.device, bundle.manifest.kv, rows, states)
             loader = _Loader(self.device, [om.path for om in files.values()], self.options)
             self._sessions = {
                 bucket.name: AclSession(
@@ -270,7 +272,7 @@ class AclSession:
         self._gear: int | None = None
         self._desc = _Description(device, model_id)
         self._check_interface()
-        past = {tensor.past for tensor in cache.tensors}
+        past = set(cache.addresses)
         self._fed = tuple(spec for spec in bucket.inputs if spec.name not in past)
         self._place_inputs(past)
         self._place_outputs()

@@ -17,7 +17,7 @@ from omforge.ir.dims import evaluate, parse_dim, symbols
 from omforge.ir.errors import CheckError, InputError
 from omforge.ir.files import load
 from omforge.lowering.manifest import Bucket, Manifest, TensorSpec
-from omforge.runtime.cache import cache_specs
+from omforge.runtime.cache import cache_specs, state_specs
 from omforge.runtime.session import describe
 from omforge.runtime.text_stream import Tokenizer
 
@@ -26,6 +26,7 @@ Progress = Callable[[str, int, int], None]
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 REBUILD = "Build the bundle again"
+_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,11 @@ class Bundle:
             elif file.stat().st_size == 0:
                 faults.append(f"{name} is empty")
         if faults:
-            raise InputError(f"the bundle {self.folder} is incomplete", ", ".join(faults), REBUILD)
+            shown = ", ".join(faults[:_SHOWN])
+            more = f", and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
+            made_by_atc = all(fault.startswith("om/") for fault in faults)
+            step = "`omforge build` makes what atc made again" if made_by_atc else REBUILD
+            raise InputError(f"the bundle {self.folder} is incomplete", f"{shown}{more}", step)
         # The manifest has no sizes, but a graph says which bytes of the weight file it needs.
         graphs = [bucket.file for bucket in manifest.buckets] or [manifest.canonical]
         load(self.folder / graphs[0])
@@ -169,14 +174,15 @@ def _check_bucket(manifest: Manifest, bucket: Bucket) -> None:
             REBUILD,
         )
     past, present = cache_specs(kv, batch, seq, kv.dtype)
+    states, renewed = state_specs(manifest.states, batch)
     masks = tuple(
         TensorSpec(mask.name, "", (batch, 1, seq, kv.capacity + seq)) for mask in manifest.masks
     )
     tokens = TensorSpec("input_ids", "", (batch, seq))
     logits = TensorSpec("logits", "", (batch, manifest.model.vocab_size))
     sides = (
-        ("input", bucket.inputs, (tokens, *masks, *past)),
-        ("output", bucket.outputs, (logits, *present)),
+        ("input", bucket.inputs, (tokens, *masks, *past, *states)),
+        ("output", bucket.outputs, (logits, *present, *renewed)),
     )
     for kind, specs, expected in sides:
         found = {spec.name: spec for spec in specs}

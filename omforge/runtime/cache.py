@@ -8,7 +8,7 @@ Letters: B batch, S new tokens, C capacity, K kv heads, D head size, L layers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from omforge.ir.errors import CheckError, InputError
 from omforge.lowering.manifest import KvCache as KvSpec
-from omforge.lowering.manifest import TensorSpec
+from omforge.lowering.manifest import StateSpec, TensorSpec
 
 Array = npt.NDArray[Any]
 
@@ -68,6 +68,19 @@ def cache_specs(
     return past, present
 
 
+def state_specs(
+    states: Sequence[StateSpec], batch: int
+) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Return a bucket's inputs and outputs that are recurrent states, with numbers as shapes."""
+    given: list[TensorSpec] = []
+    renewed: list[TensorSpec] = []
+    for state in states:
+        shape = tuple(batch if dim == "batch" else dim for dim in state.shape)
+        given.append(TensorSpec(state.input, state.dtype, shape))
+        renewed.append(TensorSpec(state.output, state.dtype, shape))
+    return tuple(given), tuple(renewed)
+
+
 class Cache(Protocol):
     """What generation needs of a cache: `KvCache` is the host's, a backend may have its own.
 
@@ -96,13 +109,22 @@ class Cache(Protocol):
 class KvCache:
     """The cache buffers of one batch, zero at first; `length` slots of every row are valid.
 
+    Recurrent states lie beside them: each step's are the next one's.
+
     Args:
         spec: The manifest's description; its capacity is C.
         batch: B.
         dtype: numpy name; the manifest's unless given (the canonical level has the export's).
+        states: The recurrent states: inputs, and the outputs that renew them.
     """
 
-    def __init__(self, spec: KvSpec, batch: int, dtype: str | None = None) -> None:
+    def __init__(
+        self,
+        spec: KvSpec,
+        batch: int,
+        dtype: str | None = None,
+        states: tuple[Sequence[TensorSpec], Sequence[TensorSpec]] = ((), ()),
+    ) -> None:
         self.capacity = spec.capacity
         self.length = 0
         self._tensors = cache_tensors(spec, batch)
@@ -111,17 +133,23 @@ class KvCache:
             t.past: np.zeros((t.rows, t.heads, spec.capacity, t.size), dtype or spec.dtype)
             for t in self._tensors
         }
+        self._renewed = {given.name: new.name for given, new in zip(*states, strict=True)}
+        self._states = {
+            given.name: np.zeros([n for n in given.shape if isinstance(n, int)], given.dtype)
+            for given in states[0]
+        }
 
     @property
     def feeds(self) -> dict[str, Array]:
         """The buffers by input name, not copied: they change with the next `append`."""
-        return dict(self._buffers)
+        return self._buffers | self._states
 
     def append(self, outputs: Mapping[str, Array], count: int) -> None:
         """Copy the first `count` of a step's S new keys and values behind the valid ones.
 
         Args:
-            outputs: The step's outputs; the present tensors [.., K, S, D] are taken from it.
+            outputs: The step's outputs; the present tensors [.., K, S, D] are taken from it, and
+                the states, which know of all S tokens.
             count: Real tokens of the step; what follows them pads the bucket.
 
         Raises:
@@ -148,14 +176,27 @@ class KvCache:
                     f"the step's output {t.present} does not fit the cache",
                     f"it holds {new.shape[2]} tokens, the step has {count}",
                 )
+        for past, present in self._renewed.items():
+            state, new = self._states[past], outputs.get(present)
+            if new is None or (new.shape, new.dtype) != (state.shape, state.dtype):
+                found = "missing" if new is None else f"{new.dtype.name}{list(new.shape)}"
+                raise InputError(
+                    f"the step's output {present} does not fit the state {past}",
+                    f"it is {found}, the state is {state.dtype.name}{list(state.shape)}",
+                    "Build the bundle again",
+                )
         for t in self._tensors:
             self._buffers[t.past][:, :, self.length : end] = outputs[t.present][:, :, :count]
+        for past, present in self._renewed.items():
+            self._states[past] = outputs[present]
         self.length = end
 
     def reset(self) -> None:
         """Forget all tokens, and zero their slots, which an overflow may have left infinite."""
         for buffer in self._buffers.values():
             buffer[:, :, : self.length] = 0
+        for past, state in self._states.items():
+            self._states[past] = np.zeros_like(state)
         self.length = 0
 
 

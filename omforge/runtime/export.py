@@ -27,7 +27,7 @@ Array = npt.NDArray[Any]
 
 @dataclass
 class _Rows:
-    """Rows of equal length that run together: their cache by input name, and their length."""
+    """Rows of equal length that run together: cache and states by input name, and their length."""
 
     past: dict[str, Array]
     length: int = 0
@@ -62,7 +62,8 @@ class ExportModel:
             of one length, those of every token [B, S, V].
 
         Raises:
-            InputError: No prompts, an empty one, or `all_logits` of different lengths.
+            InputError: No prompts, an empty one, or `all_logits` of different lengths or of an
+                export that makes those of the last token alone.
         """
         if not prompts or not all(len(prompt) for prompt in prompts):
             raise InputError("a prompt is empty", "there is no token to continue from")
@@ -78,7 +79,15 @@ class ExportModel:
                 for rows, batch in zip(self._groups, batches, strict=True)
             ]
         )
-        return logits if all_logits else logits[:, -1]
+        if not all_logits:
+            return logits[:, -1]
+        if logits.shape[1] != lengths[0]:
+            raise InputError(
+                "cannot return all logits",
+                f"the export makes those of {logits.shape[1]} of {lengths[0]} tokens",
+                "Export the model with the logits of all tokens",
+            )
+        return logits
 
     def decode(self, tokens: Sequence[int] | Array) -> Array:
         """Append one token to each row; the float32 logits behind it [B, V].
@@ -110,19 +119,28 @@ class ExportModel:
     def _empty_past(self, batch: int) -> dict[str, Array]:
         kv = self._kv
         sizes = (kv.head_size, kv.value_head_size)
-        return {
+        past = {
             name: zeros(self._inputs[name], (batch, kv.kv_heads, 0, size))
             for pair in self.export.past
             for name, size in zip(pair, sizes, strict=True)
         }
+        for name, _ in self.export.states:
+            # What is open in a state's shape is the batch: others are not compiled.
+            spec = self._inputs[name]
+            past[name] = zeros(spec, [n if isinstance(n, int) else batch for n in spec.shape])
+        return past
 
     def _step(self, rows: _Rows, tokens: Array) -> Array:
-        """Run `tokens` [B, S] and extend the rows' cache; float32 logits [B, S, V]."""
+        """Run `tokens` [B, S] and extend the rows' cache.
+
+        Returns:
+            Float32 logits [B, S, V], or [B, 1, V] where the export makes the last token's alone.
+        """
         batch, seq = len(tokens), int(tokens.shape[1])
         end = rows.length + seq
         known: dict[str | None, Array] = {
             self.export.input_ids: tokens,
-            self.export.attention_mask: np.ones((batch, end), np.int64),
+            self.export.attention_mask: self._mask(batch, rows.length, end),
             self.export.position_ids: np.tile(np.arange(rows.length, end), (batch, 1)),
         }
         feeds = {
@@ -142,8 +160,21 @@ class ExportModel:
             for past, present in pairs
             for name, new in zip(past, present, strict=True)
         }
+        rows.past |= {name: outputs[new] for name, new in self.export.states}
         rows.length = end
-        return outputs[self.export.logits].astype(np.float32)
+        logits = outputs[self.export.logits].astype(np.float32)
+        # An export may keep the last token alone, and drop its axis.
+        return logits[:, None] if logits.ndim == 2 else logits
+
+    def _mask(self, batch: int, start: int, end: int) -> Array:
+        """Ones [B, end], or where the export takes a whole mask that, [B, 1, end - start, end]."""
+        spec = self._inputs.get(self.export.attention_mask or "")
+        if spec is None or len(spec.shape) != 4:
+            return np.ones((batch, end), np.int64)
+        seen = np.tri(end - start, end, start, dtype=np.bool_)
+        dtype = np.dtype(spec.dtype)
+        whole = np.where(seen, 0, np.finfo(dtype).min) if dtype.kind == "f" else seen
+        return np.broadcast_to(whole, (batch, 1, *seen.shape))
 
     def _symbols(self, feeds: Mapping[str, Array]) -> dict[str, int]:
         """Return what the symbols in the inputs' shapes stand for in this step."""
@@ -165,7 +196,9 @@ class ExportModel:
         names = [export.input_ids, export.attention_mask, export.position_ids]
         names += [name for pair in export.past for name in pair]
         names += [spec.name for spec in export.extra]
+        names += [name for name, _ in export.states]
         outputs = [export.logits, *(name for pair in export.present for name in pair)]
+        outputs += [name for _, name in export.states]
         _require(self._session.name, "inputs", names, self._session.inputs)
         _require(self._session.name, "outputs", outputs, self._session.outputs)
 

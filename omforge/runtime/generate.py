@@ -5,6 +5,7 @@ Letters: B batch, S new tokens, C cache capacity, V vocabulary.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, Protocol
 
@@ -14,7 +15,7 @@ import numpy.typing as npt
 from omforge.ir.errors import InputError
 from omforge.lowering.manifest import Bucket, Manifest
 from omforge.runtime.bundle import Bundle, Progress
-from omforge.runtime.cache import Cache, KvCache, cache_tensors, full
+from omforge.runtime.cache import Cache, KvCache, cache_tensors, full, state_specs
 from omforge.runtime.masks import additive_mask, key_positions, positions
 from omforge.runtime.sampling import Sampler, Sampling
 from omforge.runtime.session import OrtSession, Session, check_interface
@@ -111,8 +112,8 @@ class LanguageModel:
         row's first real token. Fewer prompts than the batch are allowed: the rest of the rows idle.
 
         Raises:
-            InputError: No prompts or too many, an empty one, one longer than the context, or a
-                token outside the vocabulary.
+            InputError: No prompts or too many, an empty one, one longer than the context, a token
+                outside the vocabulary, or different lengths for a model with recurrent states.
         """
         self._check_prompts(prompts)
         self.reset()
@@ -231,11 +232,27 @@ class LanguageModel:
         if self.level == "canonical":
             whole, rest = divmod(length, CANONICAL_CHUNK)
             return [(CANONICAL_CHUNK, CANONICAL_CHUNK)] * whole + [(rest, rest)] * bool(rest)
+        if self.manifest.states:
+            return self._exact(length)
         prefill = [seq for kind, seq in self._buckets if kind == "prefill"]
         chunks = plan_chunks(length, prefill or [seq for _, seq in self._buckets])
         if chunks[-1][1] == 1 and ("decode", 1) in self._buckets:
             chunks[-1] = (1, 1)
         return chunks
+
+    def _exact(self, length: int) -> list[tuple[int, int]]:
+        """Cut into chunks without padding, which would go into the states."""
+        plan: list[tuple[int, int]] = []
+        for seq in sorted((seq for _, seq in self._buckets), reverse=True):
+            whole, length = divmod(length, seq)
+            plan += [(seq, seq)] * whole
+        if length:
+            raise InputError(
+                f"the last {length} tokens fit no bucket of the bundle",
+                "a model with recurrent states is never padded",
+                "Build the bundle with a decode bucket",
+            )
+        return plan
 
     def _step(self, tokens: Array, seq: int) -> Array:
         """Run `tokens` [B, count] through the graph of `seq` >= count tokens; extend the cache."""
@@ -253,7 +270,12 @@ class LanguageModel:
             return self._backend.cache()
         dtypes = {spec.name: spec.dtype for spec in session.inputs}
         name = cache_tensors(self.manifest.kv, self.batch)[0].past
-        return KvCache(self.manifest.kv, self.batch, dtypes.get(name))
+        states = [
+            dataclasses.replace(state, dtype=dtypes.get(state.input, state.dtype))
+            for state in self.manifest.states
+        ]
+        kv, batch = self.manifest.kv, self.batch
+        return KvCache(kv, batch, dtypes.get(name), state_specs(states, batch))
 
     def _feeds(self, session: Session, cache: Cache, tokens: Array, seq: int) -> dict[str, Array]:
         count = tokens.shape[1]
@@ -327,6 +349,14 @@ class LanguageModel:
                     "larger context",
                 )
             self._check_tokens(prompt)
+        lengths = sorted(set(map(len, prompts)))
+        if self.manifest.states and len(lengths) > 1:
+            raise InputError(
+                f"the prompts have {', '.join(map(str, lengths))} tokens",
+                "the model carries recurrent states, and padding would go into those of shorter "
+                "prompts",
+                "Run prompts of one length together, or one at a time",
+            )
 
     def _check_tokens(self, tokens: Sequence[int]) -> None:
         vocabulary = self.manifest.model.vocab_size

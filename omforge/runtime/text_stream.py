@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
+
+from omforge.ir.errors import InputError
 
 REPLACEMENT = "\ufffd"  # what a tokenizer shows for bytes that are not (yet) a character
 
@@ -24,6 +26,29 @@ class Tokenizer(Protocol):
     ) -> str:
         """Return the text of token ids."""
         ...
+
+
+def chat_tokens(tokenizer: Tokenizer, message: str) -> list[int]:
+    """Return a user's message in the form that the model was tuned to answer: its chat template.
+
+    Raises:
+        InputError: The tokenizer has no template, or jinja2, which templates are written for, is
+            not installed.
+    """
+    told: Any = tokenizer  # not every tokenizer has templates, and the protocol asks for none
+    if not getattr(told, "chat_template", None):
+        raise InputError(
+            "the tokenizer has no chat template",
+            "the model was not tuned to chat, or its template was not exported",
+            "Leave out --chat",
+        )
+    chat = [{"role": "user", "content": message}]
+    try:
+        text = told.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    except ImportError as error:
+        raise InputError("cannot fill in the chat template", str(error)) from error
+    # The template has the special tokens already.
+    return tokenizer.encode(str(text), add_special_tokens=False)
 
 
 class TextStream:

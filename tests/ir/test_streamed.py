@@ -54,6 +54,22 @@ def test_a_writer_stores_a_view_and_its_source_once(tmp_path: Path) -> None:
     assert (tmp_path / "w.bin").stat().st_size == 40
 
 
+def test_a_view_of_a_part_is_stored_inside_its_source(tmp_path: Path) -> None:
+    source = Counting(ir.DataType.INT4, (20, 4))
+    part = ViewTensor(source, ir.DataType.INT8, (3, 4), "part", start=10)
+    np.testing.assert_array_equal(part.numpy().ravel(), np.arange(10, 22))
+    plain = onnx_ir.tensor(np.arange(6, dtype=np.float32))
+    np.testing.assert_array_equal(
+        ViewTensor(plain, ir.DataType.FLOAT, (2,), start=8).numpy(), [2.0, 3.0]
+    )
+    with pytest.raises(ValueError, match="has 12 bytes, the tensor under it 10"):
+        ViewTensor(source, ir.DataType.INT8, (12,), start=30)
+    with ir.WeightWriter(tmp_path / "w.bin") as writer:
+        offset, _ = writer.add(source)
+        assert writer.add(part) == (offset + 10, 12)
+    assert (tmp_path / "w.bin").stat().st_size == 40
+
+
 def test_results_come_in_order_from_several_threads() -> None:
     first = threading.Event()
 

@@ -226,6 +226,13 @@ ILLEGAL_OPERATORS: tuple[IllegalModel, ...] = (
         legal=Source("g (int32[2] x, int32[2] z) => (int32[2] y) { y = Mod (x, z) }"),
     ),
     IllegalModel(
+        "a part of a Shape",
+        Source("g (float[2,3] x) => (int64[1] y) { y = Shape <start = 1> (x) }"),
+        "shape-part",
+        trap="SIM029",
+        legal=Source("g (float[2,3] x) => (int64[2] y) { y = Shape <start = 0> (x) }"),
+    ),
+    IllegalModel(
         "Cast to float8",
         Source("g (float[2] x) => (float[2] y) { h = Cast <to = 17> (x) y = Cast <to = 1> (h) }"),
         "cast-destination",

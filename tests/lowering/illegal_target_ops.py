@@ -358,6 +358,35 @@ ILLEGAL_TARGET_OPS: tuple[IllegalModel, ...] = (
         ),
     ),
     IllegalModel(
+        "QuantBatchMatMul to bfloat16 on 310P",
+        Source(
+            """g (int8[2,32] x, int8[32,32] w, uint64[32] s) => (bfloat16[2,32] y)
+            { y = QuantBatchMatMul <dtype = 27> (x, w, s) }"""
+        ),
+        "quant-matmul",
+        sim=False,
+        reason=KERNEL,
+        legal=Source(
+            """g (int8[2,32] x, int8[32,32] w, uint64[32] s) => (float16[2,32] y)
+            { y = QuantBatchMatMul <dtype = 1> (x, w, s) }"""
+        ),
+    ),
+    IllegalModel(
+        "a uint64 scale of a weight-quantised product with 32 outputs",
+        Source(
+            """g (float16[2,64] x, int8[64,32] w, uint64[32] s) => (float16[2,32] y)
+            { y = NPUWeightQuantBatchMatmulV2 (x, w, s) }"""
+        ),
+        "weight-quant",
+        sim=False,
+        reason=DOCUMENT,
+        soc=A2,
+        legal=Source(
+            """g (float16[2,64] x, int8[64,64] w, uint64[64] s) => (float16[2,64] y)
+            { y = NPUWeightQuantBatchMatmulV2 (x, w, s) }"""
+        ),
+    ),
+    IllegalModel(
         "NPUAntiQuant without an offset on 310P",
         Source("g (int8[2,4] x, float[1] s) => (float16[2,4] y) { y = NPUAntiQuant (x, s) }"),
         "anti-quant-offset",

@@ -122,3 +122,10 @@ def test_what_the_simulation_says_is_understood(tmp_path: Path) -> None:
     path = save("(float[1,4] x) => (float[1,4] y) { [one] y = Mod <fmod = 1> (x, x) }", tmp_path)
     (trap,) = diagnose(run([*flags, report]).stdout.splitlines(), ir.load(path))
     assert (trap.code, trap.where) == ("SIM024", "Mod one")
+
+
+def test_of_two_codes_with_one_text_the_stated_one_counts() -> None:
+    text = "Value x for parameter --weight is invalid. Reason: none"
+    for code in ("E10001", "E10003"):
+        (error,) = errors_of([f"{code}: {text}"])
+        assert error.code == code

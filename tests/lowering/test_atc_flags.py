@@ -51,7 +51,10 @@ def test_atc_refuses_what_we_answer() -> None:
         (["--nonsense=1"], "atc has no flag --nonsense"),
         (["--buffer_optimise=l2_optimize"], "Did you mean --buffer_optimize"),
         (["--external_weight=3"], "it takes 0, 1, 2"),
-        (["--output_type=FP4"], "it takes FP32"),
+        (["--precision_mode_v2=fp8"], "it takes "),
+        (["--output_type=FP32"], "it changes the inputs or outputs"),
+        (["--out_nodes=a:0"], "it changes the inputs or outputs"),
+        (["--help"], "other uses of atc"),
         (["--virtual_type=x"], "it takes 0, 1"),
         (["--log"], "has no value"),
         (["x"], "is not a flag of atc"),
@@ -64,7 +67,3 @@ def test_atc_refuses_what_we_answer() -> None:
 def test_flags_that_are_refused(words: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):
         check_flags(words)
-
-
-def test_the_types_of_output_may_be_given_by_node() -> None:
-    assert check_flags(["--output_type=a:0:FP16"]) == ("--output_type=a:0:FP16",)

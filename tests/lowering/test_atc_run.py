@@ -86,6 +86,7 @@ def test_a_run_that_fails_is_a_result(
     assert not result.ok
     assert list(result.codes) == codes
     assert result.exit_status == status
+    assert "made no .om" in result.ending()
     if codes:
         assert result.codes[codes[0]].startswith(codes[0])
 
@@ -155,3 +156,21 @@ def _alive(process: int) -> bool:
     # A process that ended is kept until its parent asks for it.
     stat = Path(f"/proc/{process}/stat")
     return not stat.is_file() or stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ("exit 0", "did not say 'ATC run success', and made no .om; it wrote nothing"),
+        ("echo ATC run success", "it said that it succeeded, and made no .om"),
+        (
+            "echo no memory; exit 3",
+            "ended with status 3, and made no .om; its last line: no memory",
+        ),
+        ("kill -SEGV $$", "ended by signal 11"),
+    ],
+)
+def test_how_a_run_ended_is_told_where_no_code_is(tmp_path: Path, body: str, told: str) -> None:
+    program = fake_atc(tmp_path / "bin", body)
+    result = run_atc(("atc", "--output=m"), tmp_path, tmp_path / "log", program=program)
+    assert told in result.ending()

@@ -14,7 +14,7 @@ import pytest
 from omforge import ir
 from omforge.lowering.atc_cache import AtcCache
 from omforge.lowering.atc_find import simulated_atc
-from omforge.lowering.build_om import BuildOptions, build_om, jobs_that_fit
+from omforge.lowering.build_om import BuildOptions, build_bundle, build_om, jobs_that_fit
 from omforge.lowering.compile import CompileOptions, compile_bundle
 from omforge.lowering.manifest import Manifest
 from omforge.lowering.om import GEAR_INPUT, read_om
@@ -104,6 +104,66 @@ def test_a_changed_file_is_made_again(bundle: Path, tmp_path: Path) -> None:
     build_om(bundle, program)
     assert _runs(program) == 3
     assert (bundle / "om" / "decode_c32.om").read_text() == "om of decode_c32\n"
+
+
+def test_a_damaged_weight_is_made_again(bundle: Path, tmp_path: Path) -> None:
+    program = _atc(tmp_path / "bin")
+    build_om(bundle, program)
+    (bundle / "om" / "weight" / "weight_1").write_text("cut")
+    build_om(bundle, program)
+    assert (bundle / "om" / "weight" / "weight_1").read_text() == "shared\n"
+
+
+def test_what_was_made_may_be_read_by_others(bundle: Path, tmp_path: Path) -> None:
+    cache, program = AtcCache(tmp_path / "cache"), _atc(tmp_path / "bin")
+    for _ in range(2):  # made, and from the cache
+        build_om(bundle, program, cache=cache)
+        assert (bundle / "om" / "decode_c32.om").stat().st_mode & 0o777 == 0o666 & ~_umask()
+        (bundle / "om" / "decode_c32.om").unlink()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_a_cache_that_cannot_be_written_does_not_matter(
+    bundle: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    manifest = build_om(bundle, _atc(tmp_path / "bin"), cache=AtcCache(tmp_path / "cache"))
+    assert all(bucket.om for bucket in manifest.buckets)
+    assert "is not kept in" in caplog.text
+
+
+def test_a_bundle_without_a_graph_is_incomplete(bundle: Path, tmp_path: Path) -> None:
+    (bundle / "decode_c32.onnx").unlink()
+    with pytest.raises(ir.InputError, match="is incomplete"):
+        build_om(bundle, _atc(tmp_path / "bin"))
+
+
+def test_no_bundle_is_said_before_no_atc(tmp_path: Path) -> None:
+    with pytest.raises(ir.InputError, match="manifest"):
+        build_bundle(tmp_path, BuildOptions("none"))
+
+
+def test_the_report_of_the_pre_check_stays_out_of_the_bundle(bundle: Path) -> None:
+    graph = bundle / "decode_c32.onnx"
+    graph.write_bytes(graph.read_bytes().replace(b"MatMul", b"MatMux"))
+    with pytest.raises(ir.CheckError):
+        build_om(bundle, simulated_atc())
+    assert not (bundle / "check_result.json").exists()
+    assert (bundle / "om" / "decode_c32.check.json").is_file()
+
+
+def test_compile_refuses_a_path_that_atc_refuses_before_it_begins(
+    exported: Exported, tmp_path: Path
+) -> None:
+    options = dataclasses.replace(SMALL, build=BuildOptions("sim"))
+    with pytest.raises(ir.InputError, match="atc refuses the path"):
+        compile_bundle(exported("dynamo", "llama_mha"), tmp_path / "a b", options)
+    assert not (tmp_path / "a b").exists()
 
 
 def test_the_cache_saves_the_runs(exported: Exported, tmp_path: Path) -> None:

@@ -297,6 +297,12 @@ ILLEGAL: list[tuple[str, str, str, str]] = [
         "Ascend310P3",
     ),
     (
+        "shape-part",
+        "g (float[2,3] x) => (int64[1] y) { y = Shape <end = 1> (x) }",
+        "Shape with end",
+        "Ascend310P3",
+    ),
+    (
         "quant-attribute-types",
         """g (float16[2,4] x) => (int8[2,4] y)
         { y = AscendQuant <scale = 1.0, offset = 0.0, dst_type = 2> (x) }""",
@@ -315,6 +321,41 @@ ILLEGAL: list[tuple[str, str, str, str]] = [
         """g (float16[1,2,64] x, int8[64,64] w, float16[2,64] s) => (float16[1,2,64] y)
         { y = NPUWeightQuantBatchMatmulV2 <antiquant_group_size = 48> (x, w, s) }""",
         "a group size of 48",
+        "Ascend910B4",
+    ),
+    (
+        "weight-quant",
+        """g (float16[2,64] x, int8[32,64] w, float16[64] s) => (float16[2,64] y)
+        { y = NPUWeightQuantBatchMatmulV2 (x, w, s) }""",
+        "x is [2, 64], the weight [32, 64]",
+        "Ascend910B4",
+    ),
+    (
+        "weight-quant",
+        """g (float16[2,64] x, int32[64,8] w, float16[2,32] s) => (float16[2,64] y)
+        { y = NPUWeightQuantBatchMatmulV2 <antiquant_group_size = 32> (x, w, s) }""",
+        "antiquant_scale is [2, 32]: it is [2, 64]",
+        "Ascend910B4",
+    ),
+    (
+        "weight-quant",
+        """g (float16[2,64] x, int32[8,64] w, float16[1,64] s) => (float16[2,64] y)
+        { y = NPUWeightQuantBatchMatmulV2 <antiquant_group_size = 64> (x, w, s) }""",
+        "a group size of 64: it is less than k, which is 64",
+        "Ascend910B4",
+    ),
+    (
+        "weight-quant",
+        """g (float16[2,64] x, int8[64,64] w, bfloat16[64] s) => (float16[2,64] y)
+        { y = NPUWeightQuantBatchMatmulV2 (x, w, s) }""",
+        "antiquant_scale is BFLOAT16, x is FLOAT16",
+        "Ascend910B4",
+    ),
+    (
+        "weight-quant",
+        """g (float16[2,64] x, int8[64,64] w, float16[64] s, float16[1] z) => (float16[2,64] y)
+        { y = NPUWeightQuantBatchMatmulV2 (x, w, s, z) }""",
+        "antiquant_offset differs from antiquant_scale",
         "Ascend910B4",
     ),
 ]

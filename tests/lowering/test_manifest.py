@@ -166,6 +166,46 @@ def test_a_manifest_written_before_there_were_gears_has_none() -> None:
     assert Manifest.from_json(data).buckets[0].gears == ()
 
 
+def with_states(*states: Any, exported: int | None = None) -> Any:
+    """A manifest's JSON with states of these shapes."""
+    data: Any = json.loads(make_manifest().to_json())
+    data["states"] = [
+        {"input": f"in.{i}", "output": f"out.{i}", "dtype": "float16", "shape": shape}
+        for i, shape in enumerate(states)
+    ]
+    count = len(states) if exported is None else exported
+    data["export"]["states"] = [[f"a.{i}", f"b.{i}"] for i in range(count)]
+    return data
+
+
+def test_a_manifest_may_have_states() -> None:
+    manifest = Manifest.from_json(with_states(["batch", 3], [2, "batch", 4]))
+    assert [state.shape for state in manifest.states] == [("batch", 3), (2, "batch", 4)]
+    assert manifest.states[0].output == "out.0"
+    assert Manifest.from_json(json.loads(manifest.to_json())) == manifest
+
+
+def test_a_manifest_written_before_there_were_states_has_none() -> None:
+    data: Any = json.loads(make_manifest().to_json())
+    del data["states"], data["export"]["states"]
+    manifest = Manifest.from_json(data)
+    assert (manifest.states, manifest.export.states) == ((), ())
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (with_states(["batch", 0]), "states[0].shape[1]: is 0, must be 1 or more"),
+        (with_states(["seq", 3]), "states[0].shape[0]: is 'seq', only batch is open"),
+        (with_states(["batch", 3], exported=2), "export.states: are 2, the bundle's 1"),
+    ],
+)
+def test_states_that_no_runtime_could_hold_are_refused(data: Any, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        Manifest.from_json(data)
+    assert message in str(caught.value)
+
+
 def test_missing_and_unknown_fields_are_named() -> None:
     data: Any = json.loads(make_manifest().to_json())
     lacking = copy.deepcopy(data)

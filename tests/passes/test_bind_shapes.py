@@ -95,3 +95,15 @@ def test_refuses_an_input_without_a_shape() -> None:
     unknown.graph.inputs[0].shape = None
     with pytest.raises(ir.InputError, match="input x has no shape"):
         BindShapes().run(unknown)
+
+
+@pytest.mark.parametrize(
+    ("shape", "what"),
+    [("1, seq", "a batch of 2 does not fit the export"), ("batch, 1", "a seq of 3 does not fit")],
+)
+def test_refuses_what_the_export_has_fixed_otherwise(shape: str, what: str) -> None:
+    fixed = parse(f"""<ir_version: 11, opset_import: ["" : 24]>
+    g (int64[{shape}] input_ids) => (int64[{shape}] y) {{ y = Neg (input_ids) }}""")
+    with pytest.raises(ir.InputError, match=what):
+        BindShapes(batch=2, seq=3).run(fixed)
+    assert BindShapes(batch=1, seq=1).run(fixed) == 1

@@ -80,6 +80,8 @@ def test_reads_the_text_part_of_a_multimodal_model(tmp_path: Path) -> None:
         ({"sliding_window": None}, None),
         ({"sliding_window": 4096, "use_sliding_window": False}, None),
         ({"sliding_window": 4096, "use_sliding_window": True}, 4096),
+        ({"sliding_window": 4096, "layer_types": ["full_attention"] * 2}, None),
+        ({"sliding_window": 4096, "layer_types": ["full_attention", "sliding_attention"]}, 4096),
     ],
 )
 def test_a_window_counts_where_it_is_used(tmp_path: Path, facts: Any, window: int | None) -> None:

@@ -10,9 +10,13 @@ from omforge import ir
 from omforge.passes import make_pipeline
 from omforge.passes.config import ModelConfig, read_config
 from omforge.passes.coverage import measure
+from omforge.passes.fuse_attention import FuseAttention
 from omforge.testing import parse
-from tests.passes import test_dense_experts, test_interface, test_rotary_pairs
-from tests.passes.blocks import named
+from tests.passes import recurrent, test_dense_experts, test_interface, test_rotary_pairs
+from tests.passes.blocks import Block, named
+
+DYNAMIC_BIAS = """m = Add (scaled, bias) t = Transpose <perm = [0, 1, 3, 2]> (present_key_n)
+first = ReduceMean <keepdims = 1> (t, i_2) masked = Add (m, first)"""
 
 Exported = Callable[[str, str], Path]
 
@@ -120,6 +124,54 @@ def test_states_and_routers_of_unknown_kinds_are_listed() -> None:
     make_pipeline("raise").run(model)
     listed = measure(model, None).unrecognised
     assert any("2 x recurrent state" in line and "conv, ssm" in line for line in listed)
+    # The gates of its linear attention are sigmoids, and no MLP that was missed.
+    model = parse(recurrent.model())
+    make_pipeline("raise").run(model)
+    assert measure(model, None).complete
+    assert not measure(model, ModelConfig(layers=1, gated=True)).complete
     model = parse(test_dense_experts.MODEL_OF_TWO_EXPERTS)
     listed = measure(model, None).unrecognised
     assert any("2 x NonZero" in line for line in listed)
+
+
+def test_an_attention_with_a_bias_made_of_tokens_is_a_kind_of_its_own() -> None:
+    block = Block(edits=(("masked = Add (scaled, bias)", DYNAMIC_BIAS),))
+    model = named(block)
+    FuseAttention().run(model)
+    coverage = measure(model, ModelConfig(layers=1))
+    assert coverage.kinds["attention"].complete
+    assert any("1 x attention with a bias of its own" in line for line in coverage.unrecognised)
+
+
+def test_an_export_in_bfloat16_says_what_to_do() -> None:
+    model = parse("""<ir_version: 11, opset_import: ["" : 24]>
+    g (int64[batch, seq] input_ids, bfloat16[batch, 2, past, 4] past_key) => (float[batch, seq, 2] y)
+    <float[2, 2] table = {1, 2, 3, 4}> { y = Gather (table, input_ids) }""")
+    (problem,) = measure(model, None).problems()
+    assert "the export computes in bfloat16" in problem
+    assert "convert-precision{dtype=fp32}" in problem
+
+
+@pytest.mark.parametrize(
+    ("body", "norms", "listed"),
+    [
+        ("m = ReduceMean (s, last) e = Add (m, third) r = Sqrt (e) logits = Div (x, r)", 1, 0),
+        ("m = ReduceMean (s, last) r = Sqrt (m) y = Div (x, r) logits = Mul (y, u)", 0, 1),
+        ("m = ReduceMean (s, first) e = Add (m, third) r = Sqrt (e) logits = Div (x, r)", 0, 0),
+    ],
+    ids=["a norm", "a magnitude", "a mean of rows"],
+)
+def test_what_reduces_otherwise_is_no_norm(body: str, norms: int, listed: int) -> None:
+    text = (TOKENS % f"s = Mul (x, u) {body}").replace(
+        "float one", "int64[1] last = {-1}, int64[1] first = {0}, float one"
+    )
+    coverage = measure(parse(text), None)
+    assert coverage.kinds["norm"].expected == norms
+    assert sum("a magnitude" in line for line in coverage.unrecognised) == listed
+
+
+def test_layers_with_a_state_need_not_attend() -> None:
+    model = parse(test_interface.RECURRENT)
+    make_pipeline("raise").run(model)
+    caches = len(test_interface.find_interface(model).caches) // 2
+    assert measure(model, ModelConfig(layers=9)).kinds["attention"].expected == (caches or 9)

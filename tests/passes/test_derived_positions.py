@@ -5,6 +5,7 @@ import pytest
 from omforge import ir
 from omforge.passes.derived_positions import (
     Counted,
+    are_flags,
     as_shape_of,
     follows_input,
     position_values,
@@ -66,6 +67,13 @@ def test_the_callers_positions_are_recognised_as_such() -> None:
 def test_other_numbers_are_refused() -> None:
     with pytest.raises(NoMatch, match="neither tokens nor slots"):
         recognise(*_value(f"{SLOTS} q = Mul (r, two) p = Unsqueeze (q, first)"))
+
+
+def test_zeros_and_ones_that_tell_padding_are_no_positions() -> None:
+    flags = """a = Shape <start = 2, end = 3> (past_key)
+        r = Slice (attention_mask, a, end, axis)"""
+    for text, expected in ((flags, True), (TOKENS, False), (SLOTS, False)):
+        assert are_flags(*_value(f"{text} p = Add (r, zero)")) is expected
 
 
 def test_axes_are_put_where_the_derived_positions_have_them() -> None:

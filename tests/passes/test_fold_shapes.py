@@ -74,3 +74,15 @@ def test_a_target_that_depends_on_data_is_left_alone(caplog: pytest.LogCaptureFi
     text = HEADER % (", int64[2] t", "M, K") + "{ y = Reshape (x, t) }"
     assert_leaves_alone(FoldShapes(), text, "", caplog)
     assert isinstance(parse(text), ir.Model)
+
+
+def test_a_size_that_the_tokens_have_is_read_off_them() -> None:
+    text = """<ir_version: 11, opset_import: ["" : 24]>
+    g (int64[batch, seq] input_ids, float[batch, 2, past, 4] past_key) => (float[batch, n, 4] y)
+    <float[1, 3, 4] table = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}, int64[1] one = {1}> {
+        rows = Shape <start = 0, end = 1> (%s) times = Concat <axis = 0> (rows, one, one)
+        y = Tile (table, times) }"""
+    # The cache leaves the interface later; its length stays where it is.
+    assert_rewrites(FoldShapes(), text % "past_key", text % "input_ids")
+    length = text.replace("start = 0, end = 1", "start = 2, end = 3") % "past_key"
+    assert FoldShapes().run(parse(length)) == 0

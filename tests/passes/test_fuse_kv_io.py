@@ -234,7 +234,19 @@ def _scale_probabilities(model: ir.Model, layers: tuple[int, ...]) -> None:
         new.producer().replace_input_with(0, old)  # type: ignore[union-attr]
 
 
-def test_states_that_are_no_cache_are_named() -> None:
+def test_states_beside_the_cache_do_not_stand_for_its_other_half() -> None:
     model = parse(RECURRENT)
-    with pytest.raises(ir.CheckError, match=r"carries 2 states.*conv \[batch, 2, 4\]"):
+    with pytest.raises(ir.CheckError, match=r"no pairs of keys and values: pk"):
+        FuseKvIo().run(model)
+
+
+def test_a_cache_that_comes_back_in_another_dtype_is_refused() -> None:
+    model = parse("""<ir_version: 11, opset_import: ["" : 24]>
+    g (int64[batch, seq] input_ids, float16[batch, 1, past, 4] past_k, float16[batch, 1, past, 4] past_v)
+      => (float[batch, seq, 4] logits, float[batch, 1, total, 4] k, float[batch, 1, total, 4] v)
+    <float[2, 4] table = {1, 2, 3, 4, 5, 6, 7, 8}, int64[1] one = {1}> {
+        x = Gather (table, input_ids) new = Unsqueeze (x, one)
+        a = Cast <to = 1> (past_k) b = Cast <to = 1> (past_v)
+        k = Concat <axis = 2> (a, new) v = Concat <axis = 2> (b, new) logits = Neg (x) }""")
+    with pytest.raises(ir.CheckError, match="past_k in FLOAT16 and gives it back in FLOAT"):
         FuseKvIo().run(model)

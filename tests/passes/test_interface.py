@@ -58,6 +58,21 @@ def test_a_boolean_mask_is_one() -> None:
     assert attention_mask_of(parse(text)) is not None
 
 
+def test_a_mask_that_the_caller_makes_is_one() -> None:
+    text = (
+        Block()
+        .text()
+        .replace("int64[batch, total] attention_mask", "float[batch, 1, seq, total] attention_mask")
+    )
+    found = find_interface(parse(text))
+    assert found.attention_mask is not None
+    assert found.attention_mask.name == "attention_mask"
+    assert [past.name for past, _ in found.caches] == ["past_key", "past_value"]
+    # It is the same for every prompt of the same length and padding.
+    live = {value.name for value in activations(parse(text))}
+    assert {"attention_mask", "past_key"} & live == {"past_key"}
+
+
 def test_counted_slots_are_no_position_ids() -> None:
     positions = "int64[batch, seq] position_ids"
     text = Block().text().replace(positions, f"int64[seq] cache_position, {positions}")

@@ -92,6 +92,46 @@ def test_finds_nothing_in_a_second_run() -> None:
     assert LastTokenLogits().run(model) == 0
 
 
+LAST = {
+    "a slice ahead of the head": (
+        "k = Slice (x, m1, far, i1) logits = MatMul (k, head)",
+        "B, 1, 5",
+    ),
+    "a slice of the logits": ("a = MatMul (x, head) logits = Slice (a, m1, far, i1)", "B, 1, 5"),
+    "one token, without its axis": (
+        "n = RMSNormalization (x, gamma) k = Gather <axis = 1> (n, last) logits = MatMul (k, head)",
+        "B, 5",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", LAST)
+def test_an_export_of_the_last_token_gives_any(case: str) -> None:
+    body, shape = LAST[case]
+    given = text(body, f"float[{shape}] logits")
+    constants = (
+        "m1 = Constant <value_ints = [-1]> () far = Constant <value_ints = [9223372036854775807]> ()"
+        " i1 = Constant <value_ints = [1]> () last = Constant <value_int = -1> () "
+    )
+    original = parse(given.replace("{ x0", "{ " + constants + "x0"))
+    model = parse(given.replace("{ x0", "{ " + constants + "x0"))
+    assert LastTokenLogits().run(model) == 1
+    kinds = [node.op_type for node in model.graph]
+    assert (kinds.count("Gather"), kinds.count("Slice")) == (2, 0)  # the embedding's and the rows'
+    tokens = np.array([[0, 3, 1], [2, 4, 4]])
+    found = numerics.run(model, {"input_ids": tokens, LOGITS_INDEX: np.array([2, 5])})["logits"]
+    wanted = numerics.run(original, {"input_ids": tokens})["logits"].reshape(2, 5)
+    assert np.array_equal(found, wanted)
+
+
+def test_refuses_logits_of_a_token_that_it_cannot_tell() -> None:
+    body = "k = Slice (x, i0, i1, i1) logits = MatMul (k, head)"
+    given = text(body, "float[B, 1, 5] logits")
+    model = parse(given.replace("{ x0", "{ i1 = Constant <value_ints = [1]> () x0"))
+    with pytest.raises(ir.InputError, match=r"logits has logits of one token: which one"):
+        LastTokenLogits().run(model)
+
+
 STARTS = {
     "a sum of activations": ("a = Add (x, x0) logits = MatMul (a, head)", "a"),
     "an activation": ("a = Softmax (x) logits = MatMul (a, head)", "a"),

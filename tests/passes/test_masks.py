@@ -7,8 +7,13 @@ import pytest
 
 from omforge import ir
 from omforge.ir.infer import constant, infer_model
+from omforge.ir.numerics import max_abs_diff, run
 from omforge.passes import masks
 from omforge.passes.builder import Builder
+from omforge.passes.events import events
+from omforge.passes.feeds import make_feeds
+from omforge.passes.fuse_attention import FuseAttention
+from omforge.passes.fuse_kv_io import FuseKvIo
 from omforge.passes.interface import find_interface
 from omforge.passes.masks import Applied, Mask, Probe, Prober
 from omforge.passes.match import NoMatch
@@ -149,6 +154,18 @@ NOT_MASKS: dict[str, tuple[Block, dict[str, str], str]] = {
     ),
     "a bias": (Block(), {"float zero = {0.0}": "float zero = {0.5}"}, "it adds more than a mask"),
     "a weak mask": (Block(low=-10.0), {}, "it adds more than a mask"),
+    "a head that sees nothing": (
+        Block(),
+        {
+            "bias = Where (seen, zero, low)": (
+                "alike = Where (seen, zero, low) bias = Add (alike, second)"
+            ),
+            "float zero = {0.0}": (
+                f"float zero = {{0.0}}, float[1, 4, 1, 1] second = {{0.0, {LOW / 4}, 0.0, 0.0}}"
+            ),
+        },
+        "its heads see different keys",
+    ),
     "not a number": (
         Block(),
         {"bias = Where (seen, zero, low)": "nan = Div (zero, zero) bias = Where (seen, zero, nan)"},
@@ -215,6 +232,46 @@ def test_a_past_that_is_no_cache_of_the_interface_is_not_taken_for_empty() -> No
     }
     with pytest.raises(NoMatch, match="cannot be compared"):
         recognised(edited(Block(), changes))
+
+
+GIVEN = {
+    "int64[batch, total] attention_mask": "float[batch, 1, seq, total] attention_mask",
+    "bias = Where (seen, zero, low)": "bias = Identity (attention_mask)",
+}
+TRUTHS = {
+    "int64[batch, total] attention_mask": "bool[batch, 1, seq, total] attention_mask",
+    "bias = Where (seen, zero, low)": "bias = Where (attention_mask, zero, low)",
+}
+
+
+@pytest.mark.parametrize("changes", [GIVEN, TRUTHS], ids=["floats", "booleans"])
+def test_a_mask_that_the_caller_makes_is_the_causal_one(changes: dict[str, str]) -> None:
+    assert recognised(edited(Block(), changes)) == Mask(None, True, False)
+    original, model = named(edited(Block(), changes)), named(edited(Block(), changes))
+    assert FuseAttention().run(model) == 1
+    for feeds in make_feeds(model):
+        assert feeds["attention_mask"].shape[1:3] == (1, feeds["input_ids"].shape[1])
+        expected, found = run(original, feeds), run(model, feeds)
+        assert max_abs_diff(found["logits"], expected["logits"]) < 1e-5
+    FuseKvIo().run(model)
+    mask = next(v for v in model.graph.inputs if v.name == "attention_mask")
+    assert str(mask.shape) == "[batch,1,seq,capacity + seq]"
+
+
+def test_another_mask_beside_that_of_the_caller_is_left_alone() -> None:
+    model = named(
+        edited(
+            Block(visible="window"),
+            {
+                **GIVEN,
+                "bias = Where (seen, zero, low)": (
+                    "own = Where (near, zero, low) bias = Add (own, attention_mask)"
+                ),
+            },
+        )
+    )
+    assert FuseAttention().run(model) == 0
+    assert any("makes another beside it" in event.reason for event in events(model))
 
 
 # --- rebuilt ----------------------------------------------------------------------------------

@@ -5,10 +5,11 @@ import pytest
 
 from omforge.ir.errors import CheckError, InputError
 from omforge.lowering.manifest import KvCache as KvSpec
+from omforge.lowering.manifest import StateSpec
 from omforge.runtime.acl_cache import DeviceCache, Slice, place
 from omforge.runtime.acl_device import AclDevice
 from omforge.runtime.acl_sim import simulated_acl
-from omforge.runtime.cache import KvCache, cache_tensors
+from omforge.runtime.cache import KvCache, cache_tensors, state_specs
 
 
 def spec(layout: str = "stacked", key: int = 16, value: int = 16) -> KvSpec:
@@ -108,6 +109,29 @@ def test_a_full_cache_and_steps_that_were_not_made():
             cache.append({}, 1)
         with pytest.raises(InputError, match="has no tensor x"):
             cache.size("x")
+
+
+def test_states_are_copied_whole_and_zeroed():
+    states = state_specs([StateSpec("in", "out", "float32", ("batch", 3))], 2)
+    with AclDevice(simulated_acl(strict=True)) as device:
+        cache = DeviceCache(device, spec(), 2, states)
+        host, view = device.malloc_host(24)
+
+        def state() -> list[float]:
+            device.download(host, cache.addresses["in"], 24)
+            device.synchronize()
+            return view.view(np.float32).tolist()
+
+        assert state() == [0.0] * 6
+        view[:] = np.arange(1, 7, dtype=np.float32).view(np.uint8)
+        renewed = device.malloc(24)
+        device.upload(renewed, host, 24)
+        step = Step(device, spec(), 2, 4)
+        cache.produced(Slice({**step.slice.addresses, "out": renewed}, 4))
+        cache.append({}, 4)
+        assert state() == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+        cache.reset()
+        assert state() == [0.0] * 6
 
 
 def test_placing():

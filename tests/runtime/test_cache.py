@@ -5,7 +5,8 @@ import pytest
 
 from omforge.ir.errors import CheckError, InputError
 from omforge.lowering.manifest import KvCache as KvSpec
-from omforge.runtime.cache import KvCache, cache_specs
+from omforge.lowering.manifest import StateSpec
+from omforge.runtime.cache import KvCache, cache_specs, state_specs
 
 SPEC = KvSpec("stacked", 2, 3, 4, 4, capacity=5, dtype="float16")
 PER_LAYER = KvSpec("per-layer", 2, 3, 4, 6, capacity=5, dtype="float16")
@@ -89,3 +90,34 @@ def test_a_missing_present_is_refused():
 def test_fewer_tokens_than_the_step_has_are_refused():
     with pytest.raises(InputError, match="it holds 1 tokens, the step has 2"):
         KvCache(SPEC, batch=1).append(step(SPEC, 1, seq=1, value=1.0), 2)
+
+
+STATES = state_specs([StateSpec("past_state.0", "present_state.0", "float32", (1, "batch", 3))], 2)
+
+
+def with_state(seq: int, value: float, shape: tuple[int, ...] = (1, 2, 3)) -> dict[str, np.ndarray]:
+    state = np.full(shape, value, np.float32)
+    return step(PER_LAYER, 2, seq, value) | {"present_state.0": state}
+
+
+def test_a_state_is_zero_then_what_the_last_step_made_and_zero_again():
+    cache = KvCache(PER_LAYER, batch=2, states=STATES)
+    assert cache.feeds["past_state.0"].shape == (1, 2, 3)
+    assert not cache.feeds["past_state.0"].any()
+    for value in (1.0, 2.0):
+        cache.append(with_state(2, value), count=2)
+        assert (cache.feeds["past_state.0"] == value).all()
+    kept = cache.feeds["past_state.0"]
+    cache.reset()
+    assert not cache.feeds["past_state.0"].any()
+    assert kept.all()  # it is an output of a session, and not the cache's to overwrite
+
+
+def test_a_state_that_does_not_fit_is_refused_and_nothing_is_kept():
+    cache = KvCache(PER_LAYER, batch=2, states=STATES)
+    with pytest.raises(InputError, match=r"present_state\.0 does not fit .* is missing"):
+        cache.append(step(PER_LAYER, 2, seq=1, value=1.0), count=1)
+    with pytest.raises(InputError, match=r"float32\[1, 2, 4\], the state is float32\[1, 2, 3\]"):
+        cache.append(with_state(1, 1.0, (1, 2, 4)), count=1)
+    assert cache.length == 0
+    assert not any(array.any() for array in cache.feeds.values())

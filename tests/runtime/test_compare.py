@@ -226,6 +226,18 @@ class TestDivergence:
         assert found.excess < 1
         assert (found.divergence, found.gap, found.ok) == (0, 1.0, False)
 
+    def test_what_is_not_judged_needs_only_be_finite(self):
+        pair = [np.array([[1.0, 5.0]], np.float32)], [np.array([[5.0, 1.0]], np.float32)]
+        case = Case("c", ((1,),))
+        assert not compare._compare(("a", "b"), case, *pair, self.ALLOWED).ok
+        found = compare._compare(("a", "b"), case, *pair, self.ALLOWED, judged=False)
+        assert found.ok
+        assert not found.judged
+        broken = [np.array([[np.nan, 5.0]], np.float32)]
+        assert not compare._compare(
+            ("a", "b"), case, broken, pair[1], self.ALLOWED, judged=False
+        ).ok
+
     def test_other_shapes_and_infinities_are_never_close(self):
         assert self.run(([1.0], [1.0, 2.0])).excess == float("inf")
         assert self.run(([1.0, np.inf], [1.0, np.inf])).excess == float("inf")

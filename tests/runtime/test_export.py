@@ -8,10 +8,13 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from omforge import ir
 from omforge.ir.errors import InputError
 from omforge.lowering.manifest import Export, KvCache, TensorSpec
 from omforge.runtime.bundle import Bundle
 from omforge.runtime.export import ExportModel
+from omforge.testing import parse
+from tests.passes.blocks import Block
 from tests.runtime.tiny import Tiny, reference_logits
 
 TEXT = [3, 5, 7, 9, 11, 2, 4, 6, 8]
@@ -66,6 +69,33 @@ def test_prompts_and_tokens_are_checked(tiny_bundle: Bundles):
         exported.prefill([[1], [2]])
         with pytest.raises(InputError, match=r"shape \[1\]: it takes one for each of the 2 rows"):
             exported.decode([1])
+
+
+def test_an_export_with_a_whole_mask_and_logits_of_the_last_token(tmp_path: Path):
+    edits = (
+        ("int64[batch, total] attention_mask", "float[batch, 1, seq, total] attention_mask"),
+        ("bias = Where (seen, zero, low)", "bias = Identity (attention_mask)"),
+        ("float[batch, seq, 16] logits", "float[batch, 16] logits"),
+        (
+            "logits = MatMul (hidden, head)",
+            "l = MatMul (hidden, head) m1 = Constant <value_int = -1>"
+            " () logits = Gather <axis = 1> (l, m1)",
+        ),
+    )
+    path = tmp_path / "model.onnx"
+    ir.save(parse(Block(edits=edits).text()), path)
+    export = Export(
+        path=str(path), sha256="", input_ids="input_ids", attention_mask="attention_mask",
+        position_ids="position_ids", past=(("past_key", "past_value"),),
+        present=(("present_key", "present_value"),), logits="logits", extra=(), dtype="float32",
+    )  # fmt: skip
+    kv = KvCache("per-layer", 1, 2, 4, 4, 32, "float32")
+    with ExportModel(path, export, kv) as exported:
+        assert exported.prefill([TEXT[:5]]).shape == (1, 16)
+        step_by_step = exported.decode([TEXT[5]])
+        np.testing.assert_allclose(exported.prefill([TEXT[:6]]), step_by_step, **CLOSE)
+        with pytest.raises(InputError, match="the export makes those of 1 of 5 tokens"):
+            exported.prefill([TEXT[:5]], all_logits=True)
 
 
 @pytest.mark.parametrize("route", ["optimum", "dynamo", "hfexporter", "torchscript-op17"])

@@ -2,7 +2,8 @@
 
 import pytest
 
-from omforge.runtime.text_stream import TextStream
+from omforge import ir
+from omforge.runtime.text_stream import TextStream, chat_tokens
 
 
 class Bytes:
@@ -70,3 +71,38 @@ def test_a_long_text_is_not_decoded_again_and_again():
     stream = TextStream(tokenizer)
     assert "".join(stream.push(token) for token in b"ab" * 200) == "ab" * 200
     assert tokenizer.longest < 20
+
+
+class Chatty(Bytes):
+    """With a template, as transformers keeps it."""
+
+    chat_template = "<user>{{ content }}<assistant>"
+    missing = False
+
+    def apply_chat_template(
+        self, chat: list[dict[str, str]], *, tokenize: bool, add_generation_prompt: bool
+    ) -> str:
+        if self.missing:
+            raise ImportError("apply_chat_template requires jinja2 to be installed")
+        assert not tokenize
+        assert add_generation_prompt
+        return "".join(f"<{turn['role']}>{turn['content']}" for turn in chat) + "<assistant>"
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        return [*[0] * add_special_tokens, *text.encode()]
+
+
+def test_a_message_goes_into_the_chat_template() -> None:
+    # Without a beginning-of-text token: the template has the special tokens already.
+    assert bytes(chat_tokens(Chatty(), "Hi")) == b"<user>Hi<assistant>"
+
+
+def test_chat_without_a_template_is_refused() -> None:
+    with pytest.raises(ir.InputError, match="no chat template"):
+        chat_tokens(Bytes(), "Hi")
+
+
+def test_chat_without_jinja2_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Chatty, "missing", True)
+    with pytest.raises(ir.InputError, match="requires jinja2"):
+        chat_tokens(Chatty(), "Hi")

@@ -61,6 +61,9 @@ def run(argv: Sequence[str]) -> AtcSimResult:
         failed = bool(report.errors)
     except Refused:
         failed = True
+    except OSError as error:  # a full disk, a folder that cannot be written
+        report.inner(f"{error.strerror or error}: {error.filename or arguments['output']}")
+        failed = True
     out.append("...")
     if failed:
         return _result(FAILED, [*out, FAILURE, report.error_text()], err, report)

@@ -194,6 +194,16 @@ def _mod(call: Call, report: Report) -> None:
         report.trap("SIM024", f"{call.place()}: the plugin drops fmod (seen).")
 
 
+def _shape(call: Call, report: Report) -> None:
+    """math/shape/framework/shape_onnx_plugin.cpp: no attribute is read."""
+    start = call.attributes.get("start")
+    if "end" in call.attributes or (start is not None and start.i):
+        report.trap(
+            "SIM029",
+            f"{call.place()}: the plugin reads neither start nor end, so all dims come out.",
+        )
+
+
 def _ascend_quant(call: Call, report: Report) -> None:
     _typed(call, report, dst_type="STRING", scale="FLOAT", offset="FLOAT")
     if "scale" not in call.attributes:
@@ -273,6 +283,7 @@ _PARAMETERS: Mapping[str, Check] = {
     "Split": _split,
     "ScatterND": _scatter_nd,
     "Mod": _mod,
+    "Shape": _shape,
     "AscendQuant": _ascend_quant,
     "NPURmsNorm": _rms_norm,
     "NPUAddRmsNorm": _rms_norm,

@@ -31,7 +31,8 @@ REGISTERED_OPSETS = range(8, 19)
 def one_opset_import(subject: Subject) -> Iterator[Finding]:
     """One opset import, of the default domain."""
     others = sorted(set(subject.graph.opset_imports) - {"", "ai.onnx"})
-    if others:
+    bare = any(not node.domain and node.op_type != "Constant" for node in subject.nodes)
+    if others and (bare or subject.dialect):
         yield Finding(
             "",
             f"the model imports the domains {', '.join(others)} beside the default one",

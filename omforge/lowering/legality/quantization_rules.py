@@ -68,6 +68,68 @@ def weight_quant(subject: Subject) -> Iterator[Finding]:
                 "k and n are at most 65535",
                 "split the weight",
             )
+        yield from _weight_quant_parameters(node, place, size)
+
+
+def _weight_quant_parameters(node: ir.Node, place: str, size: int) -> Iterator[Finding]:
+    """Scale and offset fit the weight, and the weight fits x."""
+    x, weight, scale = node.inputs[:3]
+    offset = node.inputs[3] if len(node.inputs) > 3 else None
+    of_x, of_weight, of_scale = (static_shape(value) for value in (x, weight, scale))
+    if not of_x or of_weight is None or len(of_weight) != 2 or of_scale is None:
+        return
+    assert x is not None
+    assert weight is not None
+    assert scale is not None
+    k, (rows, n) = of_x[-1], of_weight
+    if weight.dtype == ir.DataType.INT32:
+        # The infershape takes it as packed along k where that fits, else along n.
+        rows, n = (rows * 8, n) if rows * 8 == k else (rows, n * 8)
+    if rows != k:
+        yield Finding(
+            place,
+            f"x is {list(of_x)}, the weight {list(of_weight)}",
+            "the weight is [k, n]; of int32 it is [k, n / 8], or [k / 8, n] behind a Transpose",
+            "give a weight of x's width",
+        )
+        return
+    if size >= k:
+        yield Finding(
+            place, f"a group size of {size}", f"it is less than k, which is {k}", "use no groups"
+        )
+    allowed = [(-(-k // size), n)] if size else [(1,), (1, 1), (n,), (1, n)]
+    if of_scale not in allowed:
+        yield Finding(
+            place,
+            f"antiquant_scale is {list(of_scale)}",
+            f"it is {' or '.join(str(list(shape)) for shape in allowed)} for this weight",
+            "give one scale a channel, or one a group of inputs and channel",
+        )
+    wide = scale.dtype in (ir.DataType.UINT64, ir.DataType.INT64)
+    rounded = k % 64 == 0 and n % 64 == 0
+    if wide and (size or x.dtype != ir.DataType.FLOAT16 or not rounded):
+        yield Finding(
+            place,
+            f"antiquant_scale is {scale.dtype}",
+            "as uint64 or int64 it is per channel, x float16, and k and n multiples of 64",
+            "give the scale in x's dtype",
+        )
+    if scale.dtype != x.dtype and not wide:
+        yield Finding(
+            place,
+            f"antiquant_scale is {scale.dtype}, x is {x.dtype}",
+            "they are of one dtype",
+            "cast the scale",
+        )
+    if offset is not None and not wide:
+        same = static_shape(offset) in (None, of_scale) and offset.dtype == scale.dtype
+        if not same:
+            yield Finding(
+                place,
+                "antiquant_offset differs from antiquant_scale in shape or dtype",
+                "they are alike",
+                "give the offset the scale's shape and dtype",
+            )
 
 
 def quant_matmul(subject: Subject) -> Iterator[Finding]:
@@ -84,6 +146,7 @@ def quant_matmul(subject: Subject) -> Iterator[Finding]:
                     "310P has none",
                     "scale behind the product",
                 )
+            yield from _quant_matmul_on_310p(node, place)
             continue
         scale = node.inputs[2] if len(node.inputs) > 2 else None
         attribute = node.attributes.get("dtype")
@@ -95,6 +158,25 @@ def quant_matmul(subject: Subject) -> Iterator[Finding]:
                 "float32 scales give bfloat16, or need a pertoken_scale",
                 "encode the scale as uint64, or give pertoken_scale",
             )
+
+
+def _quant_matmul_on_310p(node: ir.Node, place: str) -> Iterator[Finding]:
+    attribute = node.attributes.get("dtype")
+    if attribute is not None and attribute.value not in (1, 2):
+        yield Finding(
+            place,
+            f"QuantBatchMatMul to GE dtype {attribute.value} on 310P",
+            "310P gives float16 (1) or int8 (2)",
+            "write dtype = 1",
+        )
+    bias = node.inputs[4] if len(node.inputs) > 4 else None
+    if bias is not None and bias.dtype not in (None, ir.DataType.INT32):
+        yield Finding(
+            place,
+            f"a bias of {bias.dtype} on 310P",
+            "310P takes int32",
+            "add it behind the product",
+        )
 
 
 def quant_defaults(subject: Subject) -> Iterator[Finding]:

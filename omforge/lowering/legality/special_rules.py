@@ -182,6 +182,20 @@ def mod_fmod(subject: Subject) -> Iterator[Finding]:
             )
 
 
+def shape_part(subject: Subject) -> Iterator[Finding]:
+    """Shape gives all dims: `start` and `end`, of opset 15, are not read."""
+    for node in subject.typed("Shape"):
+        start, end = node.attributes.get("start"), node.attributes.get("end")
+        if end is not None or (start is not None and start.as_int()):
+            given = " and ".join(item.name for item in (start, end) if item is not None)
+            yield Finding(
+                ir.describe(node),
+                f"Shape with {given}",
+                "the plugin reads no attribute, so all dims come out",
+                "run `fold-shapes`, or slice the result of a plain Shape",
+            )
+
+
 _CAST_DESTINATIONS = frozenset(
     (
         *("UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "BOOL"),
@@ -335,6 +349,12 @@ RULES = (
         "hicann/ops-math:math/mod/framework/mod_onnx_plugin.cpp",
         mod_fmod,
         "seen",
+    ),
+    Rule(
+        "shape-part",
+        "wrong numbers",
+        "hicann/ops-math:math/shape/framework/shape_onnx_plugin.cpp",
+        shape_part,
     ),
     Rule(
         "cast-destination",

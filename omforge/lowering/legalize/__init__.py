@@ -29,6 +29,7 @@ from omforge.lowering.legalize.fused_attention import (
     attention_prompt_flash,
     attention_scaled_masked_softmax,
 )
+from omforge.lowering.legalize.integers import dequantize, quantize
 from omforge.lowering.legalize.norms import (
     legalize_layer_normalization,
     rms_decomposed,
@@ -73,10 +74,11 @@ LEGALIZATIONS: Mapping[str, Mapping[str, Legalization]] = {
         "NPUScaledMaskedSoftmax": attention_scaled_masked_softmax,
         "NPUPromptFlashAttention": attention_prompt_flash,
     },
-    "DequantizeLinear": {},
+    "DequantizeLinear": {DECOMPOSED: dequantize},
     "Gelu": {DECOMPOSED: legalize_gelu},
     "LayerNormalization": {DECOMPOSED: legalize_layer_normalization},
     QUANTIZED_MATMUL: QUANTIZED_FORMS,
+    "QuantizeLinear": {DECOMPOSED: quantize},
     "RMSNormalization": {
         "NPURmsNorm": rms_npu,
         "NPUAddRmsNorm": rms_npu_add,
@@ -188,11 +190,15 @@ def check_forms(forms: Mapping[str, str]) -> None:
     for op, form in forms.items():
         if op not in known:
             raise ir.InputError(
-                f"there are no forms of {op!r}", f"there are forms of {', '.join(known)}"
+                f"there are no forms of {op!r}",
+                f"there are forms of {', '.join(known)}",
+                "`omforge check --why` shows each operator's forms",
             )
         if form not in known[op]:
             raise ir.InputError(
-                f"{op} has no form {form!r}", f"its forms are {', '.join(known[op])}"
+                f"{op} has no form {form!r}",
+                f"its forms are {', '.join(known[op])}",
+                "`omforge check --why` says what each needs",
             )
 
 

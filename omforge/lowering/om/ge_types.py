@@ -29,6 +29,9 @@ _GE = {
     30: "uint1",
     31: "int2",
     32: "uint2",
+    34: "hifloat8",
+    35: "float8e5m2",
+    36: "float8e4m3fn",
 }
 _PROTO = {
     0: "undefined",
@@ -52,6 +55,9 @@ _PROTO = {
     29: "uint1",
     30: "int2",
     31: "uint2",
+    33: "hifloat8",
+    34: "float8e5m2",
+    35: "float8e4m3fn",
 }
 _FORMATS = {
     -1: "UNDEFINED",
@@ -87,6 +93,9 @@ _BITS = {
     "complex64": 64,
     "complex128": 128,
     "bfloat16": 16,
+    "hifloat8": 8,
+    "float8e5m2": 8,
+    "float8e4m3fn": 8,
     "int4": 4,
     "uint1": 1,
     "int2": 2,

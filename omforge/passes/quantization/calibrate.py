@@ -22,11 +22,14 @@ from omforge.ir.segment import Walk
 from omforge.passes.feeds import token_feeds
 from omforge.passes.quantization.awq import round_weighted, search_scales
 from omforge.passes.quantization.blockwise import Scheme, pack, widened
-from omforge.passes.quantization.gptq import Codes, Hessian, quantize_gptq
+from omforge.passes.quantization.gptq import DAMPING, Codes, Hessian, quantize_gptq
 from omforge.passes.quantization.linear import Linear
 
 Array = npt.NDArray[Any]
 CalibratedMethod = Literal["gptq", "awq"]
+
+TIED_DAMPING = 1.0
+"""An embedding is read as it is, too: as a head it must not stray far from its own numbers."""
 
 _SAMPLE = 512
 """Tokens that a search over scales multiplies again and again."""
@@ -88,7 +91,9 @@ def calibrate(
         raise InputError(
             f"{method} needs a calibration text", "none was given", "Give --calibration FILE"
         )
-    walk = Walk(model, [token_feeds(model, np.asarray(piece)[None]) for piece in tokens])
+    feeds = [token_feeds(model, np.asarray(piece)[None]) for piece in tokens]
+    walk = Walk(model, feeds)
+    exact = Walk(model, feeds) if method == "gptq" else None
     found = Calibrated({}, {})
     replaced: dict[ir.Value, Array] = {}
     last_group: list[ir.Value] = []
@@ -101,7 +106,8 @@ def calibrate(
             scales = search_scales(_sample(inputs), weights, scheme)
             found.scales[source] = scales
             weights = [weight * scales[:, None] for weight in weights]
-        made = _quantized(group, weights, inputs, scales, scheme, method)
+        were = None if exact is None else exact.advance(source)
+        made = _quantized(group, weights, (inputs, were), scales, scheme, method)
         for linear, codes in zip(group, made, strict=True):
             found.weights[linear.name] = _stored(linear, codes, scheme)
             numbers = codes.decoded(scheme.size(len(codes.codes)))
@@ -121,19 +127,22 @@ def calibrate(
 def _quantized(
     group: Sequence[Linear],
     weights: Sequence[Array],
-    inputs: Sequence[Array],
+    inputs: tuple[Sequence[Array], Sequence[Array] | None],
     scales: Array | None,
     scheme: Scheme,
     method: CalibratedMethod,
 ) -> Iterator[Codes]:
+    """The layers' integers, by what they read and what they would read in floats."""
+    now, were = inputs
     by = np.float32(1) if scales is None else scales
     hessian = Hessian(len(weights[0]), full=method == "gptq")
-    for x in inputs:
-        hessian.add(x / by)
+    for x, exact in zip(now, were or [None] * len(now), strict=True):
+        hessian.add(x / by, exact)
     for linear, weight in zip(group, weights, strict=True):
         try:
             if method == "gptq":
-                yield quantize_gptq(weight, hessian, scheme)
+                damping = TIED_DAMPING if linear.gathers else DAMPING
+                yield quantize_gptq(weight, hessian, scheme, damping=damping)
             else:
                 yield round_weighted(weight, hessian.strength, scheme)
         except InputError as error:

@@ -113,3 +113,23 @@ def test_the_simulation_shares_no_rule_with_our_check() -> None:
             "omforge.lowering.target",
         )
         assert not [name for name in names if name.startswith(rooms)], file
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_and_no_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device", "model.om")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("omforge.lowering.atc_sim.emit.write_model", full)
+    result = run(
+        [
+            f"--model={save(RELU, tmp_path)}",
+            "--framework=5",
+            "--output=model",
+            "--soc_version=Ascend310P3",
+        ]
+    )
+    assert (result.exit_status, result.codes) == (255, ("E19999",))
+    assert "No space left on device: model.om" in result.text

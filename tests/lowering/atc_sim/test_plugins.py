@@ -65,6 +65,7 @@ def test_the_registry_is_exact() -> None:
             ("EZ9999", "E19999"),
         ),
         ("NPUMoeGatingTopKSoftmax (x)", "float[2,4] x", ("E19999",)),
+        ("Shape <start = 1> (x)", "float[2,4] x", ("SIM029",)),
         ("Mod <fmod = 1> (x, x)", "float[2,4] x", ("SIM024",)),
         ("AscendQuant <dst_type = 2, scale = 1.0> (x)", "float[2,4] x", ("SIM027",)),
         ('AscendQuant <dst_type = "INT8"> (x)', "float[2,4] x", ("SIM020",)),

@@ -171,3 +171,23 @@ def test_a_constant_keeps_its_numbers(op: Builder) -> None:
     tensor = op.constant(np.arange(6).reshape(2, 3), ir.DataType.INT64).const_value
     assert tensor is not None
     np.testing.assert_array_equal(tensor.numpy(), np.arange(6).reshape(2, 3))
+
+
+def test_a_stored_tensor_is_made_once_and_not_read(model: ir.Model, op: Builder) -> None:
+    made: list[ir.TensorProtocol] = []
+
+    def make() -> ir.TensorProtocol:
+        def compute() -> ir.TensorProtocol:
+            raise AssertionError("nothing is computed before it is written")
+
+        lazy = ir.LazyTensor(compute, dtype=ir.DataType.INT8, shape=ir.Shape([2, 3]))
+        made.append(lazy)
+        return lazy
+
+    first = op.stored("key", "weight", make)
+    op.abandon()
+    assert op.stored("key", "weight", make) is first
+    assert op.stored("other", "weight", make) is not first
+    assert len(made) == 2
+    assert (first.dtype, first.shape) == (ir.DataType.INT8, [2, 3])
+    assert model.graph.initializers["weight"] is first

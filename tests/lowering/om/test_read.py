@@ -75,12 +75,11 @@ def test_damage_anywhere_is_refused_or_read_but_never_a_crash(tmp_path):
     data = sample()
     reasons: set[str] = set()
     for offset in range(len(data)):
-        for value in (0, 0x7F, 0xFF):
-            damaged = data[:offset] + bytes([value]) + data[offset + 1 :]
-            try:
-                read_om(written(tmp_path, damaged))
-            except InputError as error:
-                reasons.add(error.what.removeprefix(str(tmp_path)))
+        damaged = data[:offset] + bytes([data[offset] ^ 0xFF]) + data[offset + 1 :]
+        try:
+            read_om(written(tmp_path, damaged))
+        except InputError as error:
+            reasons.add(error.what.removeprefix(str(tmp_path)))
     assert {"/tiny.om is truncated or damaged", "/tiny.om is no .om file"} < reasons
 
 

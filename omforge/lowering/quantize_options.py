@@ -1,0 +1,290 @@
+"""What `--quantize`, `--kv-dtype` and `--calibration` say, and whether a SoC can do it.
+
+`int8` is one scale per channel, `int4` groups of 128. More words follow behind colons, in any
+order: `g64` for groups (`g0` for none), `sym` or `asym`, a method, `keep=NAMES` with `+` between
+the names: `int4:g32:gptq:asym:keep=*down_proj*+lm_head`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from omforge import ir
+from omforge.ir.errors import InputError
+from omforge.lowering import manifest as m
+from omforge.lowering.legalize.choices import choices
+from omforge.lowering.legalize.quantized import LARGEST, OP, QUANTIZED_MATMUL
+from omforge.lowering.target import Target
+from omforge.passes.fuse_kv_io import PAST
+from omforge.passes.pipeline import Pass
+from omforge.passes.quantization.report import quantized_layers
+from omforge.passes.quantization.token_file import read_tokens
+from omforge.passes.quantize_kv import QuantizeKv
+from omforge.passes.quantize_weights import Method, QuantizeWeights
+from omforge.passes.turn_weights import TurnWeights
+
+Array = npt.NDArray[Any]
+KvDtype = Literal["fp16", "int8"]
+
+METHODS: tuple[Method, ...] = ("rtn", "hqq", "gptq", "awq")
+CALIBRATED = ("gptq", "awq")
+
+_BITS: dict[str, Literal[4, 8]] = {"int8": 8, "int4": 4}
+_GROUPS = {8: 0, 4: 128}
+_EXAMPLE = "int8, int4:g128, int4:g32:gptq:asym"
+
+_PIECE, _PIECES = 256, 32
+"""Tokens of a piece of a calibration text, and how many pieces are taken."""
+
+
+@dataclass(frozen=True)
+class QuantizeOptions:
+    """How weights are stored; the fields are those of `QuantizeWeights`."""
+
+    bits: Literal[4, 8]
+    group: int = 0
+    symmetric: bool = True
+    method: Method = "rtn"
+    keep: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        words = [f"int{self.bits}", *[f"g{self.group}"] * bool(self.group)]
+        words += [*["asym"] * (not self.symmetric), self.method]
+        words += [f"keep={'+'.join(self.keep)}"] * bool(self.keep)
+        return ":".join(words)
+
+
+def parse_quantize(text: str) -> QuantizeOptions | None:
+    """Return what `--quantize` says; None where it is empty.
+
+    Raises:
+        InputError: A word is not known.
+    """
+    if not text:
+        return None
+    kind, *words = text.strip().split(":")
+    if kind not in _BITS:
+        raise InputError(
+            f"--quantize {text}: {kind!r} is no kind of weight",
+            f"kinds are {', '.join(_BITS)}",
+            f"For example {_EXAMPLE}",
+        )
+    bits = _BITS[kind]
+    found: dict[str, Any] = {"group": _GROUPS[bits]}
+    for word in words:
+        if word[:1] == "g" and word[1:].isdigit():
+            name, value = "group", int(word[1:])
+        elif word in ("sym", "asym"):
+            name, value = "symmetric", word == "sym"
+        elif word in METHODS:
+            name, value = "method", word
+        elif word.startswith("keep="):
+            name, value = "keep", tuple(word.removeprefix("keep=").split("+"))
+        else:
+            raise InputError(
+                f"--quantize {text}: {word!r} is not known",
+                f"words are g32, g64, g128, sym, asym, {', '.join(METHODS)} and keep=NAMES",
+                f"For example {_EXAMPLE}",
+            )
+        found[name] = value
+    options = QuantizeOptions(bits, **found)
+    if options.group < 0 or options.group % 32:
+        raise InputError(
+            f"--quantize {text}: groups of {options.group} weights make no sense",
+            "they are multiples of 32, or 0 for one scale per channel",
+            "g32, g64 and g128 are usual",
+        )
+    return options
+
+
+def check_quantize(
+    weights: QuantizeOptions | None,
+    kv: KvDtype,
+    soc: Target,
+    *,
+    dtype: str,
+    calibration: bool,
+    gears: bool,
+) -> None:
+    """Refuse what the SoC's kernels cannot do, and what lacks a calibration text.
+
+    Raises:
+        InputError: Names what the SoC has.
+    """
+    if weights is not None:
+        _check_weights(weights, soc, dtype)
+        if weights.method in CALIBRATED and not calibration:
+            raise _no_text(f"--quantize {weights}", "it keeps the layers' outputs on a text")
+    if kv == "int8":
+        if not calibration:
+            raise _no_text("--kv-dtype int8", "its scales are the largest keys and values of one")
+        if gears:
+            # hicann/ge:docs/zh/user_guides/atc_tools (general_restrictions.md)
+            raise InputError(
+                "an int8 cache cannot have gears",
+                "atc refuses dynamic shapes for a graph with quantised inputs",
+                "Compile without --gears: one static graph a bucket",
+            )
+
+
+def _check_weights(weights: QuantizeOptions, soc: Target, dtype: str) -> None:
+    what = f"--quantize {weights} on {soc.soc_version}"
+    if not choices(QUANTIZED_MATMUL, soc.family.name):
+        raise InputError(
+            f"{what}: it has no kernel for products with quantised weights",
+            f"{OP} is on 310P (int8 per channel) and on A2, A3 and 950 (int8, int4, groups); "
+            f"{soc.soc_version} computes with float16 weights",
+            "Compile without --quantize",
+        )
+    if soc.family.name == "310p" and (weights.bits != 8 or weights.group):
+        raise InputError(
+            f"{what}: it has no kernel for that",
+            f"310P has {OP} for int8 weights with one scale per channel, and nothing else",
+            "Use --quantize int8",
+        )
+    if dtype != "fp16":
+        raise InputError(
+            f"{what} with --dtype {dtype}",
+            f"{OP} takes float16 beside its weights",
+            "Use --dtype fp16",
+        )
+
+
+def _no_text(what: str, why: str) -> InputError:
+    return InputError(
+        f"{what} needs a calibration text",
+        why,
+        "Give --calibration FILE: a text, or token numbers as .npy",
+    )
+
+
+def weight_passes(
+    options: QuantizeOptions | None,
+    soc: Target,
+    tokens: tuple[Array, ...],
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Pass, ...]:
+    """Return the passes that quantise weights, and store them as the SoC's kernel wants them."""
+    if options is None:
+        return ()
+    step = QuantizeWeights(
+        options.bits,
+        options.group,
+        options.symmetric,
+        options.method,
+        keep=options.keep,
+        tokens=tokens or None,
+        progress=progress,
+    )
+    return step, TurnWeights(0 if soc.family.name == "310p" else LARGEST)
+
+
+def kv_passes(kv: KvDtype, tokens: tuple[Array, ...]) -> tuple[Pass, ...]:
+    """Return the pass that makes the cache int8, if it shall be."""
+    return (QuantizeKv(tokens=tokens),) if kv == "int8" else ()
+
+
+def measure_quantization(
+    model: ir.Model,
+    options: QuantizeOptions | None,
+    matrices: int,
+    bucket: m.Bucket,
+    graph_bytes: int,
+) -> m.Quantization:
+    """Return what the manifest says of integers.
+
+    Args:
+        model: The canonical graph.
+        options: How weights are stored.
+        matrices: Weights of linear layers, whatever they are stored as.
+        bucket: One of the lowered graphs.
+        graph_bytes: Its constants.
+    """
+    layers = quantized_layers(model)
+    caches = [spec for spec in bucket.inputs if spec.name.startswith(PAST)]
+    integers = any(spec.dtype == "int8" for spec in caches)
+    return m.Quantization(
+        weights="" if options is None else str(options),
+        matrices=len(layers),
+        all_matrices=matrices,
+        bytes_before=sum(layer.bytes_before for layer in layers),
+        bytes_after=sum(layer.bytes_after for layer in layers),
+        kv="int8" if integers else "",
+        graph_bytes=graph_bytes,
+        cache_bytes=sum(_nbytes(spec) for spec in caches),
+    )
+
+
+def quantization_text(made: m.Manifest) -> str:
+    """Return one line for a report: matrices, bytes, and what a device holds."""
+    found = made.quantization
+    size = (found.graph_bytes + found.cache_bytes) / 2**30
+    parts = [
+        f"{found.weights}: {found.matrices} of {found.all_matrices} matrices, "
+        f"{found.bytes_before:,} bytes -> {found.bytes_after:,}"
+    ] * bool(found.weights)
+    parts += ["int8 cache"] * bool(found.kv)
+    parts.append(f"weights + cache of {made.context} tokens = {size:.2f} GiB")
+    return "; ".join(parts)
+
+
+def _nbytes(spec: m.TensorSpec) -> int:
+    sizes = [dim for dim in spec.shape if isinstance(dim, int)]
+    return math.prod(sizes) * np.dtype(spec.dtype).itemsize
+
+
+def read_calibration(path: str | Path | None, folder: Path) -> tuple[Array, ...]:
+    """Return pieces of token numbers [S] of a .npy file, or of a text.
+
+    Args:
+        path: The file; None gives nothing.
+        folder: Of the export, whose tokenizer reads a text.
+
+    Raises:
+        InputError: The file cannot be read, or there is no tokenizer.
+    """
+    if path is None:
+        return ()
+    path = Path(path)
+    if path.suffix == ".npy":
+        return tuple(read_tokens(str(path)))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"cannot read the calibration text {path}",
+            str(error),
+            "Give a text in UTF-8, or token numbers [pieces, tokens] as .npy",
+        ) from error
+    ids = np.asarray(_encode(folder, text), np.int64)
+    if len(ids) < 2:
+        raise InputError(f"the calibration text {path} has {len(ids)} tokens", "it needs some")
+    pieces = [ids[at : at + _PIECE] for at in range(0, len(ids), _PIECE)][:_PIECES]
+    return tuple(piece for piece in pieces if len(piece) > 1)
+
+
+def _encode(folder: Path, text: str) -> list[int]:
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        raise InputError(
+            f"{folder} has no tokenizer.json",
+            "a calibration text is read by the model's own tokenizer",
+            "Copy it beside the export, or give token numbers [pieces, tokens] as .npy",
+        )
+    import tokenizers  # slow to import, and most bundles need none
+
+    reader: Any = tokenizers.Tokenizer
+    try:
+        return cast("list[int]", reader.from_file(str(file)).encode(text).ids)
+    # tokenizers raises bare Exception for a damaged tokenizer.json.
+    except Exception as error:
+        raise InputError(
+            f"tokenizers cannot load {file}", str(error), "Copy the model's tokenizer again"
+        ) from error

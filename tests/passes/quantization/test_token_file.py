@@ -1,0 +1,29 @@
+"""Token numbers in files."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from omforge.ir.errors import InputError
+from omforge.passes.quantization.token_file import read_tokens
+
+
+def test_pieces_are_the_rows_of_the_file(tmp_path: Path) -> None:
+    np.save(tmp_path / "t.npy", np.arange(6).reshape(2, 3))
+    np.testing.assert_array_equal(
+        np.stack(read_tokens(str(tmp_path / "t.npy"))), [[0, 1, 2], [3, 4, 5]]
+    )
+    assert read_tokens("") == ()
+
+
+@pytest.mark.parametrize("array", [np.zeros((2, 3)), np.zeros(3, np.int64)])
+def test_other_arrays_are_refused(tmp_path: Path, array: np.ndarray) -> None:
+    np.save(tmp_path / "t.npy", array)
+    with pytest.raises(InputError, match="token numbers are integers"):
+        read_tokens(str(tmp_path / "t.npy"))
+
+
+def test_a_file_that_is_not_there_is_named() -> None:
+    with pytest.raises(InputError, match="cannot read token numbers from nothing"):
+        read_tokens("nothing.npy")

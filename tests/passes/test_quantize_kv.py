@@ -1,0 +1,198 @@
+"""quantize-kv: the cache as int8, the same whatever the chunks."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from omforge import ir
+from omforge.ir.infer import dims
+from omforge.ir.numerics import run, tolerance, within
+from omforge.ir.verify import check
+from omforge.passes import make_pipeline
+from omforge.passes.builder import Builder
+from omforge.passes.fuse_kv_io import FuseKvIo, mask_name
+from omforge.passes.last_token_logits import LastTokenLogits
+from omforge.passes.quantize_kv import QuantizeKv
+from omforge.passes.quantize_weights import QuantizeWeights
+from omforge.passes.splice import insert
+
+Exported = Callable[[str, str], Path]
+Array = npt.NDArray[Any]
+Layout = Literal["stacked", "per-layer"]
+
+CAPACITY, HEADS, SIZE, TOKENS = 16, 2, 16, 9
+LAYOUTS = ["stacked", "per-layer"]
+# Every token several times: scales of channels need more of a text than scales of heads.
+TEXT = [*np.random.default_rng(3).integers(3, 300, (24, 40)), np.arange(3, 30)]
+IDS = np.random.default_rng(0).integers(3, 300, (1, TOKENS))
+
+
+def fused(path: Path, layout: Layout, *, raised: bool = True, bits: int = 0) -> ir.Model:
+    """The graph of fuse-kv-io, its attention raised or not, its weights integers or not."""
+    model = ir.load(path)
+    if raised:
+        make_pipeline("raise").run(model)
+    else:
+        make_pipeline("canonicalize").run(model)
+        for softmax in [node for node in model.graph if node.op_type == "Softmax"]:
+            old = softmax.outputs[0]
+            with Builder(model) as op:
+                # Heads that are weighed behind their softmax: `Attention` has no place for it.
+                new = op.Mul(old, np.linspace(0.5, 1.5, 4, dtype=np.float32).reshape(4, 1, 1))
+                insert(op, old.consumers()[0], by="test")
+            for node in old.consumers():
+                if node is not new.producer():
+                    node.replace_input_with(list(node.inputs).index(old), new)
+    if bits:
+        QuantizeWeights(8).run(model)
+    LastTokenLogits().run(model)
+    FuseKvIo(layout).run(model)
+    return model
+
+
+def steps(model: ir.Model, chunks: list[int], window: int | None = None) -> tuple[Array, dict]:
+    """The logits of all tokens, fed in chunks, and the caches afterwards."""
+    caches: dict[str, Array] = {
+        value.name or "": np.zeros(
+            [d if isinstance(d, int) else CAPACITY for d in _static(value)], value.dtype.numpy()
+        )
+        for value in model.graph.inputs
+        if (value.name or "").startswith("past")
+    }
+    logits: list[Array] = []
+    past = 0
+    for count in chunks:
+        key = np.concatenate([np.arange(CAPACITY), past + np.arange(count)])
+        valid = np.concatenate([np.arange(CAPACITY) < past, np.ones(count, bool)])
+        query = past + np.arange(count)[:, None]
+        seen = (key <= query) & valid
+        if window is not None:
+            seen &= query - key < window
+        feeds: dict[str, Array] = {
+            "input_ids": IDS[:, past : past + count],
+            "position_ids": past + np.arange(count)[None],
+            "logits_index": np.arange(count),
+            mask_name(window): np.where(seen, 0, -30000).astype(np.float32)[None, None],
+            **caches,
+        }
+        wanted = {value.name for value in model.graph.inputs}
+        found = run(model, {name: array for name, array in feeds.items() if name in wanted})
+        logits.append(found["logits"])
+        for name, cache in caches.items():
+            new = found[name.replace("past_key_values", "present", 1) if "." in name else PRESENT]
+            cache[:, :, past : past + count] = new
+        past += count
+    return np.concatenate(logits), caches
+
+
+PRESENT = "present_key_values"
+
+
+def _static(value: ir.Value) -> list[int | str]:
+    """The shape of a cache for a batch of one."""
+    first, *rest = dims(value) or ()
+    count = (
+        first
+        if isinstance(first, int)
+        else int(str(first).partition("*batch")[0] or 1)
+        if ("*" in str(first))
+        else 1
+    )
+    return [count, *rest]  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("granularity", ["head", "channel"])
+@pytest.mark.parametrize(
+    ("route", "family"), [("optimum", "llama_gqa"), ("dynamo", "mistral"), ("hfexporter", "qwen2")]
+)
+def test_logits_are_near_and_the_same_in_any_chunks(
+    exported: Exported, route: str, family: str, layout: Layout, granularity: Literal["head"]
+) -> None:
+    window = 8 if family == "mistral" else None
+    path = exported(route, family)
+    model = fused(path, layout)
+    exact, _ = steps(model, [TOKENS], window)
+    assert QuantizeKv(granularity, tokens=TEXT).run(model) == 4
+    check(model)
+    whole, cache = steps(model, [TOKENS], window)
+    parts, other = steps(model, [4, 1, 1, 3], window)
+    assert np.abs(whole - exact).max() < 0.05 * np.abs(exact).max()
+    assert within(parts, whole, tolerance("float32"))
+    for name, array in cache.items():
+        assert array.dtype == np.int8
+        assert np.abs(array[:, :, :TOKENS]).max() > 30, "the scales use the integers' range"
+        np.testing.assert_array_equal(other[name], array)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("granularity", ["head", "channel"])
+def test_attention_that_was_not_raised_reads_int8_too(
+    exported: Exported, layout: Layout, granularity: Literal["head"]
+) -> None:
+    model = fused(exported("optimum", "llama_gqa"), layout, raised=False)
+    exact, _ = steps(model, [TOKENS])
+    QuantizeKv(granularity, tokens=TEXT).run(model)
+    check(model)
+    whole, _ = steps(model, [TOKENS])
+    parts, _ = steps(model, [5, 1, 3])
+    assert np.abs(whole - exact).max() < 0.05 * np.abs(exact).max()
+    assert within(parts, whole, tolerance("float32"))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_interface_keeps_names_and_shapes(exported: Exported, layout: Layout) -> None:
+    model = fused(exported("optimum", "llama_gqa"), layout)
+
+    def interface() -> dict[str, str]:
+        values = [*model.graph.inputs, *model.graph.outputs]
+        return {v.name or "": f"{v.dtype} {dims(v)}" for v in values}
+
+    before = interface()
+    QuantizeKv(tokens=TEXT).run(model)
+    expected = {
+        name: text.replace("FLOAT", "INT8") if name.startswith(("past", "present")) else text
+        for name, text in before.items()
+    }
+    assert interface() == expected
+
+
+def test_it_goes_with_quantised_weights(exported: Exported) -> None:
+    model = fused(exported("optimum", "llama_gqa"), "per-layer", bits=8)
+    exact, _ = steps(model, [TOKENS])
+    QuantizeKv(tokens=TEXT).run(model)
+    got, _ = steps(model, [TOKENS])
+    assert np.abs(got - exact).max() < 0.05 * np.abs(exact).max()
+
+
+def test_a_calibration_file_does_as_well(exported: Exported, tmp_path: Path) -> None:
+    np.save(tmp_path / "t.npy", TEXT[0][None])
+    one, two = (fused(exported("optimum", "llama_gqa"), "stacked") for _ in range(2))
+    QuantizeKv(calibration=str(tmp_path / "t.npy")).run(one)
+    QuantizeKv(tokens=TEXT[:1]).run(two)
+    assert ir.to_text(one) == ir.to_text(two)
+
+
+def test_without_a_text_it_says_what_it_needs(exported: Exported) -> None:
+    model = fused(exported("optimum", "llama_gqa"), "stacked")
+    with pytest.raises(ir.InputError, match="needs a calibration text") as caught:
+        QuantizeKv().run(model)
+    assert "--calibration FILE" in str(caught.value)
+
+
+def test_twice_is_refused(exported: Exported) -> None:
+    model = fused(exported("optimum", "llama_gqa"), "stacked")
+    QuantizeKv(tokens=TEXT).run(model)
+    with pytest.raises(ir.InputError, match="int8 already"):
+        QuantizeKv(tokens=TEXT).run(model)
+
+
+def test_a_graph_without_a_cache_is_refused(exported: Exported) -> None:
+    model = ir.from_onnx_text("""<ir_version: 11, opset_import: ["" : 24]>
+        g (float[2] x) => (float[2] y) { y = Relu (x) }""")
+    with pytest.raises(ir.InputError, match="there is no cache to quantise"):
+        QuantizeKv(tokens=TEXT).run(model)

@@ -1,0 +1,192 @@
+"""Bundles with integers: what is stored, that it runs, and what is refused."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from omforge import ir
+from omforge.cli import app
+from omforge.lowering.build_om import BuildOptions
+from omforge.lowering.compile import CompileOptions, compile_bundle
+from omforge.lowering.legality import check_file
+from omforge.lowering.quantize_options import quantization_text
+from omforge.lowering.target import target
+from omforge.runtime.bundle import Bundle
+from omforge.runtime.compare import verify_bundle
+
+Exported = Callable[[str, str], Path]
+
+A2, A310P = "Ascend910B4", "Ascend310P3"
+SMALL = CompileOptions(A2, context=48, prefill=(4, 16), batch=2)
+WQBM = "NPUWeightQuantBatchMatmulV2"
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Token numbers to calibrate on."""
+    path = tmp_path_factory.mktemp("text") / "tokens.npy"
+    np.save(path, np.random.default_rng(0).integers(3, 300, (24, 40)))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("route", "family", "soc", "quantize", "kv", "layout"),
+    [
+        ("optimum", "llama_gqa", A310P, "int8", "fp16", "auto"),
+        ("optimum", "llama_gqa", A310P, "int8:asym", "int8", "stacked"),
+        ("optimum", "llama_gqa", "Ascend310B1", "", "int8", "auto"),
+        ("dynamo", "mistral", A2, "int4:g32:asym", "int8", "auto"),
+        ("dynamo", "qwen2", A2, "int4:g32:gptq", "fp16", "stacked"),
+        ("hfexporter", "phi3", "Ascend910_95", "int4:g64:hqq", "int8", "stacked"),
+        ("optimum", "gpt2", "Ascend910_9391", "int8:g32", "int8", "auto"),
+    ],
+)
+def test_a_quantised_bundle_is_legal_and_runs_as_its_canonical_graph(
+    exported: Exported,
+    tmp_path: Path,
+    text: Path,
+    route: str,
+    family: str,
+    soc: str,
+    quantize: str,
+    kv: Literal["fp16", "int8"],
+    layout: Literal["auto"],
+) -> None:
+    options = dataclasses.replace(
+        SMALL, soc=soc, quantize=quantize, kv_dtype=kv, layout=layout, calibration=text
+    )
+    result = compile_bundle(exported(route, family), tmp_path / "b", options)
+    made = result.manifest
+    assert made.kv.dtype == ("int8" if kv == "int8" else "float16")
+    assert made.quantization.matrices == made.quantization.all_matrices
+    for bucket in made.buckets:
+        assert check_file(tmp_path / "b" / bucket.file, target(soc)).errors == ()
+        ops = [node.op_type for node in ir.load(tmp_path / "b" / bucket.file).graph]
+        assert ops.count(WQBM) >= made.quantization.matrices - 1  # a tied weight is one
+        if quantize:
+            assert ops.count("MatMul") == 4 * made.kv.layers, "attention's own"
+        caches = [
+            s
+            for s in (*bucket.inputs, *bucket.outputs)
+            if s.name.startswith("p") and "id" not in s.name
+        ]
+        assert {spec.dtype for spec in caches} == {made.kv.dtype}
+    report = verify_bundle(Bundle.open(tmp_path / "b", verify_hashes=True), steps=6)
+    assert report.ok, report.failures
+    assert {c.judged for c in report.comparisons if c.reference == "exported"} == {False}
+    assert {c.judged for c in report.comparisons if c.reference == "canonical"} == {True}
+
+
+def test_integers_are_stored_once_for_all_graphs(exported: Exported, tmp_path: Path) -> None:
+    for name, quantize in (("plain", ""), ("integers", "int4:g32")):
+        options = dataclasses.replace(SMALL, quantize=quantize)
+        compile_bundle(exported("optimum", "llama_gqa"), tmp_path / name, options)
+    made = Bundle.open(tmp_path / "integers").manifest
+    found = made.quantization
+    assert (found.weights, found.matrices, found.all_matrices) == ("int4:g32:rtn", 15, 15)
+    assert found.bytes_after < found.bytes_before / 6
+    canonical = places(tmp_path / "integers" / made.canonical, ir.DataType.INT4)
+    assert len(canonical) == 15
+    for bucket in made.buckets:
+        assert places(tmp_path / "integers" / bucket.file, ir.DataType.INT32) == canonical
+    one, two = ((tmp_path / n / "weights.bin").stat().st_size for n in ("plain", "integers"))
+    assert two < one / 3
+
+
+def places(path: Path, dtype: ir.DataType) -> set[tuple[int, int]]:
+    """Where the large initializers of a dtype lie in the file of weights."""
+    tensors = [value.const_value for value in ir.load(path).graph.initializers.values()]
+    return {
+        (tensor.offset or 0, tensor.nbytes)
+        for tensor in tensors
+        if isinstance(tensor, ir.ExternalTensor) and tensor.dtype == dtype
+    }
+
+
+def test_the_same_input_gives_the_same_bytes(
+    exported: Exported, tmp_path: Path, text: Path
+) -> None:
+    options = dataclasses.replace(SMALL, quantize="int4:g32", kv_dtype="int8", calibration=text)
+    for name in ("one", "two"):
+        compile_bundle(exported("optimum", "llama_gqa"), tmp_path / name, options)
+    one, two = ({f.name: f.read_bytes() for f in (tmp_path / n).iterdir()} for n in ("one", "two"))
+    assert [name for name in one if one[name] != two.get(name)] == []
+
+
+def test_int8_halves_the_cache(exported: Exported, tmp_path: Path, text: Path) -> None:
+    made: dict[str, int] = {}
+    for kv in ("fp16", "int8"):
+        options = dataclasses.replace(SMALL, kv_dtype=kv, calibration=text)  # type: ignore[arg-type]
+        result = compile_bundle(exported("optimum", "llama_gqa"), tmp_path / kv, options)
+        made[kv] = result.manifest.quantization.cache_bytes
+    assert made["fp16"] == 2 * made["int8"] == 2 * (2 * 2 * 2 * 2 * 48 * 16)
+
+
+def test_int4_may_be_stored_under_its_own_dtype(exported: Exported, tmp_path: Path) -> None:
+    options = dataclasses.replace(
+        SMALL, quantize="int4:g32", forms=(("QuantizedMatMul", f"{WQBM}-INT4"),)
+    )
+    compile_bundle(exported("optimum", "llama_gqa"), tmp_path / "b", options)
+    graph = ir.load(tmp_path / "b" / "decode_c48_b2.onnx").graph
+    weights = {node.inputs[1].dtype for node in graph if node.op_type == WQBM}
+    assert weights == {ir.DataType.INT4}
+    assert verify_bundle(Bundle.open(tmp_path / "b"), steps=2).ok
+
+
+def test_the_simulated_atc_takes_it(exported: Exported, tmp_path: Path, text: Path) -> None:
+    options = dataclasses.replace(
+        SMALL,
+        soc=A310P,
+        quantize="int8",
+        kv_dtype="int8",
+        calibration=text,
+        build=BuildOptions(atc="sim", cache=None),
+    )
+    result = compile_bundle(exported("optimum", "llama_gqa"), tmp_path / "b", options)
+    assert all(bucket.om for bucket in result.manifest.buckets)
+
+
+def test_what_the_soc_lacks_is_refused_before_anything_is_written(
+    exported: Exported, tmp_path: Path
+) -> None:
+    for soc, quantize, message in (
+        ("Ascend310B1", "int8", "no kernel for products with quantised weights"),
+        (A310P, "int4", "310P has NPUWeightQuantBatchMatmulV2 for int8 weights"),
+    ):
+        options = dataclasses.replace(SMALL, soc=soc, quantize=quantize)
+        with pytest.raises(ir.InputError, match=message):
+            compile_bundle(exported("optimum", "llama_gqa"), tmp_path / "b", options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_says_what_became_integers(
+    exported: Exported, tmp_path: Path, text: Path
+) -> None:
+    words = ["compile", str(exported("optimum", "llama_gqa")), "--target", A310P, "--atc", "none"]
+    words += ["-o", str(tmp_path / "b"), "--context", "48", "--prefill", "8"]
+    words += ["--quantize", "int8", "--kv-dtype", "int8", "--calibration", str(text)]
+    run: Any = CliRunner().invoke(app, words)
+    assert run.exit_code == 0, run.output
+    shown = " ".join(run.output.split())
+    assert "int8:rtn: 15 of 15 matrices, 425,984 bytes -> 112,384; int8 cache;" in shown
+    assert "weights + cache of 48 tokens = 0.00 GiB" in shown
+    run = CliRunner().invoke(app, [*words, "--json"])
+    found = json.loads(run.output)["quantization"]
+    assert (found["weights"], found["kv"], found["matrices"]) == ("int8:rtn", "int8", 15)
+    assert quantization_text(Bundle.open(tmp_path / "b").manifest) in shown
+
+
+def test_without_a_calibration_text_the_command_says_what_it_needs(
+    exported: Exported, tmp_path: Path
+) -> None:
+    words = ["compile", str(exported("optimum", "llama_gqa")), "--target", A310P]
+    words += ["-o", str(tmp_path / "b"), "--kv-dtype", "int8"]
+    run: Any = CliRunner().invoke(app, words)
+    assert run.exit_code == 2
+    assert "needs a calibration text" in " ".join(run.output.split())
