@@ -136,9 +136,10 @@ def _is_norm_left(node: ir.Node) -> bool:
     A mean of several hidden states, or the root alone that rescales one to another's magnitude, is
     no norm.
     """
-    if node.op_type not in _NORM_LEFTOVERS or node.domain != "":
+    x = node.inputs[0] if node.inputs else None
+    if x is None or node.op_type not in _NORM_LEFTOVERS or node.domain != "":
         return False
-    given, shape = node.inputs[1] if len(node.inputs) > 1 else None, dims(node.inputs[0])
+    given, shape = node.inputs[1] if len(node.inputs) > 1 else None, dims(x)
     axes = known_ints(given) if given is not None else None
     if shape is not None and axes is not None and axes not in ([-1], [len(shape) - 1]):
         return False

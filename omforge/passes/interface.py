@@ -258,9 +258,9 @@ def _additive_mask(inputs: Sequence[ir.Value], caches: set[ir.Value]) -> ir.Valu
     """A mask [B, 1, S, P + S] that the caller makes, named as one."""
     for value in inputs:
         shape = shape_of(value)
-        if value.dtype in _FLOATS and value not in caches and len(shape) == 4 and shape[1] == 1:
-            if "mask" in _words(value):
-                return value
+        fits = value.dtype in _FLOATS and len(shape) == 4 and shape[1] == 1
+        if fits and value not in caches and "mask" in _words(value):
+            return value
     return None
 
 
