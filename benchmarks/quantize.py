@@ -7,7 +7,8 @@ Run by hand, on folders with a `model.onnx` and filled weights:
                                   [--scratch DIR]
 
 `copy` is the floor: the export's weights are read and as many bytes as omforge writes are written,
-in pieces of 8 MiB. It runs first and last, as the disk and its cache are part of it.
+in pieces of 8 MiB. It runs behind omforge, which tells how many; run it twice, as the disk and
+its cache are part of it.
 """
 
 import argparse
@@ -29,7 +30,6 @@ COLUMNS = (
     "anon GiB",
     "MB out",
     "layers",
-    "error",
     "remarks",
 )
 
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--bits", type=int, default=4, choices=(4, 8))
     parser.add_argument("--group", type=int, default=128)
-    parser.add_argument("--tools", default="copy,omforge,omforge-minmax,ort,copy")
+    parser.add_argument("--tools", default="omforge,copy,omforge-minmax,ort,copy")
     parser.add_argument("--peers", default=sys.executable)
     parser.add_argument("--timeout", type=float, default=900)
     parser.add_argument("--memory-limit", type=float, default=0.9 * available_memory() / GIB)
@@ -61,10 +61,9 @@ def main() -> None:
         size = 0
         for tool in given.tools.split(","):
             python = sys.executable if TOOLS[tool].ours else given.peers
-            row = _measure(
-                tool, python, folder, given.bits, given.group, size, limits, given.scratch
-            )
-            size = row.written if tool == "omforge" else size
+            job = [str(folder), str(given.bits), str(given.group), str(size)]
+            row = _measure(tool, python, job, limits, given.scratch)
+            size = row.written if TOOLS[tool].ours and tool != "copy" else size
             rows.append(row)
             print(f"{folder.name}: {tool} took {row.usage.wall:.1f} s", file=sys.stderr)
         _print(folder, rows, f"int{given.bits} g{given.group}")
