@@ -92,3 +92,18 @@ def test_leaves_a_norm_over_another_axis_alone(caplog: pytest.LogCaptureFixture)
 
 def test_near_misses_are_safe() -> None:
     assert assert_near_misses_are_safe(FuseLayerNorm(), HEADER + SPELLINGS["Pow, Div"])
+
+
+def test_keeps_a_norm_whose_casts_are_around_its_gamma() -> None:
+    """The operator would round before gamma; the model rounds after."""
+    half = """<ir_version: 11, opset_import: ["" : 24]>
+    g (float16[N, 8] x, float[8] w, float[8] b) => (float[N, 8] y)
+    <float eps = {0.00001}, float two = {2.0}, int64[1] axes = {-1}> {
+        xf = Cast <to = 1> (x) m = ReduceMean (xf, axes) d = Sub (xf, m) s = Pow (d, two)
+        v = ReduceMean (s, axes) e = Add (v, eps) r = Sqrt (e) n = Div (d, r)
+        g0 = Mul (n, w) y = Add (g0, b) }"""
+    after = """<ir_version: 11, opset_import: ["" : 24]>
+    g (float16[N, 8] x, float[8] w, float[8] b) => (float[N, 8] y) {
+        xf = Cast <to = 1> (x)
+        y = LayerNormalization <epsilon = 0.00001> (xf, w, b) }"""
+    assert_rewrites(FuseLayerNorm(), half, after)
