@@ -320,6 +320,8 @@ def _observe(
         raise NoMatch("its heads see different keys", where)
     if not blank.any():
         return probe, seen[:, 0], None
+    if np.any(zeroed[blank]) and not np.all(zeroed[blank]):
+        raise NoMatch("some rows that see nothing are zeroed, and some are not", where)
     zeros = zeroed | np.isneginf(scores).all(axis=-1)
     return probe, seen[:, 0], bool(np.all(zeros[blank]))
 

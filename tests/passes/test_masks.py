@@ -108,6 +108,17 @@ def test_a_guard_zeroes_rows_that_see_nothing(zeroing: bool) -> None:
     assert masks.recognise(prober, bias, [empty], None) == Mask(None, True, zeroing)
 
 
+def test_a_guard_that_zeroes_only_some_of_them_is_left_alone() -> None:
+    """Every key is hidden, and the guard knows only of those that are padding."""
+    model = named(
+        edited(Block(guard="rows"), {"Where (seen, zero, low)": "Where (seen, low, low)"})
+    )
+    prober = Prober(model, find_interface(model))
+    bias, empty = value_of(model, "bias"), value_of(model, "empty")
+    with pytest.raises(NoMatch, match="some rows that see nothing are zeroed, and some are not"):
+        masks.recognise(prober, bias, [empty], None)
+
+
 def test_masks_applied_one_after_the_other_are_one() -> None:
     model = named(Block(applied="two"))
     prober = Prober(model, find_interface(model))
