@@ -6,7 +6,8 @@ import pytest
 
 from omforge.lowering.atc_sim.main import AtcSimResult, run
 from omforge.lowering.legality import ALL_RULES, check_file
-from omforge.lowering.target import table_rows, target
+from omforge.lowering.tables import table_rows
+from omforge.lowering.target import target
 from tests.lowering.illegal_models import ILLEGAL, IllegalModel
 
 SIMULATED = [model for model in ILLEGAL if model.sim]

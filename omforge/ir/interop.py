@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from omforge.ir.edit import all_values
 from omforge.ir.errors import InputError, OmforgeError
 from omforge.ir.weights import all_graphs, location_of, replace_tensors, replaced_tensors
 
@@ -323,9 +324,9 @@ def _restore_nodes(model: ir.Model, new: ir.Model) -> None:
 
 
 def _restore_values(model: ir.Model, new: ir.Model) -> None:
-    old_values = {value.name: value for graph in all_graphs(model) for value in _values(graph)}
+    old_values = {value.name: value for graph in all_graphs(model) for value in all_values(graph)}
     for graph in all_graphs(new):
-        for value in _values(graph):
+        for value in all_values(graph):
             old = old_values.get(value.name)
             if old is not None:
                 _carry_over(old, value)
@@ -336,10 +337,3 @@ def _carry_over(old: Any, new: Any) -> None:
     new.metadata_props.update({**old.metadata_props, **new.metadata_props})
     new.meta.update({**old.meta, **new.meta})
     new.doc_string = new.doc_string or old.doc_string
-
-
-def _values(graph: ir.Graph) -> Iterator[ir.Value]:
-    yield from graph.inputs
-    yield from graph.initializers.values()
-    for node in graph:
-        yield from node.outputs

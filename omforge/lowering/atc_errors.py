@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from omforge import ir
-from omforge.lowering.atc_flags import rows
+from omforge.lowering.tables import table_rows
 
 # GE's own codes are registered; EZ9999 and the like come from operators.
 _CODE = re.compile(r"\b([EW][0-9A-Z]\d{4}|SIM\d{3})\b")
@@ -139,7 +139,7 @@ def _recognise(text: str, stated: str) -> tuple[str, Mapping[str, str]]:
 def _patterns() -> tuple[tuple[str, re.Pattern[str]], ...]:
     """The registered texts as patterns, those with most fixed letters first."""
     made: list[tuple[int, str, re.Pattern[str]]] = []
-    for row in rows("atc_errors.tsv"):
+    for row in table_rows("atc_errors.tsv"):
         names = [name for name in (row["arguments"] or "").split(",") if name]
         parts = row["message"].split("%s")
         pattern = re.escape(parts[0])

@@ -10,16 +10,15 @@ those. `check_flags` answers them with what does the job.
 
 from __future__ import annotations
 
-import csv
 import difflib
 import functools
-import importlib.resources
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from omforge.ir.errors import InputError
+from omforge.lowering.tables import table_rows
 
 
 @dataclass(frozen=True)
@@ -45,13 +44,6 @@ class Flag:
     source: str
 
 
-def rows(file: str) -> Iterator[dict[str, str]]:
-    """Yield the rows of a table in `omforge/lowering/data`."""
-    path = importlib.resources.files("omforge.lowering") / "data" / file
-    lines = path.read_text(encoding="utf-8").splitlines()
-    yield from csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
-
-
 @functools.lru_cache(maxsize=1)
 def flags() -> Mapping[str, Flag]:
     """Return every flag of atc by its name."""
@@ -65,7 +57,7 @@ def flags() -> Mapping[str, Flag]:
             _list(row["excludes"]),
             row["source"],
         )
-        for row in rows("atc_flags.tsv")
+        for row in table_rows("atc_flags.tsv")
     }
 
 

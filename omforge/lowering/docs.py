@@ -15,7 +15,8 @@ from omforge.lowering.legality.file_subject import FileSubject
 from omforge.lowering.legality.subject import Subject
 from omforge.lowering.legalize.choices import CHOICES
 from omforge.lowering.llm_ops import LlmOp, Row, llm_ops
-from omforge.lowering.target import TARGETS, Family, all_registrations, table_rows
+from omforge.lowering.tables import table_rows
+from omforge.lowering.target import TARGETS, Family, all_registrations
 
 # The words of `choices` in those of this page.
 _CERTAINTY = {"parser": "seen", "documented": "source", "uncertain": "inferred"}

@@ -12,7 +12,7 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from omforge.lowering.target import table_rows
+from omforge.lowering.tables import table_rows
 
 # Domain `npu` spells this one without the prefix (hicann/ops-nn, see onnx_ops.tsv).
 _ALIASES = {("npu", "WeightQuantBatchMatmulV2"): "NPUWeightQuantBatchMatmulV2"}

@@ -9,16 +9,15 @@ Sources of facts are written `repository:path`.
 
 from __future__ import annotations
 
-import csv
 import difflib
 import functools
-import importlib.resources
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from omforge import ir
 from omforge.ir.errors import InputError
+from omforge.lowering.tables import table_rows
 
 # ATC's name for ONNX's default domain, in its operator keys `ai.onnx::<opset>::<op>`.
 DEFAULT_DOMAIN = "ai.onnx"
@@ -335,14 +334,6 @@ def _ge_op(name: str, rows: list[dict[str, str]]) -> GeOp:
             attributes.append(GeAttribute(first, type_, default, kind == "required_attr"))
     source, grows = rows[0]["source"], any(row["kind"] == "dynamic_output" for row in rows)
     return GeOp(name, tuple(inputs), tuple(outputs), tuple(attributes), source, grows)
-
-
-def table_rows(file: str) -> Iterator[dict[str, str]]:
-    """Yield the rows of one table in `data/`, by column."""
-    path = importlib.resources.files("omforge.lowering") / "data" / file
-    lines = path.read_text(encoding="utf-8").splitlines()
-    # QUOTE_NONE: a dtype given as a template parameter is written "T1", quotes included.
-    yield from csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
 
 
 def _opsets(text: str) -> frozenset[int]:

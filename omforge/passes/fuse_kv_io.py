@@ -54,6 +54,7 @@ from omforge.passes.pipeline import Pass
 from omforge.passes.recurrent_states import State, find_states, name_states, see_no_padding
 from omforge.passes.splice import insert, splice
 from omforge.passes.unraised_attention import Unraised
+from omforge.passes.views import shape_of
 
 BATCH, SEQ, CAPACITY = symbol("batch"), symbol("seq"), symbol("capacity")
 PAST, PRESENT, MASK = "past_key_values", "present_key_values", "attention_mask"
@@ -141,12 +142,6 @@ class FuseKvIo(Pass):
         return len(layers)
 
 
-def _dims(value: ir.Value | None) -> tuple[Dim, ...]:
-    """The dimensions of a value whose rank fuse-attention has made sure of."""
-    shape = None if value is None else dims(value)
-    return () if shape is None else shape
-
-
 def _layers(
     model: ir.Model, interface: Interface, recurrent: Sequence[State]
 ) -> tuple[CacheLayer, ...]:
@@ -165,7 +160,7 @@ def _layers(
         )
     layers = cache_layers(model, interface)
     left = [layer for layer in layers if layer.block is None]
-    sizes = {name for layer in left for dim in _dims(layer.past[0]) for name in symbols(dim)}
+    sizes = {name for layer in left for dim in shape_of(layer.past[0]) for name in symbols(dim)}
     if odd := sizes - {"batch", "seq", "past"}:
         # Their attention is compared by running it, which takes a meaning for each symbol.
         raise ir.CheckError(
@@ -269,7 +264,7 @@ def _cache_shape(layer: CacheLayer) -> _Shape:
                 "what one step returns is no input of the next",
                 "Export the model in float32; compiling rounds it to --dtype",
             )
-    key, value = (_dims(past) for past in layer.past)
+    key, value = (shape_of(past) for past in layer.past)
     if len(key) == 4 and len(value) == 4 and key[1] == value[1]:
         heads, size, width = key[1], key[3], value[3]
         if isinstance(heads, int) and isinstance(size, int) and isinstance(width, int):
@@ -292,7 +287,7 @@ def _positions(
     prober = masks.Prober(model, interface)
     live = activations(model)
     # Attention that was not raised may number its keys: whether that goes well is tried later.
-    keys = _dims(interface.caches[0][0])[2:3] if unraised else ()
+    keys = shape_of(interface.caches[0][0])[2:3] if unraised else ()
     derived = [
         value
         for value in position_values(model)
@@ -327,7 +322,7 @@ def _positions(
 def _spans(value: ir.Value, lengths: Sequence[Dim]) -> bool:
     """Whether an axis of a value depends on one of some lengths."""
     names = {name for length in lengths for name in symbols(length)}
-    return any(names & symbols(dim) for dim in _dims(value))
+    return any(names & symbols(dim) for dim in shape_of(value))
 
 
 def _drop_outputs(
@@ -492,7 +487,7 @@ def _emit(
     Those of raised attention are [B, S, K*D], and are joined so, and split by head after; where
     all are [B, K, S, D] that is what is joined.
     """
-    whole = all(len(_dims(value)) == 4 for value in new)
+    whole = all(len(shape_of(value)) == 4 for value in new)
     sizes = [size for shape in shapes for size in (shape.key, shape.value)]
     heads = [shape.heads for shape in shapes for _ in range(2)]
     with Builder(model) as op:
@@ -505,7 +500,9 @@ def _emit(
         else:
             # An Identity, since one value may be both, and already bear another output's name.
             outputs = [
-                op.Identity(value) if len(_dims(value)) == 4 else _by_head(op, value, count, size)
+                op.Identity(value)
+                if len(shape_of(value)) == 4
+                else _by_head(op, value, count, size)
                 for value, count, size in zip(new, heads, sizes, strict=True)
             ]
             names = [f"present.{i // 2}.{('key', 'value')[i % 2]}" for i in range(len(new))]
@@ -520,7 +517,7 @@ def _emit(
 
 def _flat(op: Builder, value: ir.Value, heads: int, size: int) -> ir.Value:
     """[B, S, K*D], of the same or of [B, K, S, D]."""
-    if len(_dims(value)) == 3:
+    if len(shape_of(value)) == 3:
         return value
     return op.Reshape(op.Transpose(value, perm=[0, 2, 1, 3]), [0, 0, heads * size])
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -322,24 +323,24 @@ def first_difference(tokens: Sequence[int], reference: Sequence[int]) -> int | N
     return next((index for index, (mine, theirs) in pairs if mine != theirs), None)
 
 
-class _Texts:
+class _Texts(ABC):
     """A level that is asked for the logits behind every token of a text."""
 
+    @abstractmethod
     def logits(self, tokens: Sequence[int]) -> Array:
         """Return float32 [S, V]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def prefill(self, tokens: Sequence[int]) -> Array:
         """Return the logits behind a prompt [1, V]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def decode(self, token: int) -> Array:
         """Return the logits behind one more token [1, V]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def close(self) -> None:
         """Free the sessions."""
-        raise NotImplementedError
 
     def follow(self, prompt: Sequence[int], count: int, leader: Sequence[int] | None) -> list[int]:
         """Return the tokens that are chosen greedily behind a prompt.

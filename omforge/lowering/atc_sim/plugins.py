@@ -15,8 +15,8 @@ from typing import NoReturn
 import onnx
 from onnx import AttributeProto
 
-from omforge.lowering.atc_flags import rows
 from omforge.lowering.atc_sim.reports import Refused, Report
+from omforge.lowering.tables import table_rows
 
 EXPANDED = "PartitionedCall"
 
@@ -315,7 +315,7 @@ class Registry:
 
     def __init__(self) -> None:
         self._types: dict[str, str] = {}
-        for row in rows("onnx_ops.tsv"):
+        for row in table_rows("onnx_ops.tsv"):
             # The experimental rows are in custom builds only.
             if "experimental/" in row["source"] or row["opset_versions"] == "(none)":
                 continue
@@ -324,7 +324,7 @@ class Registry:
                 # The first registration wins (graph_metadef/register/register.cpp).
                 self._types.setdefault(key, row["ge_op_type"])
         kinds: dict[str, list[str]] = {}
-        for row in rows("ge_ops.tsv"):
+        for row in table_rows("ge_ops.tsv"):
             kinds.setdefault(row["ge_op"], []).append(row["kind"])
         self._slots = {name: _slots(each) for name, each in kinds.items()}
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from omforge.lowering.atc_flags import rows
+from omforge.lowering.tables import table_rows
 
 
 class Refused(Exception):
@@ -32,7 +32,7 @@ def templates() -> Mapping[str, Template]:
         row["code"]: Template(
             row["code"], row["title"], row["message"], tuple((row["arguments"] or "").split(","))
         )
-        for row in rows("atc_errors.tsv")
+        for row in table_rows("atc_errors.tsv")
     }
 
 
