@@ -6,6 +6,9 @@ Run by hand, on folders with a `model.onnx` and filled weights:
                                   [--peers PYTHON] [--timeout S] [--memory-limit GIB]
                                   [--scratch DIR]
 
+`omforge` clips each group where the squared error is least, `omforge-minmax` does not;
+`omforge-numpy` runs without numba and `omforge-cold` compiles its loops first.
+
 `copy` is the floor: the export's weights are read and as many bytes as omforge writes are written,
 in pieces of 8 MiB. It runs behind omforge, which tells how many; run it twice, as the disk and
 its cache are part of it.
@@ -49,7 +52,7 @@ def main() -> None:
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--bits", type=int, default=4, choices=(4, 8))
     parser.add_argument("--group", type=int, default=128)
-    parser.add_argument("--tools", default="omforge,copy,omforge-minmax,ort,copy")
+    parser.add_argument("--tools", default="omforge,copy,omforge-minmax,omforge-numpy,ort,copy")
     parser.add_argument("--peers", default=sys.executable)
     parser.add_argument("--timeout", type=float, default=900)
     parser.add_argument("--memory-limit", type=float, default=0.9 * available_memory() / GIB)

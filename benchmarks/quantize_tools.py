@@ -5,6 +5,7 @@ The last line that a tool prints is `told key=value ...`.
 
 import os
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,19 @@ def omforge_minmax(folder: Path, output: Path, bits: int, group: int, size: int)
     return omforge(folder, output, bits, group, size, clip="none")
 
 
+def omforge_numpy(folder: Path, output: Path, bits: int, group: int, size: int) -> str:
+    """As where numba is not installed."""
+    sys.modules["numba"] = None  # pyright: ignore[reportArgumentType]  makes its import fail
+    return omforge(folder, output, bits, group, size)
+
+
+def omforge_cold(folder: Path, output: Path, bits: int, group: int, size: int) -> str:
+    """As on the first run after an installation: numba has compiled nothing yet."""
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["NUMBA_CACHE_DIR"] = cache
+        return omforge(folder, output, bits, group, size)
+
+
 def ort(folder: Path, output: Path, bits: int, group: int, size: int) -> str:
     """ONNX Runtime's MatMulNBits quantizer, round to nearest."""
     import onnx
@@ -73,6 +87,8 @@ TOOLS = {
     "copy": Tool(copy, ours=True),
     "omforge": Tool(omforge, ours=True),
     "omforge-minmax": Tool(omforge_minmax, ours=True),
+    "omforge-numpy": Tool(omforge_numpy, ours=True),
+    "omforge-cold": Tool(omforge_cold, ours=True),
     "ort": Tool(ort, ours=False),
 }
 
