@@ -25,6 +25,7 @@ from omforge.options import (
     AtcFlags,
     AtcJobs,
     AtcWords,
+    Budget,
     BundleFolder,
     Calibration,
     Forms,
@@ -37,10 +38,12 @@ from omforge.options import (
     QualityPieces,
     QualityText,
     Quantize,
+    ReportFile,
     Soc,
     Verbose,
     atc_options,
     build_options,
+    forms,
     numbers,
 )
 
@@ -139,6 +142,7 @@ def compile_(
     quantize: Quantize = "",
     kv_dtype: KvDtype = "fp16",
     calibration: Calibration = None,
+    budget: Budget = "",
     form: Forms = None,
     atc: Atc = "auto",
     atc_flag: AtcFlags = None,
@@ -165,10 +169,11 @@ def compile_(
         layout=layout,
         allow_partial=allow_partial,
         gears=gears,
-        forms=_forms(form),
+        forms=forms(form),
         quantize=quantize,
         kv_dtype=kv_dtype,
         calibration=calibration,
+        budget=budget,
         atc=atc_options(atc_flag, atc_words),
         build=build_options(atc, atc_jobs, atc_cache),
     )
@@ -200,12 +205,6 @@ def build(
         console.show_json({"om": made})
     else:
         console.show("\n".join(f"{name}  {om}" for name, om in made.items()))
-
-
-def _forms(given: Sequence[str] | None) -> tuple[tuple[str, str], ...]:
-    """OP=FORM as pairs; whether there are such is `legalize`'s to say."""
-    pairs = [item.partition("=")[::2] for item in given or ()]
-    return tuple((op.strip(), form.strip()) for op, form in pairs)
 
 
 def _compile_watch(
@@ -470,7 +469,7 @@ def check(
     if why:
         from omforge.lowering.why import explain_choices
 
-        graphs = explain_choices(model, find_target(target), forms=dict(_forms(form)))
+        graphs = explain_choices(model, find_target(target), forms=dict(forms(form)))
         if as_json:
             console.show_json({"graphs": [graph.to_json() for graph in graphs]})
         else:
@@ -539,6 +538,7 @@ def verify(
     pieces: QualityPieces = 8,
     max_kl: MaxKl = None,
     max_perplexity_increase: MaxIncrease = None,
+    report_file: ReportFile = None,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -557,7 +557,7 @@ def verify(
         report = verify_bundle(opened, graph, steps=steps, progress=bar)
         asked = reports.QualityAsked(quality, text, pieces, max_kl, max_perplexity_increase)
         measured = reports.measured(opened, graph, asked, bar)
-    reports.tell_verified(report, measured, as_json=as_json)
+    reports.tell_verified(report, measured, report_file, as_json=as_json)
     if not report.ok or (measured is not None and not measured.ok):
         raise typer.Exit(1)
 

@@ -59,19 +59,30 @@ AtcCached = Annotated[
 Quantize = Annotated[
     str,
     typer.Option(
-        metavar="int8|int4[:g32|g64|g128][:asym][:rtn|hqq|gptq|awq]",
-        help="Store the weights of linear layers as integers; floats if absent.",
+        metavar="int8|int4[:g32|g64|g128][:asym][:rtn|hqq|gptq|awq]|w8a8",
+        help="Store the weights of linear layers as integers; w8a8: what they read is int8 too.",
     ),
 ]
 KvDtype = Annotated[
-    Literal["fp16", "int8"],
-    typer.Option("--kv-dtype", help="Dtype of the cache; int8 needs --calibration."),
+    Literal["fp16", "int8", "int8:channel", "int8:head"],
+    typer.Option(
+        "--kv-dtype",
+        help="Dtype of the cache; int8, with a scale per channel unless said, needs --calibration.",
+    ),
 ]
 Calibration = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        help="A text, or token numbers [pieces, tokens] as .npy, for gptq, awq and an int8 cache.",
+        help="A text, or token numbers [pieces, tokens] as .npy: for gptq, awq, w8a8, int8 cache.",
+    ),
+]
+Budget = Annotated[
+    str,
+    typer.Option(
+        metavar="SIZE",
+        help="Bytes of a graph's constants (3.9GiB, 120MB): layers that need it get more bits "
+        "than --quantize says. --calibration tells which.",
     ),
 ]
 
@@ -90,6 +101,10 @@ QualityText = Annotated[
 ]
 QualityPieces = Annotated[
     int, typer.Option("--pieces", min=1, help="Pieces of 256 tokens that --quality measures.")
+]
+ReportFile = Annotated[
+    Path | None,
+    typer.Option("--report", metavar="FILE", help="Keep all that was found, as JSON."),
 ]
 MaxKl = Annotated[
     float | None, typer.Option("--max-kl", min=0, help="Fail above this mean KL, in nats a token.")
@@ -116,6 +131,12 @@ def build_options(atc: str, jobs: int, cached: bool) -> BuildOptions:
     if cached:
         return BuildOptions(atc, jobs)
     return BuildOptions(atc, jobs, cache=None)
+
+
+def forms(given: Sequence[str] | None) -> tuple[tuple[str, str], ...]:
+    """Return OP=FORM as pairs; whether there are such is `legalize`'s to say."""
+    pairs = [item.partition("=")[::2] for item in given or ()]
+    return tuple((op.strip(), form.strip()) for op, form in pairs)
 
 
 def numbers(text: str, option: str) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from omforge.ir.errors import InputError
 from omforge.lowering.atc import find_atc
 from omforge.lowering.canonical import float_canonical
 from omforge.lowering.compile import SCRIPT, CompileResult
+from omforge.lowering.footprint import budget_text
 from omforge.lowering.quantize_options import quantization_text
 from omforge.passes.coverage import Coverage
 from omforge.passes.events import Event
@@ -161,9 +163,26 @@ def show_compiled(result: CompileResult, source: Path, output: Path, remark: str
     )
     if made.quantization.weights or made.quantization.kv:
         show(f"quantised  {quantization_text(made)}")
+    show_budget(result)
     show(f"atc        {_atc_hint(result, output)}")
     folder = shlex.quote(str(output))
     show(f'next       omforge verify {folder}; omforge run {folder} --prompt "..."')
+
+
+def show_budget(result: CompileResult) -> None:
+    """Show how the layers share a budget, and the layers that bear the fewest bits worst."""
+    plan = result.budget
+    if plan is None:
+        return
+    show(f"budget     {budget_text(result.manifest.quantization)}")
+    unit = "nats a token" if plan.measure == "divergence" else "of the weights, as there is no text"
+    show(f"           expected cost {plan.cost:.3g} {unit}; the least possible is {plan.bound:.3g}")
+    kinds = list(plan.counts)
+    rows = [
+        (layer.place, layer.chosen, *(small(x.cost) for x in layer.candidates))
+        for layer in plan.most_sensitive[:_WORST]
+    ]
+    show_table(("most sensitive", "chosen", *(f">as {kind}" for kind in kinds)), rows)
 
 
 def show_coverage(coverage: Coverage, events: Sequence[Event]) -> None:
@@ -203,6 +222,7 @@ def compiled_json(result: CompileResult, remark: str) -> dict[str, Any]:
         "batch": made.batch,
         "layout": made.kv.layout,
         "quantization": dataclasses.asdict(made.quantization),
+        "budget": None if result.budget is None else dataclasses.asdict(result.budget),
         **passes_json(result.passes, result.events, remark),
         "nodes": result.nodes,
         "coverage": {"complete": result.coverage.complete, **result.coverage.to_json()},
@@ -364,10 +384,22 @@ def measured(
     return report.judged(asked.max_kl, asked.max_perplexity_increase)
 
 
-def tell_verified(report: VerifyReport, quality: QualityReport | None, *, as_json: bool) -> None:
-    """Show what `verify` found, in either form."""
+def tell_verified(
+    report: VerifyReport, quality: QualityReport | None, file: Path | None, *, as_json: bool
+) -> None:
+    """Show what `verify` found, in either form, and keep it in a file.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
+    found = report.to_dict() | ({} if quality is None else {"quality": quality.to_dict()})
+    if file is not None:
+        try:
+            file.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"cannot write {file}", error.strerror or str(error)) from error
     if as_json:
-        show_json(report.to_dict() | ({} if quality is None else {"quality": quality.to_dict()}))
+        show_json(found)
         return
     show_verified(report)
     if quality is not None:

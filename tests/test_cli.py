@@ -466,7 +466,9 @@ def test_verify_fails_with_1_and_says_where(bundle: Path, monkeypatch: pytest.Mo
 def test_verify_measures_the_quality(bundle: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("the list of the items in the list " * 20)
-    told = omf("verify", bundle, "--steps", "1", "--text", text, "--pieces", "1", "--json").json
+    words = ("--steps", "1", "--text", text, "--pieces", "1", "--report", tmp_path / "found.json")
+    told = omf("verify", bundle, *words, "--json").json
+    assert json.loads((tmp_path / "found.json").read_text()) == told
     quality = told["quality"]
     assert (quality["pieces"], quality["piece_tokens"]) == (1, 32)  # as much as the context holds
     assert [level["level"] for level in quality["levels"]] == ["exported", "canonical", "lowered"]

@@ -190,3 +190,120 @@ def test_without_a_calibration_text_the_command_says_what_it_needs(
     run: Any = CliRunner().invoke(app, words)
     assert run.exit_code == 2
     assert "needs a calibration text" in " ".join(run.output.split())
+
+
+def budget_size(folder: Path) -> int:
+    return Bundle.open(folder).manifest.quantization.graph_bytes
+
+
+@pytest.mark.parametrize(
+    ("route", "family", "soc", "quantize", "kv", "budget"),
+    [
+        ("optimum", "llama_gqa", A2, "int4:g32:gptq", "fp16", 122_650),
+        ("dynamo", "qwen2", A2, "int4:g32:asym:hqq", "int8", 130_522),
+        ("optimum", "gpt2", A310P, "int8", "fp16", 213_950),
+    ],
+)
+def test_a_budget_mixes_what_the_soc_has(
+    exported: Exported,
+    tmp_path: Path,
+    text: Path,
+    route: str,
+    family: str,
+    soc: str,
+    quantize: str,
+    kv: Literal["fp16", "int8"],
+    budget: int,
+) -> None:
+    options = dataclasses.replace(
+        SMALL,
+        soc=soc,
+        quantize=quantize,
+        kv_dtype=kv,
+        calibration=text,
+        prefill=(4,),
+        budget=str(budget),
+    )
+    result = compile_bundle(exported(route, family), tmp_path / "b", options)
+    found, plan = result.manifest.quantization, result.budget
+    assert plan is not None
+    assert plan.least < found.graph_bytes <= budget == found.budget < plan.most
+    # What is predicted is what is there, but for the scales of an int8 cache.
+    assert plan.nbytes - found.graph_bytes == pytest.approx(0, abs=0 if kv == "fp16" else 8192)
+    kinds = dict(found.kinds)
+    assert sum(kinds.values()) == found.all_matrices
+    assert found.matrices == found.all_matrices - kinds["fp16"]
+    assert len([kind for kind, count in kinds.items() if count]) >= 2, kinds
+    ops = {A310P: {ir.DataType.INT8}}.get(soc, {ir.DataType.INT8, ir.DataType.INT32})
+    for bucket in result.manifest.buckets:
+        assert check_file(tmp_path / "b" / bucket.file, target(soc)).errors == ()
+        graph = ir.load(tmp_path / "b" / bucket.file).graph
+        assert {node.inputs[1].dtype for node in graph if node.op_type == WQBM} == ops
+    floats = [layer.name for layer in plan.layers if layer.chosen == "fp16"]
+    told = [event.where for event in result.events if event.pass_name == "quantize-weights"]
+    assert told == floats
+    report = json.loads((tmp_path / "b" / "report.json").read_text())["quantization"]
+    assert report["budget"]["budget"] == budget
+    assert [layer["chosen"] for layer in report["budget"]["layers"]] == [
+        layer.chosen for layer in plan.layers
+    ]
+    assert len(report["layers"]) == found.matrices
+    checked = verify_bundle(Bundle.open(tmp_path / "b", verify_hashes=True), steps=4)
+    assert checked.ok, checked.failures
+
+
+def test_a_budget_is_shown(exported: Exported, tmp_path: Path, text: Path) -> None:
+    words = ["compile", str(exported("optimum", "llama_gqa")), "--target", A2, "--atc", "none"]
+    words += ["-o", str(tmp_path / "b"), "--context", "48", "--prefill", "8"]
+    words += ["--quantize", "int4:g32", "--budget", "150KB"]
+    run: Any = CliRunner().invoke(app, [*words, "--calibration", str(text)])
+    assert run.exit_code == 0, run.output
+    shown = " ".join(run.output.split())
+    assert "of 146.48 KiB (150,000 bytes)" in shown
+    assert "nats a token; the least possible is" in shown
+    assert "most sensitive chosen as int4:g32 as int8 as fp16" in shown
+    assert budget_size(tmp_path / "b") <= 150_000
+    run = CliRunner().invoke(app, [*words, "--json"])
+    found = json.loads(run.output)
+    assert found["budget"]["measure"] == "weights"
+    assert found["quantization"]["budget"] == 150_000
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--budget", "100MB"], "--budget 100MB without --quantize"),
+        (["--quantize", "int4:g32", "--budget", "lots"], "'lots' is no size"),
+        (["--quantize", "int4:g32", "--budget", "9KB"], "a budget of 8.79 KiB (9,000 bytes) does"),
+    ],
+)
+def test_budgets_that_cannot_be(
+    exported: Exported, tmp_path: Path, words: list[str], message: str
+) -> None:
+    line = ["compile", str(exported("optimum", "llama_gqa")), "--target", A2, "--atc", "none"]
+    run: Any = CliRunner().invoke(app, [*line, "-o", str(tmp_path / "b"), "--prefill", "8", *words])
+    assert run.exit_code == 2
+    assert message in " ".join(run.output.split())
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("soc", [A310P, "Ascend310B1"])
+def test_a_bundle_of_int8_products_is_legal_and_runs(
+    exported: Exported, tmp_path: Path, text: Path, soc: str
+) -> None:
+    options = dataclasses.replace(SMALL, soc=soc, quantize="w8a8:limit=1", calibration=text)
+    result = compile_bundle(exported("optimum", "llama_gqa"), tmp_path / "b", options)
+    made = result.manifest
+    assert made.quantization.int8_inputs
+    assert made.quantization.matrices == made.quantization.all_matrices
+    for bucket in made.buckets:
+        assert check_file(tmp_path / "b" / bucket.file, target(soc)).errors == ()
+        assert "--precision_mode_v2=mixed_float16" in bucket.command
+        ops = [node.op_type for node in ir.load(tmp_path / "b" / bucket.file).graph]
+        kernel = "QuantBatchMatMul" if soc == A310P else "AscendDequant"
+        assert ops.count(kernel) == made.quantization.matrices, "the head included"
+        assert not {"QuantizeLinear", "DequantizeLinear", WQBM} & set(ops)
+        assert 0 < ops.count("AscendQuant") < ops.count(kernel), "layers share their inputs"
+    report = verify_bundle(Bundle.open(tmp_path / "b", verify_hashes=True), steps=6)
+    assert report.ok, "nothing is infinite"
+    assert any("layers read int8" in note for note in report.notes)

@@ -270,10 +270,11 @@ def _arg(c: Inference) -> None:
 
 
 def _matmul(c: Inference) -> None:
-    """MatMul: as numpy's, where a 1-D operand loses its dimension."""
+    """MatMul: as numpy's, where a 1-D operand loses its dimension; ATC's sums int8 in int32."""
     a, b = c.dims(0), c.dims(1)
+    dtype = ir.DataType.INT32 if c.dtype() == ir.DataType.INT8 else c.dtype()
     if not a or not b:
-        c.out(c.dtype(), None)
+        c.out(dtype, None)
         return
     left = (1, *a) if len(a) == 1 else a
     right = (*b, 1) if len(b) == 1 else b
@@ -281,7 +282,7 @@ def _matmul(c: Inference) -> None:
     assert batch is not None
     rows = () if len(a) == 1 else (left[-2],)
     columns = () if len(b) == 1 else (right[-1],)
-    c.out(c.dtype(), (*batch, *rows, *columns))
+    c.out(dtype, (*batch, *rows, *columns))
 
 
 def _gemm(c: Inference) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,60 @@ class Walk:
                 del env[name]
         return arrays
 
+    def put(self, value: ir.Value, arrays: Sequence[Array]) -> None:
+        """Let what is left to compute read these arrays in place of a value that was computed.
+
+        Args:
+            value: What `advance` gave.
+            arrays: One for each set of inputs, of the value's shape and dtype.
+        """
+        for env, array in zip(self._envs, arrays, strict=True):
+            if value.name in env:
+                env[_name(value)] = array
+
+    def fork(self, index: int) -> int:
+        """Add a set of inputs that has come as far as set `index`; return its number."""
+        self._envs.append(dict(self._envs[index]))
+        return len(self._envs) - 1
+
+    def change(self, index: int, value: ir.Value, array: Array) -> None:
+        """Let set `index` read this array in place of a value that was computed."""
+        self._envs[index][_name(value)] = array
+
+    def finish(
+        self,
+        values: Sequence[ir.Value],
+        changed: Callable[[int, ir.Value, Array], Array],
+    ) -> Iterator[Array]:
+        """Compute values in turn, on one set of inputs after the other, and end the walk.
+
+        Args:
+            values: What to compute, sorted as the graph is.
+            changed: Told the number of the set, a value and what it is; its result is read instead.
+
+        Yields:
+            The last value on each set.
+        """
+        segments: dict[ir.Value, _Segment] = {}
+        for index, env in enumerate(self._envs):
+            for value in values:
+                if index == 0 and value.name not in env:
+                    segments[value] = self._segment(value, {})
+                if value in segments:
+                    segments[value].run(env)
+                env[_name(value)] = changed(index, value, env[_name(value)])
+            made = env[_name(values[-1])]
+            if index:
+                env.clear()
+            yield made
+
     def _compute(self, value: ir.Value, replaced: Mapping[ir.Value, Array]) -> None:
+        segment = self._segment(value, replaced)
+        for env in self._envs:
+            segment.run(env)
+
+    def _segment(self, value: ir.Value, replaced: Mapping[ir.Value, Array]) -> _Segment:
+        """What computes a value; its nodes are done with."""
         nodes = self._needed(value)
         for node in nodes:
             del self._left[node]
@@ -67,10 +121,7 @@ class Walk:
         constants = {v for v in read if v.is_initializer()}
         inputs = sorted(_name(v) for v in read - constants)
         proto = self._proto(nodes, inputs, kept, constants, replaced)
-        session = _session(proto)
-        names = [_name(v) for v in kept]
-        for env in self._envs:
-            env.update(zip(names, session.run(names, {n: env[n] for n in inputs}), strict=True))
+        return _Segment(_session(proto), inputs, [_name(v) for v in kept])
 
     def _needed(self, value: ir.Value) -> list[ir.Node]:
         """The nodes left to run for a value, in the graph's order."""
@@ -115,6 +166,20 @@ class Walk:
         for value in outputs:
             proto.graph.output.add(name=_name(value))
         return proto
+
+
+@dataclass(frozen=True)
+class _Segment:
+    """Some nodes of a graph."""
+
+    session: Any
+    inputs: Sequence[str]
+    outputs: Sequence[str]
+
+    def run(self, env: dict[str, Array]) -> None:
+        """Compute the outputs from what is there, and add them to it."""
+        feeds = {name: env[name] for name in self.inputs}
+        env.update(zip(self.outputs, self.session.run(self.outputs, feeds), strict=True))
 
 
 def _initializer(value: ir.Value, numbers: Array | None) -> onnx.TensorProto:

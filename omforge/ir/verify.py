@@ -13,7 +13,8 @@ import onnx_ir as ir
 
 from omforge.ir.diagnostics import Diagnostic, describe, format_diagnostics
 from omforge.ir.errors import CheckError
-from omforge.ir.ops import TARGET_OPS, TargetOp, is_target_op
+from omforge.ir.ops import TARGET_OPS, is_target_op
+from omforge.ir.target_op import TargetOp
 
 NEIGHBOURS = 3  # nodes shown on either side of the first faulty one
 ONNX_DOMAINS = frozenset({"", "ai.onnx.ml", "ai.onnx.preview.training"})

@@ -43,7 +43,7 @@ class PrecisionModeV2:
 
     `origin` keeps every tensor's dtype. atc's own default, fp16, turns float32 and bfloat16 into
     float16 wherever a kernel allows, and the numbers that were compared on the CPU would not be
-    those that run. (Models quantised by AMCT must use mixed_float16 or fp16; omforge makes none.)
+    those that run. (Models with quantised activations must use mixed_float16 or fp16.)
     """
 
     mode: Literal["origin", "fp16", "cube_fp16in_fp32out", "cube_hif8"] = "origin"

@@ -99,7 +99,7 @@ VALUES_INSTEAD: Mapping[tuple[str, str], str] = {
     ("precision_mode", "allow_quantize"): (
         "no precision mode quantises: quantise the graph itself "
         "(NPUWeightQuantBatchMatmulV2, AscendQuant/AscendDequant) and compile with "
-        "--precision_mode_v2=origin"
+        "--precision_mode_v2=origin, or mixed_float16 where activations are int8"
     ),
 }
 """Values of tutorials that an existing flag does not take, and what does the job."""

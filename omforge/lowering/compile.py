@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -17,10 +15,13 @@ from omforge.ir.dims import evaluate, substitute
 from omforge.ir.infer import attribute, dims, infer_model, to_shape
 from omforge.ir.weights import WeightWriter
 from omforge.lowering import manifest as m
+from omforge.lowering.activation_options import atc_for_int8
 from omforge.lowering.atc import AtcOptions, atc_command, check_path, compile_script
 from omforge.lowering.atc_cache import AtcCache
 from omforge.lowering.atc_find import choose_atc
 from omforge.lowering.build_om import BuildOptions, build_om
+from omforge.lowering.destination import MadeFolder, destination_of
+from omforge.lowering.footprint import Footprint, check_budget, spare_bytes
 from omforge.lowering.legality import check_legal
 from omforge.lowering.legalize import check_forms, legalize
 from omforge.lowering.legalize.choices import choices
@@ -31,10 +32,13 @@ from omforge.lowering.quantize_options import (
     kv_passes,
     measure_quantization,
     parse_quantize,
+    quantization_json,
     read_calibration,
+    turn_weights,
     weight_passes,
 )
 from omforge.lowering.source import Source, find_source, sha256
+from omforge.lowering.steps import Progress, Steps
 from omforge.lowering.target import Target, dtype_name, target
 from omforge.passes import PassRun, make_pipeline
 from omforge.passes.bind_shapes import BindShapes
@@ -49,6 +53,7 @@ from omforge.passes.interface import CacheLayer, cache_layers, find_interface
 from omforge.passes.last_token_logits import LastTokenLogits
 from omforge.passes.pipeline import Pipeline
 from omforge.passes.quantization.linear import find_linears
+from omforge.passes.quantization.report import BudgetPlan, budget_plan
 from omforge.passes.recurrent_states import find_states, is_state, renewed
 from omforge.passes.tabulate_rotary import TabulateRotary
 
@@ -59,8 +64,6 @@ DEFAULT_CONTEXT = 2048
 DEFAULT_PREFILL = 128
 
 CANONICAL, WEIGHTS, REPORT, SCRIPT = "canonical.onnx", "weights.bin", "report.json", "compile.sh"
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,8 @@ class CompileOptions:
         quantize: How weights are stored, as `quantize_options` reads it; "" for floats.
         kv_dtype: Of the cache; fp16 is the graphs' own dtype.
         calibration: A text, or token numbers as .npy, for what needs one.
+        budget: Bytes of all constants of a lowered graph, such as 3.9GiB: some layers then get more
+            bits than `quantize` says. "" for none.
         atc: Flags of atc that may be chosen.
         build: Which atc is run, and how.
     """
@@ -98,6 +103,7 @@ class CompileOptions:
     quantize: str = ""
     kv_dtype: KvDtype = "fp16"
     calibration: str | Path | None = None
+    budget: str = ""
     atc: AtcOptions = field(default_factory=AtcOptions)
     build: BuildOptions = field(default_factory=BuildOptions)
 
@@ -113,6 +119,7 @@ class CompileResult:
     nodes: dict[str, int] = field(default_factory=dict[str, int])
     """Nodes by graph: exported, raised, canonical, and each bucket."""
     events: tuple[Event, ...] = ()
+    budget: BudgetPlan | None = None
 
 
 def compile_bundle(
@@ -140,19 +147,21 @@ def compile_bundle(
     """
     found = find_source(source)
     soc = target(options.soc)
-    destination = _destination(Path(output))
+    destination = destination_of(Path(output))
     config = read_config(found.folder)
     options = _with_defaults(options, config)
     check_forms(dict(options.forms))
     options.atc.words()  # refuses a wrong flag before anything is done
     scheme = _quantize(options, soc)
+    if scheme is not None and scheme.activations is not None:
+        options = dataclasses.replace(options, atc=atc_for_int8(options.atc))
     tokens = read_calibration(options.calibration, found.folder)
     program = choose_atc(options.build.atc)
     if program is not None:
         check_path("bundle", str(destination.resolve()))  # now, not once all is made
     buckets = _plan(options)
     watch = (VerifyEach(),) if instruments is None else instruments
-    steps = _Steps(progress, 4 + 2 * len(buckets))
+    steps = Steps(progress, 4 + 2 * len(buckets))
 
     steps.begin("load")
     model = ir.load(found.graph)
@@ -172,11 +181,25 @@ def compile_bundle(
     kv_heads, head_size, value_size = _heads(layers)
     heads = _query_heads(layers, config, kv_heads)
     matrices = len(find_linears(model)) if scheme is not None else 0
+    spare = spare_bytes(options.kv_dtype, len(layers), heads, kv_heads, max(head_size, value_size))
+    footprint = _footprint(options, soc, buckets[-1], spare)
     serve = (
-        *weight_passes(scheme, soc, tokens),
+        *weight_passes(
+            scheme,
+            soc,
+            tokens,
+            steps.meter("quantise weights"),
+            budget=options.budget,
+            footprint=footprint,
+        ),
         LastTokenLogits(),
         FuseKvIo(options.layout),
-        *kv_passes(options.kv_dtype, tokens),
+        *kv_passes(
+            options.kv_dtype,
+            tokens,
+            options.context or 0,
+            steps.meter("measure the cache", "tensors"),
+        ),
         TabulateRotary(options.context or 0),
     )
     passes += Pipeline(serve).run(model, watch).passes
@@ -184,7 +207,7 @@ def compile_bundle(
     told = events(model)
 
     facts = _facts(model, config, len(layers), heads, kv_heads, head_size)
-    with _folder(destination) as folder:
+    with MadeFolder(destination) as folder:
         with WeightWriter(folder / WEIGHTS) as writer:
             steps.begin("write canonical.onnx")
             ir.save(model, folder / CANONICAL, writer=writer)
@@ -207,12 +230,13 @@ def compile_bundle(
                 ir.save(lowered, folder / f"{full}.onnx", writer=writer)
                 made.append(_bucket(lowered, full, plan, options, soc))
                 graph_bytes = weight_bytes(lowered)
+            check_budget(options.budget, graph_bytes, made[-1].name)
             writer.close()
         for file in found.companions():
             shutil.copyfile(file, folder / file.name)
         (folder / SCRIPT).write_text(compile_script([b.command for b in made]), encoding="utf-8")
         (folder / SCRIPT).chmod(0o755)
-        _write_report(folder / REPORT, passes, nodes, coverage, told)
+        _write_report(folder / REPORT, passes, nodes, coverage, told, quantization_json(model))
         written = m.Manifest(
             schema_version=m.SCHEMA_VERSION,
             omforge=__version__,
@@ -228,7 +252,7 @@ def compile_bundle(
                 head_size=head_size,
                 value_head_size=value_size,
                 capacity=options.context or 0,
-                dtype="int8" if options.kv_dtype == "int8" else _float(options),
+                dtype=_float(options) if options.kv_dtype == "fp16" else "int8",
             ),
             masks=_masks(model),
             mask_value=MASK_VALUE,
@@ -246,7 +270,7 @@ def compile_bundle(
         cache = None if options.build.cache is None else AtcCache(options.build.cache)
         jobs = options.build.jobs
         written = build_om(destination, program, progress, jobs=jobs, cache=cache)
-    return CompileResult(destination, written, coverage, passes, nodes, told)
+    return CompileResult(destination, written, coverage, passes, nodes, told, budget_plan(model))
 
 
 @dataclass(frozen=True)
@@ -283,20 +307,6 @@ def at_gear(model: ir.Model, seq: int) -> ir.Model:
         value.shape = to_shape([substitute(dim, bound) for dim in dims(value) or ()])
     infer_model(twin)
     return twin
-
-
-class _Steps:
-    """Counts steps for a progress bar."""
-
-    def __init__(self, progress: Progress | None, total: int) -> None:
-        self._progress = progress
-        self._total = total
-        self._done = 0
-
-    def begin(self, name: str) -> None:
-        if self._progress is not None:
-            self._progress(name, self._done, self._total)
-        self._done += 1
 
 
 def _with_defaults(options: CompileOptions, config: ModelConfig | None) -> CompileOptions:
@@ -344,8 +354,22 @@ def _quantize(options: CompileOptions, soc: Target) -> QuantizeOptions | None:
         dtype=options.dtype,
         calibration=options.calibration is not None,
         gears=options.gears,
+        budget=options.budget,
     )
     return scheme
+
+
+def _footprint(options: CompileOptions, soc: Target, plan: _Plan, spare: int) -> Footprint:
+    """What counts the constants of the graph that `plan` says."""
+    steps = (
+        turn_weights(soc),
+        LastTokenLogits(),
+        FuseKvIo(options.layout),
+        TabulateRotary(options.context or 0),
+        ConvertPrecision(options.dtype),
+        BindShapes(options.batch, plan.bound, options.context or 0),
+    )
+    return Footprint(steps, soc, plan.symbols, dict(options.forms), spare)
 
 
 def _float(options: CompileOptions) -> str:
@@ -530,6 +554,7 @@ def _write_report(
     nodes: dict[str, int],
     coverage: Coverage,
     told: Sequence[Event],
+    quantization: dict[str, Any],
 ) -> None:
     """What happened, without times: the same input gives the same bytes."""
     report: dict[str, Any] = {
@@ -545,52 +570,6 @@ def _write_report(
         "nodes": nodes,
         "coverage": coverage.to_json(),
         "events": [dataclasses.asdict(event) for event in told],
+        "quantization": quantization,
     }
     path.write_text(json.dumps(report, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _destination(path: Path) -> Path:
-    """The folder to make; what is there must be a bundle or nothing."""
-    path = Path(os.path.abspath(path))
-    if path.is_dir() and any(path.iterdir()) and not (path / m.FILE_NAME).is_file():
-        raise ir.InputError(
-            f"{path} is a folder that holds other files",
-            "only a bundle is replaced",
-            "Choose another -o",
-        )
-    if path.exists() and not path.is_dir():
-        raise ir.InputError(f"{path} is a file", "a bundle is a folder", "Choose another -o")
-    if not path.parent.is_dir():
-        raise ir.InputError(f"{path.parent} does not exist", "", "Create it or choose another -o")
-    return path
-
-
-class _folder:
-    """A folder that takes `path`'s place when the block ends well, and vanishes otherwise."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> Path:
-        try:
-            self._made = Path(
-                tempfile.mkdtemp(prefix=f".{self._path.name}-", dir=self._path.parent)
-            )
-        except OSError as error:
-            raise ir.InputError(
-                f"cannot write beside {self._path}",
-                error.strerror or str(error),
-                "Choose an -o in a folder that can be written",
-            ) from error
-        self._made.chmod(0o755)
-        return self._made
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if error is not None:
-            shutil.rmtree(self._made, ignore_errors=True)
-            return
-        old = self._made.with_name(self._made.name + "-old")
-        if self._path.exists():
-            self._path.rename(old)
-        self._made.rename(self._path)
-        shutil.rmtree(old, ignore_errors=True)

@@ -151,6 +151,8 @@ class Quantization:
         kv: "int8", or "" where the cache holds floats.
         graph_bytes: All constants of one lowered graph.
         cache_bytes: The cache of all rows.
+        budget: Bytes that `graph_bytes` may have; 0 for any.
+        kinds: Linear layers by how a budget had them stored: `int4:g64`, `int8`, `fp16`.
     """
 
     weights: str = ""
@@ -161,6 +163,13 @@ class Quantization:
     kv: str = ""
     graph_bytes: int = 0
     cache_bytes: int = 0
+    budget: int = 0
+    kinds: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def int8_inputs(self) -> bool:
+        """Whether linear layers read int8, too."""
+        return self.weights.startswith("w8a8")
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,13 @@
-"""What `--quantize`, `--kv-dtype` and `--calibration` say, and whether a SoC can do it.
+"""What `--quantize`, `--budget`, `--kv-dtype` and `--calibration` say, and what a SoC can do.
 
 `int8` is one scale per channel, `int4` groups of 128. More words follow behind colons, in any
 order: `g64` for groups (`g0` for none), `sym` or `asym`, a method, `keep=NAMES` with `+` between
-the names: `int4:g32:gptq:asym:keep=*down_proj*+lm_head`.
+the names: `int4:g32:gptq:asym:keep=*down_proj*+lm_head`. `w8a8` is in `activation_options`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,19 +20,28 @@ import numpy.typing as npt
 from omforge import ir
 from omforge.ir.errors import InputError
 from omforge.lowering import manifest as m
+from omforge.lowering.activation_options import (
+    KIND,
+    ActivationOptions,
+    activation_pass,
+    check_activations,
+    parse_activations,
+)
 from omforge.lowering.legalize.choices import choices
 from omforge.lowering.legalize.quantized import LARGEST, OP, QUANTIZED_MATMUL
 from omforge.lowering.target import Target
 from omforge.passes.fuse_kv_io import PAST
 from omforge.passes.pipeline import Pass
-from omforge.passes.quantization.report import quantized_layers
+from omforge.passes.quantization.budget import parse_size
+from omforge.passes.quantization.report import budget_plan, quantized_layers
 from omforge.passes.quantization.token_file import read_tokens
 from omforge.passes.quantize_kv import QuantizeKv
 from omforge.passes.quantize_weights import Method, QuantizeWeights
 from omforge.passes.turn_weights import TurnWeights
 
 Array = npt.NDArray[Any]
-KvDtype = Literal["fp16", "int8"]
+KvDtype = Literal["fp16", "int8", "int8:channel", "int8:head"]
+"""Of the cache; what follows a colon shares a scale, a channel if nothing does."""
 
 METHODS: tuple[Method, ...] = ("rtn", "hqq", "gptq", "awq")
 CALIBRATED = ("gptq", "awq")
@@ -53,8 +63,13 @@ class QuantizeOptions:
     symmetric: bool = True
     method: Method = "rtn"
     keep: tuple[str, ...] = ()
+    activations: ActivationOptions | None = None
+    """How what layers read becomes int8 too; None leaves it in floats."""
 
     def __str__(self) -> str:
+        if self.activations is not None:
+            keep = [f"keep={'+'.join(self.keep)}"] * bool(self.keep)
+            return ":".join([KIND, *self.activations.words(), *keep])
         words = [f"int{self.bits}", *[f"g{self.group}"] * bool(self.group)]
         words += [*["asym"] * (not self.symmetric), self.method]
         words += [f"keep={'+'.join(self.keep)}"] * bool(self.keep)
@@ -70,10 +85,12 @@ def parse_quantize(text: str) -> QuantizeOptions | None:
     if not text:
         return None
     kind, *words = text.strip().split(":")
+    if kind == KIND:
+        return QuantizeOptions(8, **parse_activations(text, words))
     if kind not in _BITS:
         raise InputError(
             f"--quantize {text}: {kind!r} is no kind of weight",
-            f"kinds are {', '.join(_BITS)}",
+            f"kinds are {', '.join((*_BITS, KIND))}",
             f"For example {_EXAMPLE}",
         )
     bits = _BITS[kind]
@@ -112,19 +129,37 @@ def check_quantize(
     dtype: str,
     calibration: bool,
     gears: bool,
+    budget: str = "",
 ) -> None:
     """Refuse what the SoC's kernels cannot do, and what lacks a calibration text.
 
     Raises:
         InputError: Names what the SoC has.
     """
-    if weights is not None:
+    if weights is not None and weights.activations is not None:
+        check_activations(
+            f"--quantize {weights}",
+            soc,
+            dtype=dtype,
+            calibration=calibration,
+            gears=gears,
+            budget=budget,
+        )
+    elif weights is not None:
         _check_weights(weights, soc, dtype)
         if weights.method in CALIBRATED and not calibration:
             raise _no_text(f"--quantize {weights}", "it keeps the layers' outputs on a text")
-    if kv == "int8":
+    if budget:
+        parse_size(budget)
+        if weights is None:
+            raise InputError(
+                f"--budget {budget} without --quantize",
+                "a budget gives some layers more bits than the others have",
+                "Say with --quantize what the others have: int4:g64, or int8 on 310P",
+            )
+    if kv != "fp16":
         if not calibration:
-            raise _no_text("--kv-dtype int8", "its scales are the largest keys and values of one")
+            raise _no_text(f"--kv-dtype {kv}", "its scales are the largest keys and values of one")
         if gears:
             # hicann/ge:docs/zh/user_guides/atc_tools (general_restrictions.md)
             raise InputError(
@@ -140,8 +175,8 @@ def _check_weights(weights: QuantizeOptions, soc: Target, dtype: str) -> None:
         raise InputError(
             f"{what}: it has no kernel for products with quantised weights",
             f"{OP} is on 310P (int8 per channel) and on A2, A3 and 950 (int8, int4, groups); "
-            f"{soc.soc_version} computes with float16 weights",
-            "Compile without --quantize",
+            f"{soc.soc_version} multiplies float16 by float16, or int8 by int8",
+            "Use --quantize w8a8, or compile without --quantize",
         )
     if soc.family.name == "310p" and (weights.bits != 8 or weights.group):
         raise InputError(
@@ -170,25 +205,46 @@ def weight_passes(
     soc: Target,
     tokens: tuple[Array, ...],
     progress: Callable[[int, int], None] | None = None,
+    *,
+    budget: str = "",
+    footprint: Callable[[ir.Model], int] | None = None,
 ) -> tuple[Pass, ...]:
     """Return the passes that quantise weights, and store them as the SoC's kernel wants them."""
     if options is None:
         return ()
+    if options.activations is not None:
+        told = activation_pass(options.activations, options.keep, soc, tokens, progress)
+        return told, turn_weights(soc)
     step = QuantizeWeights(
         options.bits,
         options.group,
         options.symmetric,
         options.method,
         keep=options.keep,
+        budget=budget,
         tokens=tokens or None,
         progress=progress,
+        footprint=footprint,
     )
-    return step, TurnWeights(0 if soc.family.name == "310p" else LARGEST)
+    return step, turn_weights(soc)
 
 
-def kv_passes(kv: KvDtype, tokens: tuple[Array, ...]) -> tuple[Pass, ...]:
+def turn_weights(soc: Target) -> TurnWeights:
+    """Return the pass that stores weights as the SoC's kernel wants them."""
+    return TurnWeights(0 if soc.family.name == "310p" else LARGEST)
+
+
+def kv_passes(
+    kv: KvDtype,
+    tokens: tuple[Array, ...],
+    context: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Pass, ...]:
     """Return the pass that makes the cache int8, if it shall be."""
-    return (QuantizeKv(tokens=tokens),) if kv == "int8" else ()
+    if kv == "fp16":
+        return ()
+    granularity = "head" if kv == "int8:head" else "channel"
+    return (QuantizeKv(granularity, positions=context, tokens=tokens, progress=progress),)
 
 
 def measure_quantization(
@@ -207,7 +263,7 @@ def measure_quantization(
         bucket: One of the lowered graphs.
         graph_bytes: Its constants.
     """
-    layers = quantized_layers(model)
+    layers, plan = quantized_layers(model), budget_plan(model)
     caches = [spec for spec in bucket.inputs if spec.name.startswith(PAST)]
     integers = any(spec.dtype == "int8" for spec in caches)
     return m.Quantization(
@@ -219,7 +275,18 @@ def measure_quantization(
         kv="int8" if integers else "",
         graph_bytes=graph_bytes,
         cache_bytes=sum(_nbytes(spec) for spec in caches),
+        budget=0 if plan is None else plan.budget,
+        kinds=() if plan is None else tuple(plan.counts.items()),
     )
+
+
+def quantization_json(model: ir.Model) -> dict[str, Any]:
+    """Return each quantised layer, and how the layers came to share a budget, as plain data."""
+    plan = budget_plan(model)
+    return {
+        "layers": [dataclasses.asdict(layer) for layer in quantized_layers(model)],
+        "budget": None if plan is None else dataclasses.asdict(plan),
+    }
 
 
 def quantization_text(made: m.Manifest) -> str:

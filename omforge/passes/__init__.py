@@ -27,6 +27,7 @@ from omforge.passes.name_dims import NameDims
 from omforge.passes.one_hot_choices import OneHotChoices
 from omforge.passes.onnxsim import Onnxsim
 from omforge.passes.pipeline import Pass, PassRun, Pipeline, PipelineResult, parse_pipeline
+from omforge.passes.quantize_activations import QuantizeActivations
 from omforge.passes.quantize_kv import QuantizeKv
 from omforge.passes.quantize_weights import QuantizeWeights
 from omforge.passes.raise_contrib_ops import RaiseContribOps
@@ -79,6 +80,7 @@ PASSES: dict[str, type[Pass]] = {
         NameDims,
         OneHotChoices,
         Onnxsim,
+        QuantizeActivations,
         QuantizeKv,
         QuantizeWeights,
         RaiseContribOps,

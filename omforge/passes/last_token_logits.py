@@ -37,6 +37,7 @@ LOGITS_INDEX = "logits_index"
 # Each row of the output depends on the same row of the input alone.
 _ELEMENTWISE = {"Add", "Cast", "Clip", "Div", "Identity", "Mul", "Sub", "Tanh"}
 _NORMS = {"LayerNormalization", "RMSNormalization"}
+_QUANTIZERS = {"DequantizeLinear", "QuantizeLinear"}
 _RESHAPES = {"Flatten", "Reshape", "Squeeze", "Unsqueeze"}
 
 
@@ -135,6 +136,8 @@ def _is_row_wise(node: ir.Node) -> bool:
             return attribute(node, "axis", -1) in (-1, len(x) - 1)
         case kind if kind in _ELEMENTWISE:
             return all(len(shape_of(v)) <= 1 for v in weights)
+        case kind if kind in _QUANTIZERS:  # with one step: one along an axis might be of the rows
+            return all(v.shape is not None and len(v.shape) == 0 for v in weights)
         case _:
             return False
 

@@ -14,9 +14,8 @@ integers.
 
 from __future__ import annotations
 
-import fnmatch
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -30,12 +29,20 @@ from omforge.ir.infer import infer_model, tensor_shape
 from omforge.ir.streamed import ViewTensor
 from omforge.passes.builder import Builder
 from omforge.passes.events import record
+from omforge.passes.feeds import weight_bytes
 from omforge.passes.pipeline import Pass
 from omforge.passes.quantization.blockwise import Clip, Quantizer, Scheme, quantize
-from omforge.passes.quantization.calibrate import Calibrated, StoredWeight, calibrate
+from omforge.passes.quantization.budget import parse_size
+from omforge.passes.quantization.calibrate import StoredWeight, calibrate
 from omforge.passes.quantization.hqq import quantize_hqq
-from omforge.passes.quantization.linear import Linear, find_linears
-from omforge.passes.quantization.report import QuantizedLayer, add_layers
+from omforge.passes.quantization.linear import (
+    Linear,
+    check_quantizable,
+    find_linears,
+    kept_layers,
+)
+from omforge.passes.quantization.mixed import Chosen, Storage, blank_weight, plan_budget
+from omforge.passes.quantization.report import QuantizedLayer, add_layers, keep_plan
 from omforge.passes.quantization.tensors import QuantizedWeight
 from omforge.passes.quantization.token_file import read_tokens
 from omforge.passes.splice import Names, insert, splice
@@ -63,6 +70,9 @@ class QuantizeWeights(Pass):
         clip: How much of a group's range `rtn` covers.
         calibration: A .npy file of token numbers [pieces, S] for gptq and awq.
         keep: Names of weights that stay as they are, `*` for anything; several behind commas.
+        budget: Bytes that all constants of the graph may have, such as 3.9GiB. Layers that bear it
+            least are then stored with more bits, int8 or their floats; a calibration text tells
+            which these are far better than the weights alone.
         progress: Told the bytes of weights done and in all.
     """
 
@@ -75,34 +85,43 @@ class QuantizeWeights(Pass):
     clip: Clip = "mse"
     calibration: str = ""
     keep: tuple[str, ...] = ()
+    budget: str = ""
     tokens: Sequence[Array] | None = field(default=None, compare=False)
     """Instead of a calibration file: token numbers [S] of each piece."""
     progress: Callable[[int, int], None] | None = field(default=None, compare=False)
+    given: Mapping[str, StoredWeight] | None = field(default=None, compare=False)
+    """Weights whose integers another pass has chosen, by name; the others stay."""
+    footprint: Callable[[ir.Model], int] | None = field(default=None, compare=False)
+    """The bytes that `budget` counts of what this pass makes, as a later stage stores it in float16
+    with float zero points; those of all constants if None."""
 
     def run(self, model: ir.Model) -> int:
         """Quantise; the number of weights that became integers.
 
         Raises:
-            InputError: The options make no sense, or a name in `keep` is no layer's.
+            InputError: The options make no sense, a name in `keep` is no layer's, or the budget
+                does not hold the model.
             CheckError: A linear layer that should be quantised cannot be.
         """
         scheme = self._scheme()
         infer_model(model)
         linears = find_linears(model)
-        kept = self._kept(linears)
-        wanted = [linear for linear in linears if linear.name not in kept]
-        refused = {linear.name: why for linear in wanted if (why := linear.obstacle())}
-        if refused:
-            raise ir.CheckError(
-                f"{len(refused)} of {len(linears)} linear layers cannot be quantised",
-                "; ".join(f"{name}: {why}" for name, why in refused.items()),
-                f"Leave them as they are: keep={','.join(refused)}",
-            )
+        kept = kept_layers(linears, self.keep)
+        wanted = [
+            linear
+            for linear in linears
+            if linear.name not in kept and (self.given is None or linear.name in self.given)
+        ]
+        check_quantizable(wanted, len(linears))
         for linear in linears:
             if linear.name in kept:
                 record(model, self.name, linear.weight, "kept as it is, because keep names it")
+        schemes = dict.fromkeys((linear.name for linear in wanted), scheme)
+        if self.budget:
+            schemes = self._planned(model, wanted, scheme)
+            wanted = [linear for linear in wanted if linear.name in schemes]
         meter = _Meter(self.progress, sum(linear.nbytes for linear in wanted))
-        weights = self._weights(model, wanted, scheme, meter)
+        weights = self._weights(model, wanted, schemes, meter)
         names = Names(model)
         layers = [
             self._rewrite(model, linear, weight, names)
@@ -127,22 +146,43 @@ class QuantizeWeights(Pass):
             )
         return Scheme(self.bits, self.group, self.symmetric, self.clip)
 
-    def _kept(self, linears: Sequence[Linear]) -> set[str]:
-        kept: set[str] = set()
-        for pattern in self.keep:
-            found = [x.name for x in linears if fnmatch.fnmatchcase(x.name, pattern)]
-            if not found:
-                raise ir.InputError(
-                    f"keep={pattern} names no linear layer",
-                    f"the model has {len(linears)}: {', '.join(x.name for x in linears[:8])} ...",
-                    "Write a name from that list, or a pattern such as *down_proj*",
-                )
-            kept.update(found)
-        return kept
+    def _planned(
+        self, model: ir.Model, linears: Sequence[Linear], coarsest: Scheme
+    ) -> dict[str, Scheme]:
+        """How each layer is stored so that all fit the budget; one that keeps its floats is out."""
+
+        def total(chosen: Chosen) -> int:
+            copy = model.clone()
+            blank = {x.name: blank_weight(x, chosen[x.name]) for x in linears if x.name in chosen}
+            QuantizeWeights(given=blank).run(copy)
+            return (self.footprint or weight_bytes)(copy)
+
+        lowered = self.footprint is not None
+        schemes, plan = plan_budget(
+            model,
+            linears,
+            coarsest,
+            parse_size(self.budget),
+            Storage(total, width=2 if lowered else 0, wide_zeros=lowered),
+            self._tokens(),
+            _QUANTIZERS.get(self.method, quantize),
+            _Meter(self.progress, sum(linear.nbytes for linear in linears)).add,
+        )
+        for linear in linears:
+            if linear.name not in schemes:
+                record(model, self.name, linear.weight, "kept as it is: the budget has room")
+        keep_plan(model, plan)
+        return schemes
 
     def _weights(
-        self, model: ir.Model, linears: Sequence[Linear], scheme: Scheme, meter: _Meter
+        self,
+        model: ir.Model,
+        linears: Sequence[Linear],
+        schemes: Mapping[str, Scheme],
+        meter: _Meter,
     ) -> list[Weight]:
+        if self.given is not None:
+            return [self.given[linear.name] for linear in linears]
         if self.method == "rtn" or self.method == "hqq":
             quantizer = _QUANTIZERS[self.method]
             made: list[Weight] = []
@@ -152,14 +192,14 @@ class QuantizeWeights(Pass):
                     QuantizedWeight(
                         linear.weight.const_value,
                         linear.axis,
-                        scheme,
+                        schemes[linear.name],
                         quantizer=quantizer,
                         report=meter.add,
                     )
                 )
             return made
-        found = calibrate(model, linears, scheme, self.method, self._tokens(), meter.add)
-        _divide_norms(model, found)
+        found = calibrate(model, linears, schemes, self.method, self._tokens(), meter.add)
+        divide_norms(model, found.scales)
         return [found.weights[linear.name] for linear in linears]
 
     def _tokens(self) -> Sequence[Array]:
@@ -200,9 +240,9 @@ class QuantizeWeights(Pass):
         )
 
 
-def _divide_norms(model: ir.Model, found: Calibrated) -> None:
-    """Divide what layers read by their scales, in the norms that make it."""
-    for value, scales in found.scales.items():
+def divide_norms(model: ir.Model, found: Mapping[ir.Value, Array]) -> None:
+    """Divide what layers read by factors [K], in the norms that make it."""
+    for value, scales in found.items():
         norm = value.producer()
         assert norm is not None
         for index in range(1, len(norm.inputs)):

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from omforge import ir
 from omforge.ir.diagnostics import layer_path
 from omforge.ir.infer import attribute, constant_tensor, tensor_shape
+from omforge.ir.int8_ops import INPUTS_MULTIPLIED, OUTPUTS_DIVIDED
 from omforge.ir.segment import Walk
 from omforge.ir.weights import release
 from omforge.runtime.bundle import Progress
@@ -122,6 +123,14 @@ def output_errors(
             if name not in names:
                 continue
             expected, actual = left.advance(output), right.advance(others[name])
+            maker = others[name].producer()
+            if maker is not None and _is_divided(maker):
+                fitted = _Fitted(expected[0].shape[-1])
+                for a, b in zip(actual, expected, strict=True):
+                    width = a.shape[-1]
+                    fitted.add(a.reshape(-1, width), b.reshape(-1, width), None)
+                found[name] = fitted.error()
+                continue
             off = sum(_squares(a, b) for a, b in zip(actual, expected, strict=True))
             found[name] = _ratio(off, sum(_squares(b) for b in expected))
     return found
@@ -162,14 +171,52 @@ def weight_error(product: ir.Node, quantized: ir.Node) -> float:
     if before != after:  # stored the other way round
         shape = (*shape[:-2], shape[-1], shape[-2])
     off = total = 0.0
+    inner = after == len(shape) - 1
+    # Factors that no norm tells are fitted: of outputs, or of inputs.
+    by_input = INPUTS_MULTIPLIED in quantized.metadata_props
+    by_row = inner != by_input
+    fits = by_input or _is_divided(quantized)
+    fitted = _Fitted(shape[-2] if by_row else shape[-1]) if fits else None
     for first, last, rows in dequantized_rows(stored):
         given = _float_rows(exact, first, last, turned=before != after)
         if factors is not None:
-            inner = after == len(shape) - 1
             rows = rows / (factors if inner else factors[np.arange(first, last) % shape[-2], None])
+        if fitted is not None:
+            fitted.add(rows, given, slice(first, last) if by_row else None)
         off += _squares(rows, given)
         total += _squares(given)
-    return _ratio(off, total)
+    return _ratio(off, total) if fitted is None else fitted.error()
+
+
+class _Fitted:
+    """The error of numbers whose outputs, or inputs, have factors that are not known.
+
+    The factor of each is the one that leaves the least.
+
+    Args:
+        count: How many factors there are.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._sums = np.zeros((3, count))
+
+    def add(self, found: Array, exact: Array, rows: slice | None) -> None:
+        """Add matrices with a factor for each of these rows, or for each column."""
+        a, b = found.astype(np.float64), exact.astype(np.float64)
+        axis, where = (0, slice(None)) if rows is None else (1, rows)
+        for index, product in enumerate((a * a, a * b, b * b)):
+            self._sums[index, where] += product.sum(axis)
+
+    def error(self) -> float:
+        """Relative."""
+        own, both, exact = self._sums
+        explained = np.divide(both * both, own, out=np.zeros_like(own), where=own > 0)
+        return _ratio(float(np.maximum(exact - explained, 0).sum()), float(exact.sum()))
+
+
+def _is_divided(product: ir.Node) -> bool:
+    """Whether quantize-activations divided its outputs."""
+    return OUTPUTS_DIVIDED in product.metadata_props
 
 
 def _float_rows(tensor: ir.TensorProtocol, first: int, last: int, *, turned: bool) -> Array:
@@ -266,12 +313,19 @@ def _factors(product: ir.Node, quantized: ir.Node) -> Array | None:
 
 
 def _gamma(product: ir.Node) -> Array | None:
-    source = product.inputs[0]
-    norm = None if source is None else source.producer()
+    norm = _maker(product.inputs[0])
     if norm is None or norm.op_type not in _NORMS:
         return None
     tensor = constant_tensor(norm.inputs[1])
     return None if tensor is None else tensor.numpy()
+
+
+def _maker(value: ir.Value | None) -> ir.Node | None:
+    """What makes a value, ahead of its integers if a product reads those."""
+    node = None if value is None else value.producer()
+    while node is not None and node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+        node = None if node.inputs[0] is None else node.inputs[0].producer()
+    return node
 
 
 def _is_product(node: ir.Node) -> bool:

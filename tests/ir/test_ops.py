@@ -181,6 +181,7 @@ def test_the_table_and_the_body_agree(name: str) -> None:
     assert list(body.input) == [item.name for item in op.inputs]
     assert list(body.output) == list(op.outputs)
     declared = {item.name: onnx.helper.get_attribute_value(item) for item in body.attribute_proto}
+    declared = {k: v.decode() if isinstance(v, bytes) else v for k, v in declared.items()}
     declared |= dict.fromkeys(body.attribute)  # those without a default
     assert declared == {item.name: item.default for item in op.attributes}
     assert set(body.attribute) == {item.name for item in op.attributes if item.required}

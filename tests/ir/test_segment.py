@@ -67,3 +67,50 @@ def test_control_flow_is_refused() -> None:
     }"""
     with pytest.raises(ir.InputError, match="holds a subgraph"):
         Walk(ir.from_onnx_text(text), [{}])
+
+
+def test_a_fork_goes_on_by_itself() -> None:
+    whole = model()
+    named = values(whole)
+    walk = Walk(whole, [{"x": x} for x in X])
+    (_, h) = walk.advance(named["h"])
+    assert walk.fork(1) == 2
+    walk.change(2, named["h"], 2 * h)
+    found = walk.advance(named["y"])
+    expected = Walk(model(), [{"x": X[0]}, {"x": X[1]}, {"x": 2 * X[1]}])
+    again = expected.advance(values(expected._model)["y"])
+    for mine, other in zip(found, again, strict=True):
+        np.testing.assert_allclose(mine, other, rtol=1e-5)
+
+
+def test_the_end_comes_for_one_set_after_the_other() -> None:
+    whole = model()
+    named = values(whole)
+    walk = Walk(whole, [{"x": x} for x in X])
+    walk.advance(named["h"])
+    told: list[tuple[int, str]] = []
+
+    def changed(index: int, value: ir.Value, array: np.ndarray) -> np.ndarray:
+        told.append((index, str(value.name)))
+        return array * 0 if value.name == "m" and index else array
+
+    found = list(walk.finish([named["m"], named["y"]], changed))
+    assert told == [(0, "m"), (0, "y"), (1, "m"), (1, "y")]
+    plain = Walk(model(), [{"x": x} for x in X])
+    mine = values(plain._model)
+    h = plain.advance(mine["h"])
+    np.testing.assert_array_equal(found[1], h[1])
+    np.testing.assert_allclose(found[0], plain.advance(mine["y"])[0], rtol=1e-5)
+
+
+def test_numbers_may_be_put_in_place_of_what_was_computed() -> None:
+    whole = model()
+    named = values(whole)
+    walk = Walk(whole, [{"x": x} for x in X])
+    turned = walk.advance(named["turned"])
+    walk.put(named["turned"], [np.zeros_like(array) for array in turned])
+    for (h, y), x in zip(
+        zip(walk.advance(named["h"]), walk.advance(named["y"]), strict=True), X, strict=True
+    ):
+        assert len(h) == len(x)
+        np.testing.assert_array_equal(y, h)

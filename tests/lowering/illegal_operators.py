@@ -90,11 +90,13 @@ ILLEGAL_OPERATORS: tuple[IllegalModel, ...] = (
             (
                 "QuantBatchMatMul at opset 17",
                 """<ir_version: 8, opset_import: ["" : 17]>
-                g (int8[2,32] x, int8[32,32] w, uint64[32] s) => (float16[2,32] y)
-                { y = QuantBatchMatMul (x, w, s) }""",
+                g (int8[2,4] x, uint64[2] s) => (float16[2,2] y)
+                <int8[2,4] w = {1, 2, 3, 4, 5, 6, 7, 8}>
+                { y = QuantBatchMatMul <transpose_x2 = 1> (x, w, s) }""",
                 Source(
-                    """g (int8[2,32] x, int8[32,32] w, uint64[32] s) => (float16[2,32] y)
-                    { y = QuantBatchMatMul (x, w, s) }"""
+                    """g (int8[2,4] x, uint64[2] s) => (float16[2,2] y)
+                    <int8[2,4] w = {1, 2, 3, 4, 5, 6, 7, 8}>
+                    { y = QuantBatchMatMul <transpose_x2 = 1> (x, w, s) }"""
                 ),
             ),
             (

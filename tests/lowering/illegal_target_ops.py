@@ -289,13 +289,66 @@ ILLEGAL_TARGET_OPS: tuple[IllegalModel, ...] = (
     IllegalModel(
         "AscendDequant to float32",
         Source(
-            "g (int32[2,4] x, uint64[4] s) => (float[2,4] y) { y = AscendDequant <dtype = 0> (x, s) }"
+            """g (int32[2,2] x) => (float[2,2] y) <uint64[2] s = {1, 2}>
+            { y = AscendDequant <dtype = 0> (x, s) }"""
         ),
         "quant-defaults",
+        trap="SIM020",
+        legal=Source(
+            """g (int32[2,2] x) => (float16[2,2] y) <uint64[2] s = {1, 2}>
+            { y = AscendDequant <dtype = 1> (x, s) }"""
+        ),
+    ),
+    IllegalModel(
+        "scales of AscendDequant that are computed",
+        Source(
+            """g (int32[2,2] x, uint64[2] s) => (float16[2,2] y)
+            { y = AscendDequant <dtype = 1> (x, s) }"""
+        ),
+        "ascend-dequant",
         sim=False,
         reason=KERNEL,
         legal=Source(
-            "g (int32[2,4] x, uint64[4] s) => (float16[2,4] y) { y = AscendDequant <dtype = 1> (x, s) }"
+            """g (int32[2,2] x) => (float16[2,2] y) <uint64[2] s = {1, 2}>
+            { y = AscendDequant <dtype = 1> (x, s) }"""
+        ),
+    ),
+    IllegalModel(
+        "scales of QuantBatchMatMul in AscendDequant",
+        Source(
+            """g (int32[2,2] x) => (float16[2,2] y) <uint64[2] s = {70368744177665, 2}>
+            { y = AscendDequant <dtype = 1> (x, s) }"""
+        ),
+        "ascend-dequant",
+        sim=False,
+        reason=KERNEL,
+    ),
+    IllegalModel(
+        "a weight [k, n] of QuantBatchMatMul on 310P",
+        Source(
+            """g (int8[2,4] x, uint64[2] s) => (float16[2,2] y) <int8[4,2] w = {1,2,3,4,5,6,7,8}>
+            { y = QuantBatchMatMul (x, w, s) }"""
+        ),
+        "quant-matmul-operands",
+        sim=False,
+        reason=DOCUMENT,
+        legal=Source(
+            """g (int8[2,4] x, uint64[2] s) => (float16[2,2] y) <int8[2,4] w = {1,2,3,4,5,6,7,8}>
+            { y = QuantBatchMatMul <transpose_x2 = 1> (x, w, s) }"""
+        ),
+    ),
+    IllegalModel(
+        "a MatMul of int8 and float16",
+        Source(
+            """g (float16[2,4] x) => (float16[2,2] y) <int8[4,2] w = {1,2,3,4,5,6,7,8}>
+            { y = MatMul (x, w) }"""
+        ),
+        "int8-matmul",
+        sim=False,
+        reason=KERNEL,
+        legal=Source(
+            """g (int8[2,4] x) => (int32[2,2] y) <int8[4,2] w = {1,2,3,4,5,6,7,8}>
+            { y = MatMul (x, w) }"""
         ),
     ),
     IllegalModel(
@@ -360,15 +413,15 @@ ILLEGAL_TARGET_OPS: tuple[IllegalModel, ...] = (
     IllegalModel(
         "QuantBatchMatMul to bfloat16 on 310P",
         Source(
-            """g (int8[2,32] x, int8[32,32] w, uint64[32] s) => (bfloat16[2,32] y)
-            { y = QuantBatchMatMul <dtype = 27> (x, w, s) }"""
+            """g (int8[2,4] x, uint64[2] s) => (bfloat16[2,2] y) <int8[2,4] w = {1,2,3,4,5,6,7,8}>
+            { y = QuantBatchMatMul <dtype = 27, transpose_x2 = 1> (x, w, s) }"""
         ),
         "quant-matmul",
         sim=False,
         reason=KERNEL,
         legal=Source(
-            """g (int8[2,32] x, int8[32,32] w, uint64[32] s) => (float16[2,32] y)
-            { y = QuantBatchMatMul <dtype = 1> (x, w, s) }"""
+            """g (int8[2,4] x, uint64[2] s) => (float16[2,2] y) <int8[2,4] w = {1,2,3,4,5,6,7,8}>
+            { y = QuantBatchMatMul <dtype = 1, transpose_x2 = 1> (x, w, s) }"""
         ),
     ),
     IllegalModel(

@@ -43,7 +43,7 @@ def test_words_in_any_order(text: str, expected: QuantizeOptions) -> None:
 def test_nothing_is_floats() -> None:
     assert parse_quantize("") is None
     assert weight_passes(None, target("Ascend310P3"), ()) == ()
-    assert kv_passes("fp16", ()) == ()
+    assert kv_passes("fp16", (), 512) == ()
 
 
 @pytest.mark.parametrize(
@@ -85,12 +85,34 @@ def test_what_a_soc_cannot_do_is_refused_and_what_it_has_is_named(
     assert message in str(caught.value)
 
 
+def test_a_budget_needs_a_size_and_a_kind_of_weight() -> None:
+    soc = target("Ascend910B4")
+    with pytest.raises(InputError, match="--budget 3GB without --quantize"):
+        check_quantize(None, "fp16", soc, budget="3GB", **GOOD)
+    with pytest.raises(InputError, match="'3 things' is no size"):
+        check_quantize(parse_quantize("int4"), "fp16", soc, budget="3 things", **GOOD)
+    check_quantize(parse_quantize("int4"), "fp16", soc, budget="3GB", **GOOD)
+    step, _ = weight_passes(parse_quantize("int4:g64"), soc, (), budget="3GB")
+    assert str(step) == "quantize-weights{bits=4 group=64 budget=3GB}"
+
+
 @pytest.mark.parametrize(
     ("text", "soc"),
     [("int8", "Ascend310P3"), ("int4:g32:gptq", "Ascend910B4"), ("int4", "Ascend910_95")],
 )
 def test_what_it_can_do_passes(text: str, soc: str) -> None:
     check_quantize(parse_quantize(text), "int8", target(soc), **GOOD)
+
+
+def test_what_follows_int8_shares_a_scale() -> None:
+    assert kv_passes("fp16", (), 512) == ()
+    for kv, granularity in (
+        ("int8", "channel"),
+        ("int8:channel", "channel"),
+        ("int8:head", "head"),
+    ):
+        (step,) = kv_passes(kv, (), 512)  # type: ignore[arg-type]
+        assert (step.granularity, step.positions) == (granularity, 512)  # type: ignore[attr-defined]
 
 
 def test_310p_wants_its_weights_turned() -> None:

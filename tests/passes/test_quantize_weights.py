@@ -157,3 +157,18 @@ def test_it_is_written_in_a_pipeline() -> None:
     assert str(step) == "quantize-weights{bits=4 group=64 keep=up,*head}"
     with pytest.raises(ir.InputError, match=r"bits=8\|4|bits=4\|8"):
         make_pipeline("quantize-weights{bits=5}")
+
+
+def test_a_budget_is_written_in_a_pipeline_and_kept(tmp_path: Path) -> None:
+    # The head is tied, so int8 stores it once and int4 its bytes twice.
+    (step,) = make_pipeline("quantize-weights{bits=4 group=32 budget=14KiB}").passes
+    assert str(step) == "quantize-weights{bits=4 group=32 budget=14KiB}"
+    model = tied()
+    done = step.run(model)
+    assert done == len(quantized_layers(model))
+    assert len({layer.bits for layer in quantized_layers(model)}) == 2
+    ir.save(model, tmp_path / "m.onnx", external="m.bin", threshold=64)
+    assert sum(value.const_value.nbytes for value in model.graph.initializers.values()) <= 14 << 10
+    plain = tied()
+    expected = run(plain, IDS)["logits"]
+    assert np.abs(run(model, IDS)["logits"] - expected).max() < 0.2 * np.abs(expected).max()

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from omforge import ir
+from omforge.ir.int8_ops import INPUTS_MULTIPLIED, OUTPUTS_DIVIDED
+from omforge.passes.quantize_weights import QuantizeWeights
 from omforge.runtime.quality_layers import (
     block_outputs,
     compare_layers,
@@ -142,3 +144,49 @@ def with_integers(model: ir.Model) -> None:
     node.outputs[0].name = "wide"
     graph.insert_before(product(model), node)
     product(model).replace_input_with(1, node.outputs[0])
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_outputs_that_were_divided_are_no_error(turned: bool) -> None:
+    rng = np.random.default_rng(0)
+    weight = rng.normal(size=(8, 6)).astype(np.float32)
+    by = (2.0 ** rng.uniform(-3, 3, 6)).astype(np.float32)
+    x = rng.normal(size=(2, 5, 8)).astype(np.float32)
+    shape, body = ("6, 8", "t = Transpose <perm = [1, 0]> (w) y = MatMul (x, t)")
+    if not turned:
+        shape, body = "8, 6", "y = MatMul (x, w)"
+    text = f"""<ir_version: 11, opset_import: ["" : 24]>
+        g (float[B, S, 8] x, float[{shape}] w) => (float[B, S, 6] y) {{ {body} }}"""
+
+    def made(numbers: np.ndarray) -> ir.Model:
+        model = ir.from_onnx_text(text)
+        value = model.graph.inputs.pop()
+        stored = numbers.T.copy() if turned else numbers
+        value.const_value = ir.Tensor(stored, name="w")
+        model.graph.register_initializer(value)
+        return model
+
+    other = made(weight / by)
+    QuantizeWeights(8).run(other)
+    (product,) = (node for node in other.graph if node.op_type == "MatMul")
+    assert compare_layers(made(weight), other, [{"x": x}]).layers[0].weight > 0.1
+    product.metadata_props[OUTPUTS_DIVIDED] = "yes"
+    (layer,) = compare_layers(made(weight), other, [{"x": x}]).layers
+    assert 0 < layer.weight < 0.01
+    assert 0 < layer.output < 0.01
+
+
+def test_inputs_that_were_multiplied_are_no_error() -> None:
+    rng = np.random.default_rng(0)
+    weight = rng.normal(size=(4, 2)).astype(np.float32)
+    other = ir.from_onnx_text(FLOAT)
+    reference = ir.from_onnx_text(FLOAT)
+    by = np.array([[8], [1], [0.25], [2]], np.float32)
+    for model, numbers in ((reference, weight), (other, weight * by)):
+        model.graph.initializers["w"].const_value = ir.Tensor(numbers, name="w")
+    QuantizeWeights(8).run(other)
+    x = rng.normal(size=(3, 4)).astype(np.float32)
+    (product,) = (node for node in other.graph if node.op_type == "MatMul")
+    assert compare_layers(reference, other, [{"x": x}]).layers[0].weight > 0.5
+    product.metadata_props[INPUTS_MULTIPLIED] = "yes"
+    assert compare_layers(reference, other, [{"x": x}]).layers[0].weight < 0.05

@@ -210,6 +210,15 @@ def _ascend_quant(call: Call, report: Report) -> None:
         report.trap("SIM020", f"{call.place()}: without scale the plugin takes 0 (seen).")
 
 
+def _ascend_dequant(call: Call, report: Report) -> None:
+    _typed(call, report, dtype="INT")
+    dtype = call.attributes.get("dtype")
+    if dtype is None or dtype.i != 1:
+        report.trap(
+            "SIM020", f"{call.place()}: without dtype 1 the plugin takes 0, float32 (seen)."
+        )
+
+
 def _rms_norm(call: Call, report: Report) -> None:
     epsilon = call.attributes.get("epsilon")
     if epsilon is not None and not math.isclose(epsilon.f, 1e-6, rel_tol=1e-5):
@@ -285,6 +294,7 @@ _PARAMETERS: Mapping[str, Check] = {
     "Mod": _mod,
     "Shape": _shape,
     "AscendQuant": _ascend_quant,
+    "AscendDequant": _ascend_dequant,
     "NPURmsNorm": _rms_norm,
     "NPUAddRmsNorm": _rms_norm,
     "NPURotaryMul": _no_attributes,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from omforge import ir
 from omforge.lowering.legality import (
     attention_rules,
+    int8_rules,
     interface_rules,
     kernel_rules,
     operator_rules,
@@ -23,6 +24,7 @@ RULES: tuple[Rule[Subject], ...] = (
     *special_rules.RULES,
     *attention_rules.RULES,
     *quantization_rules.RULES,
+    *int8_rules.RULES,
     *kernel_rules.RULES,
 )
 

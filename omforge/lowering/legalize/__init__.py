@@ -29,6 +29,14 @@ from omforge.lowering.legalize.fused_attention import (
     attention_prompt_flash,
     attention_scaled_masked_softmax,
 )
+from omforge.lowering.legalize.int8_products import (
+    ASCEND_QUANT,
+    INT8_MATMUL,
+    ascend_quant,
+    is_int8_matmul,
+    serves_int8_products,
+)
+from omforge.lowering.legalize.int8_products import FORMS as INT8_FORMS
 from omforge.lowering.legalize.integers import dequantize, quantize
 from omforge.lowering.legalize.norms import (
     legalize_layer_normalization,
@@ -76,9 +84,10 @@ LEGALIZATIONS: Mapping[str, Mapping[str, Legalization]] = {
     },
     "DequantizeLinear": {DECOMPOSED: dequantize},
     "Gelu": {DECOMPOSED: legalize_gelu},
+    INT8_MATMUL: INT8_FORMS,
     "LayerNormalization": {DECOMPOSED: legalize_layer_normalization},
     QUANTIZED_MATMUL: QUANTIZED_FORMS,
-    "QuantizeLinear": {DECOMPOSED: quantize},
+    "QuantizeLinear": {ASCEND_QUANT: ascend_quant, DECOMPOSED: quantize},
     "RMSNormalization": {
         "NPURmsNorm": rms_npu,
         "NPUAddRmsNorm": rms_npu_add,
@@ -163,9 +172,9 @@ def legalize(
             continue
         if node.op_type in STANDARD:
             replaced += _respell(builder, node)
-        op = QUANTIZED_MATMUL if dequantizer(node) is not None else node.op_type
-        if op not in LEGALIZATIONS or (op == "DequantizeLinear" and serves_products(node)):
-            continue  # what serves products alone goes with them
+        op = _subject(node)
+        if op not in LEGALIZATIONS or (op == "DequantizeLinear" and _goes_with_products(node)):
+            continue
         decision = _legalize_node(builder, node, op, forms.get(op))
         replaced += bool(decision.form)
         if told is not None:
@@ -178,6 +187,18 @@ def legalize(
     dialect.store_int4_raw(graph)
     dialect.name_everything(graph)
     return replaced
+
+
+def _subject(node: ir.Node) -> str:
+    """What the table calls a node."""
+    if is_int8_matmul(node):
+        return INT8_MATMUL
+    return QUANTIZED_MATMUL if dequantizer(node) is not None else node.op_type
+
+
+def _goes_with_products(node: ir.Node) -> bool:
+    """Whether a DequantizeLinear serves products alone, which take it with them."""
+    return serves_products(node) or serves_int8_products(node)
 
 
 def check_forms(forms: Mapping[str, str]) -> None:

@@ -13,9 +13,6 @@ neither concatenated nor transposed::
     p, n    = Split(Softmax(softcap(scores) + mask))
     y       = MatMul(p, past_v [B, K, C, E]) + MatMul(n, v [B, K, S, E])            [B, K, G*S, E]
 
-A cache of int8 has a scale for each head, which goes to the small side of both products: the
-integers are cast, and never multiplied one by one.
-
 In a graph for gears S is a symbol; of the shapes above no Reshape needs more than one -1 then.
 The forms that use ATC's fused operators are in `fused_attention`.
 """
@@ -175,7 +172,6 @@ def _scores_with_past(
 ) -> ir.Value:
     """The scores [B, K, G*S, T] against a cache that is read as it lies, [B, K, C, D]."""
     columns = (size.batch, size.kv_heads, size.head, size.rows)
-    past_key, steps = _without_steps(past_key)
     if len(dims(q)) == 4:
         rows = op.reshape(q, (size.batch, size.kv_heads, size.rows, size.head))
         turned = op.transpose(rows, (0, 1, 3, 2))
@@ -188,26 +184,8 @@ def _scores_with_past(
     else:
         tokens = op.reshape(q, (size.batch, size.new, size.kv_heads, size.group, size.head))
         turned = op.reshape(op.transpose(tokens, (0, 2, 4, 3, 1)), columns)
-    for_past = turned if steps is None else op.mul(turned, steps)
-    scores = op.concat([op.matmul(past_key, for_past), op.matmul(new_key, turned)], axis=-2)
+    scores = op.concat([op.matmul(past_key, turned), op.matmul(new_key, turned)], axis=-2)
     return op.transpose(scores, (0, 1, 3, 2))
-
-
-def _without_steps(past: ir.Value) -> tuple[ir.Value, ir.Value | None]:
-    """An int8 cache as floats of its integers, and the scales [1, K, 1, 1] that they are short of.
-
-    It is what `integers.dequantize` made of it; any other cache is returned as it is.
-    """
-    scaled = past.producer()
-    wide, steps = scaled.inputs if scaled is not None and scaled.op_type == "Mul" else (None, None)
-    cast = None if wide is None else wide.producer()
-    if wide is None or steps is None or cast is None or cast.op_type != "Cast":
-        return past, None
-    source = cast.inputs[0]
-    if source is None or source.dtype != ir.DataType.INT8 or steps.const_value is None:
-        return past, None
-    heads = (1, dims(past)[1], 1, 1)
-    return (wide, steps) if dims(steps) == heads else (past, None)
 
 
 def _scores_without_past(op: Builder, q: ir.Value, k: ir.Value, size: Sizes) -> ir.Value:
@@ -286,10 +264,7 @@ def _weigh(
     if past_value is None:
         return op.matmul(rows(shares), new_value)
     of_past, of_new = op.split(shares, (size.past, size.keys - size.past))
-    past_value, steps = _without_steps(past_value)
-    seen = op.matmul(rows(of_past), past_value)
-    seen = seen if steps is None else op.mul(seen, steps)
-    return op.add(seen, op.matmul(rows(of_new), new_value))
+    return op.add(op.matmul(rows(of_past), past_value), op.matmul(rows(of_new), new_value))
 
 
 def as_output(op: Builder, y: ir.Value, size: Sizes, rank: int) -> ir.Value:

@@ -25,6 +25,7 @@ ALL = frozenset(("310p", "910b", "910_93", "310b", "950"))
 # What CANN 8.1's operator tables list for RmsNorm, AddRmsNorm.
 _NORMS = frozenset(("310p", "910b", "910_93", "950"))
 _WEIGHT_QUANT = frozenset(("310p", "910b", "910_93", "950"))
+_QUANT_MATMUL = frozenset(("310p", "910b", "910_93", "950"))
 _NOWHERE = frozenset[str]()
 
 
@@ -274,6 +275,29 @@ CHOICES: tuple[Choice, ...] = (
         opt_in=True,
     ),
     Choice(
+        "Int8MatMul",
+        "QuantBatchMatMul",
+        _QUANT_MATMUL,
+        "x int8 with one step, the weight int8 with one scale per output; the product in float16; "
+        "the last axes up to 65,535; on 310P a weight stored [N, K]",
+        "one kernel, whose int32 sums never reach memory",
+        f"{_NN}:matmul/quant_batch_matmul_v3/docs/aclnnQuantMatmulV4.md; "
+        f"{_NN}:quant/trans_quant_param_v2/README.md",
+        "parser",
+    ),
+    Choice(
+        "Int8MatMul",
+        "AscendDequant",
+        ALL,
+        "the same, of any size whose sums fit int32",
+        "MatMul to int32, then AscendDequant: the form that ATC's own quantisation writes, and the "
+        "only one of 310B; kernel and prototype take a scale per output, while ATC's list of what "
+        "can be quantised has MatMul with one scale alone",
+        f"{_NN}:quant/ascend_dequant/op_graph/ascend_dequant_proto.h; "
+        "hicann/ge:docs/zh/user_guides/atc_tools/references/quantization_layers_constraints.md",
+        "uncertain",
+    ),
+    Choice(
         "DequantizeLinear",
         DECOMPOSED,
         ALL,
@@ -294,6 +318,15 @@ CHOICES: tuple[Choice, ...] = (
     ),
     Choice(
         "QuantizeLinear",
+        "AscendQuant",
+        ALL,
+        "one step for the whole tensor, for products of int8",
+        "one kernel; a cache has a scale for each head, which it has not",
+        f"{_NN}:quant/ascend_quant/framework/ascend_quant_onnx_plugin.cpp; {_OPS_INFO}",
+        "parser",
+    ),
+    Choice(
+        "QuantizeLinear",
         DECOMPOSED,
         ALL,
         "to int8; one scale, or one along an axis",
@@ -308,15 +341,6 @@ CHOICES: tuple[Choice, ...] = (
         "310P, A2 and A3: scales in float32",
         "NPUQuantize is one kernel, but not on 310B and 950, and a graph with it cannot have gears",
         f"{_NN}:quant/quantize/framework/npu_quantize_onnx_plugin.cpp",
-        "source",
-    ),
-    Choice(
-        "QuantizeLinear",
-        "AscendQuant",
-        _NOWHERE,
-        "one scale for the whole tensor",
-        "AscendQuant has one scale, a cache has one for each head",
-        f"{_NN}:quant/ascend_quant/framework/ascend_quant_onnx_plugin.cpp",
         "source",
     ),
     Choice(

@@ -141,26 +141,68 @@ def quantize(
     Raises:
         InputError: A weight is infinite or not a number, or too large for a float16 scale.
     """
+    shares = tried(scheme, ratios)
+    if len(shares) == 1:
+        scale, zero = _grid(*_range(weights, axis), 1.0, scheme)
+    else:
+        rest = np.moveaxis(weights, axis, 0).shape[1:]
+        factors = None
+        if importance is not None:
+            factors = _lanes(np.broadcast_to(importance, weights.shape), axis, "importance")
+        found = _searched(_lanes(weights, axis, "lanes"), scheme, shares, factors)
+        scale, zero = (np.moveaxis(part.reshape(1, *rest), 0, axis) for part in found)
+    codes = _rounded(weights, scale, zero, scheme)
+    return Quantized(codes.astype(np.int8), scale, zero.astype(np.int8))
+
+
+def tried(scheme: Scheme, ratios: Sequence[float] = RATIOS) -> tuple[float, ...]:
+    """The shares of a group's range that are tried, all of it first."""
+    return (1.0, *ratios) if scheme.clip == "mse" and scheme.bits == 4 else (1.0,)
+
+
+def infinite() -> InputError:
+    """The error for a group that has no scale."""
+    return InputError(
+        "the weights are not all finite numbers of float16",
+        "a group with an infinity or a NaN has no scale",
+        "Repair the export, or keep this layer as it is (keep=...)",
+    )
+
+
+def _range(weights: Array, axis: int) -> tuple[Array, Array]:
+    """The least and the greatest weight of each group, its axis kept."""
     low = weights.min(axis, keepdims=True)
     high = weights.max(axis, keepdims=True)
     if not (np.all(low > -_OVERFLOW) and np.all(high < _OVERFLOW)):
-        raise InputError(
-            "the weights are not all finite numbers of float16",
-            "a group with an infinity or a NaN has no scale",
-            "Repair the export, or keep this layer as it is (keep=...)",
-        )
-    scale, zero = _grid(low, high, 1.0, scheme)
-    if scheme.clip == "mse" and scheme.bits == 4:
-        least = _squared_error(weights, scale, zero, axis, scheme, importance)
-        for ratio in ratios:
-            other, moved = _grid(low, high, ratio, scheme)
-            error = _squared_error(weights, other, moved, axis, scheme, importance)
-            better = error < least
-            np.copyto(least, error, where=better)
-            np.copyto(scale, other, where=better)
-            np.copyto(zero, moved, where=better)
-    codes = _rounded(weights, scale, zero, scheme)
-    return Quantized(codes.astype(np.int8), scale, zero.astype(np.int8))
+        raise infinite()
+    return low, high
+
+
+def _lanes(block: Array, axis: int, name: str) -> Array:
+    """A block as [g, groups]: steps then run over many groups at once, and not over a short row."""
+    moved = np.moveaxis(block, axis, 0)
+    if not moved.flags.c_contiguous:
+        lanes = _scratch.get(name, moved.shape)
+        np.copyto(lanes, moved)
+        moved = lanes
+    return moved.reshape(len(moved), -1)
+
+
+def _searched(
+    lanes: Array, scheme: Scheme, shares: Sequence[float], importance: Array | None
+) -> tuple[Array, Array]:
+    """Scale and zero point [1, groups] of the share with the least squared error."""
+    low, high = _range(lanes, 0)
+    scale, zero = _grid(low, high, shares[0], scheme)
+    least = _squared_error(lanes, scale, zero, scheme, importance)
+    for share in shares[1:]:
+        other, moved = _grid(low, high, share, scheme)
+        error = _squared_error(lanes, other, moved, scheme, importance)
+        better = error < least
+        np.copyto(least, error, where=better)
+        np.copyto(scale, other, where=better)
+        np.copyto(zero, moved, where=better)
+    return scale, zero
 
 
 def _grid(low: Array, high: Array, ratio: float, scheme: Scheme) -> tuple[Array, Array]:
@@ -214,24 +256,32 @@ def _rounded(weights: Array, scale: Array, zero: Array, scheme: Scheme) -> Array
 
 
 def _squared_error(
-    weights: Array,
-    scale: Array,
-    zero: Array,
-    axis: int,
-    scheme: Scheme,
-    importance: Array | None,
+    lanes: Array, scale: Array, zero: Array, scheme: Scheme, importance: Array | None
 ) -> Array:
-    """Of each group, its axis kept."""
-    exact = np.multiply(weights, np.reciprocal(scale), out=_scratch.get("exact", weights.shape))
+    """Of each group in [g, groups], [1, groups]."""
+    exact = np.multiply(lanes, np.reciprocal(scale), out=_scratch.get("exact", lanes.shape))
     if not scheme.symmetric:
         exact += zero
-    codes = np.rint(exact, out=_scratch.get("codes", weights.shape))
+    codes = np.rint(exact, out=_scratch.get("codes", lanes.shape))
     np.clip(codes, np.float32(scheme.low), np.float32(scheme.high), out=codes)
     codes -= exact
     np.square(codes, out=codes)
     if importance is not None:
         codes *= importance
-    return codes.sum(axis, keepdims=True) * np.square(scale)
+    return _folded(codes) * np.square(scale)
+
+
+def _folded(terms: Array) -> Array:
+    """The sums over the first axis, kept, in an order of our own: half on half, again and again.
+
+    numpy's order differs with strides and may change; compiled loops have to have the same.
+    """
+    count = len(terms)
+    while count > 1:
+        half = count // 2
+        count -= half
+        terms[:half] += terms[count : count + half]
+    return terms[:1]
 
 
 def pack(codes: Array, bits: int) -> bytes:
@@ -247,7 +297,10 @@ def pack(codes: Array, bits: int) -> bytes:
     if flat.size % 2:
         flat = np.append(flat, np.uint8(0))
     pairs = flat.view("<u2")
-    return ((pairs & 15) | ((pairs >> 4) & 240)).astype(np.uint8).tobytes()
+    second = pairs >> 4
+    second &= 240
+    second |= pairs & 15
+    return second.astype(np.uint8).tobytes()
 
 
 Quantizer = Callable[[Array, int, Scheme], Quantized]

@@ -8,7 +8,7 @@ became, so that later layers see the errors of earlier ones.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,13 +20,15 @@ from omforge.ir.errors import InputError
 from omforge.ir.infer import tensor_shape
 from omforge.ir.segment import Walk
 from omforge.passes.feeds import token_feeds
-from omforge.passes.quantization.awq import round_weighted, search_scales
+from omforge.passes.quantization.awq import group_products, round_clipped, search_scales
 from omforge.passes.quantization.blockwise import Scheme, pack, widened
-from omforge.passes.quantization.gptq import DAMPING, Codes, Hessian, quantize_gptq
+from omforge.passes.quantization.gptq import DAMPING, Codes, quantize_gptq
+from omforge.passes.quantization.hessian import Hessian
 from omforge.passes.quantization.linear import Linear
 
 Array = npt.NDArray[Any]
 CalibratedMethod = Literal["gptq", "awq"]
+_Rounder = Callable[[Linear, Array, Scheme], Codes]
 
 TIED_DAMPING = 1.0
 """An embedding is read as it is, too: as a head it must not stray far from its own numbers."""
@@ -68,7 +70,7 @@ class Calibrated:
 def calibrate(
     model: ir.Model,
     linears: Sequence[Linear],
-    scheme: Scheme,
+    schemes: Mapping[str, Scheme],
     method: CalibratedMethod,
     tokens: Sequence[Array],
     report: Callable[[int], None] | None = None,
@@ -78,7 +80,7 @@ def calibrate(
     Args:
         model: With its exporter's interface; left as it is.
         linears: Which layers.
-        scheme: How to store.
+        schemes: How to store each, by the name of its weight.
         method: How to choose.
         tokens: Token numbers [S] of each piece of the text.
         report: Told the bytes of the weights that are done.
@@ -98,18 +100,19 @@ def calibrate(
     replaced: dict[ir.Value, Array] = {}
     last_group: list[ir.Value] = []
     tied = {linear.name for linear in linears if linear.gathers}
-    for source, group in _groups(model, linears):
+    for source, group in layer_groups(model, linears):
         inputs = walk.advance(source, replaced)
-        weights = [_weight(linear) for linear in group]
+        weights = [float_weight(linear) for linear in group]
         scales = None
-        if method == "awq" and _may_scale(source, group, tied):
-            scales = search_scales(_sample(inputs), weights, scheme)
+        if method == "awq" and may_scale(source, group, tied):
+            scales = search_scales(_sample(inputs), weights, [schemes[x.name] for x in group])
             found.scales[source] = scales
             weights = [weight * scales[:, None] for weight in weights]
         were = None if exact is None else exact.advance(source)
-        made = _quantized(group, weights, (inputs, were), scales, scheme, method)
+        made = _quantized(group, weights, (inputs, were), scales, schemes, method)
         for linear, codes in zip(group, made, strict=True):
-            found.weights[linear.name] = _stored(linear, codes, scheme)
+            scheme = schemes[linear.name]
+            found.weights[linear.name] = stored_weight(linear, codes, scheme)
             numbers = codes.decoded(scheme.size(len(codes.codes)))
             if scales is not None:
                 numbers = numbers / scales[:, None]
@@ -129,29 +132,49 @@ def _quantized(
     weights: Sequence[Array],
     inputs: tuple[Sequence[Array], Sequence[Array] | None],
     scales: Array | None,
-    scheme: Scheme,
+    schemes: Mapping[str, Scheme],
     method: CalibratedMethod,
 ) -> Iterator[Codes]:
     """The layers' integers, by what they read and what they would read in floats."""
-    now, were = inputs
-    by = np.float32(1) if scales is None else scales
-    hessian = Hessian(len(weights[0]), full=method == "gptq")
-    for x, exact in zip(now, were or [None] * len(now), strict=True):
-        hessian.add(x / by, exact)
+    make = _gptq(*inputs) if method == "gptq" else _awq(inputs[0], scales)
     for linear, weight in zip(group, weights, strict=True):
         try:
-            if method == "gptq":
-                damping = TIED_DAMPING if linear.gathers else DAMPING
-                yield quantize_gptq(weight, hessian, scheme, damping=damping)
-            else:
-                yield round_weighted(weight, hessian.strength, scheme)
+            yield make(linear, weight, schemes[linear.name])
         except InputError as error:
             raise InputError(
                 f"{linear.name} cannot be quantised", f"{error.what}: {error.why}", error.next_step
             ) from error
 
 
-def _groups(model: ir.Model, linears: Sequence[Linear]) -> Iterator[tuple[ir.Value, list[Linear]]]:
+def _gptq(now: Sequence[Array], were: Sequence[Array] | None) -> _Rounder:
+    hessian = Hessian(now[0].shape[-1])
+    for x, exact in zip(now, were or [None] * len(now), strict=True):
+        hessian.add(x, exact)
+
+    def rounded(linear: Linear, weight: Array, scheme: Scheme) -> Codes:
+        damping = TIED_DAMPING if linear.gathers else DAMPING
+        return quantize_gptq(weight, hessian, scheme, damping=damping)
+
+    return rounded
+
+
+def _awq(now: Sequence[Array], scales: Array | None) -> _Rounder:
+    by = np.ones(now[0].shape[-1], np.float32) if scales is None else scales
+    sample = _sample(now) / by
+    products: dict[int, list[Array]] = {}
+
+    def rounded(linear: Linear, weight: Array, scheme: Scheme) -> Codes:
+        size = scheme.size(len(weight))
+        if size not in products:
+            products[size] = group_products(now, by, size)
+        return round_clipped(weight, products[size], sample, scheme)
+
+    return rounded
+
+
+def layer_groups(
+    model: ir.Model, linears: Sequence[Linear]
+) -> Iterator[tuple[ir.Value, list[Linear]]]:
     """Layers that read the same value, in the graph's order; a shared weight where it is first."""
     by_product = {linear.products[0]: linear for linear in reversed(linears)}
     groups: dict[ir.Value, list[Linear]] = {}
@@ -169,14 +192,14 @@ def _groups(model: ir.Model, linears: Sequence[Linear]) -> Iterator[tuple[ir.Val
     yield from groups.items()
 
 
-def _weight(linear: Linear) -> Array:
+def float_weight(linear: Linear) -> Array:
     """float32 [K, N], a copy."""
     assert linear.weight.const_value is not None
     wide = widened(linear.weight.const_value.numpy())
     return np.array(wide.T if linear.axis else wide, np.float32, order="C")
 
 
-def _may_scale(source: ir.Value, group: Sequence[Linear], tied: set[str]) -> bool:
+def may_scale(source: ir.Value, group: Sequence[Linear], tied: set[str]) -> bool:
     """Whether a division of the layers' input can go into the norm that makes it.
 
     A tied weight is an embedding too, which must not change.
@@ -202,7 +225,8 @@ def _sample(inputs: Sequence[Array]) -> Array:
     return np.asarray(flat[:: max(1, len(flat) // _SAMPLE)], np.float32)
 
 
-def _stored(linear: Linear, made: Codes, scheme: Scheme) -> StoredWeight:
+def stored_weight(linear: Linear, made: Codes, scheme: Scheme) -> StoredWeight:
+    """The integers of a weight [K, N] in a layer's own order of axes."""
     assert linear.weight.const_value is not None
     shape = tensor_shape(linear.weight.const_value)
     codes, scale, zero = made.codes, made.scale, made.zero

@@ -22,9 +22,9 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from omforge.ir.errors import InputError
 from omforge.ir.streamed import in_order
 from omforge.passes.quantization.blockwise import Scheme, decode, quantize, storable
+from omforge.passes.quantization.hessian import Factor, Hessian
 
 Array = npt.NDArray[Any]
 
@@ -43,8 +43,12 @@ ROUNDS = 2
 _BLOCK = 64
 """Rows that are corrected one by one before the rest is, by a product of matrices."""
 
-_COLUMNS = 512
-"""Outputs that are rounded at once; they do not depend on each other."""
+_COLUMNS, _NUMBERS = 512, 1 << 21
+"""Outputs that are rounded at once, fewer where they have many weights: they do not depend on each
+other."""
+
+_PANEL = 128
+"""Rows of H that are read at once."""
 
 _RIDGE = 1e-4
 """How much a scale is held to what it was, for groups whose inputs say nothing."""
@@ -68,43 +72,6 @@ class Codes:
         """The weight that they stand for, float32 [K, N]."""
         groups = np.arange(len(self.codes)) // size
         return decode(self.codes, self.scale[groups], self.zero[groups])
-
-
-class Hessian:
-    """x^T x over all calibration tokens, float32 [K, K], or its diagonal alone.
-
-    Args:
-        inputs: K.
-        full: Keep more than the diagonal.
-
-    Attributes:
-        matrix: x^T x.
-        drift: x^T (u - x), where u is what x was ahead of all quantisation; 0 if nobody told.
-        squares: The diagonal of x^T x.
-        tokens: T.
-    """
-
-    def __init__(self, inputs: int, *, full: bool = True) -> None:
-        self.matrix = np.zeros((inputs, inputs) if full else (0, 0), np.float32)
-        self.drift = np.zeros_like(self.matrix)
-        self.squares = np.zeros(inputs, np.float64)
-        self.tokens = 0
-        self._full = full
-
-    @property
-    def strength(self) -> Array:
-        """The inputs' mean squares, float32 [K]."""
-        return (self.squares / max(self.tokens, 1)).astype(np.float32)
-
-    def add(self, x: Array, exact: Array | None = None) -> None:
-        """Add inputs [.., K], and what they were ahead of all quantisation."""
-        flat = np.asarray(x.reshape(-1, x.shape[-1]), np.float32)
-        if self._full:
-            self.matrix += flat.T @ flat
-            if exact is not None:
-                self.drift += flat.T @ (exact.reshape(flat.shape).astype(np.float32) - flat)
-        self.squares += np.square(flat, dtype=np.float64).sum(0)
-        self.tokens += len(flat)
 
 
 def quantize_gptq(
@@ -131,15 +98,16 @@ def quantize_gptq(
     Raises:
         InputError: A weight or an input is not finite.
     """
-    problem = _problem(hessian, scheme, damping)
-    count = weights.shape[1]
-    starts = range(0, count, _COLUMNS)
+    factor = hessian.factor(damping)
+    inputs, count = len(weights), weights.shape[1]
+    problem = _Problem(factor, hessian.strength, np.arange(inputs) // scheme.size(inputs))
+    step = min(_COLUMNS, max(_PANEL, _NUMBERS // inputs))
+    starts = range(0, count, step)
 
     def work(index: int) -> Codes:
-        columns = weights[:, starts[index] : starts[index] + _COLUMNS]
-        wanted = np.array(columns, np.float32, order="C")
-        if problem.catch_up is not None:
-            wanted += problem.catch_up @ wanted
+        wanted = np.array(weights[:, starts[index] : starts[index] + step], np.float32, order="C")
+        if hessian.drift is not None:
+            wanted += CATCH_UP * factor.solve(hessian.drift @ wanted)
         return _solved(wanted, problem, scheme, rounds)
 
     parts = list(in_order(work, len(starts)))
@@ -155,53 +123,14 @@ class _Problem:
     """What all outputs of a layer share.
 
     Attributes:
-        matrix: H, damped, float32 [K, K].
-        strength: Its diagonal ahead of damping [K].
-        order: In which the inputs are taken [K].
-        root: R of H in that order, float32 [K, K].
+        factor: H, damped, and R.
+        strength: H's diagonal ahead of damping [K].
         groups: Of each input [K].
-        catch_up: What makes up for the errors of earlier layers, by w + catch_up w, [K, K].
     """
 
-    matrix: Array
+    factor: Factor
     strength: Array
-    order: Array
-    root: Array
     groups: Array
-    catch_up: Array | None
-
-
-def _problem(hessian: Hessian, scheme: Scheme, damping: float) -> _Problem:
-    matrix = hessian.matrix.astype(np.float64) / max(hessian.tokens, 1)
-    if not np.isfinite(matrix).all():
-        raise InputError("the layer's inputs on the calibration text are not all finite")
-    inputs = len(matrix)
-    diagonal = np.diag(matrix).copy()
-    matrix[np.diag_indices(inputs)] += damping * diagonal.mean() + 1e-10
-    order = np.argsort(-diagonal, kind="stable")
-    # An upper root is the lower root of the matrix turned round.
-    lower = np.linalg.cholesky(matrix[np.ix_(order, order)][::-1, ::-1])
-    return _Problem(
-        matrix.astype(np.float32),
-        diagonal.astype(np.float32),
-        order,
-        np.ascontiguousarray(lower[::-1, ::-1], np.float32),
-        np.arange(inputs) // scheme.size(inputs),
-        _catch_up(hessian, matrix),
-    )
-
-
-def _catch_up(hessian: Hessian, matrix: Array) -> Array | None:
-    """The correction for inputs x that were u: H^-1 x^T (u - x), float32 [K, K].
-
-    The outputs should be u w, and the weights that come nearest to it with x are w + H^-1 x^T (u -
-    x) w (Li et al., "GPTAQ: Efficient Finetuning-Free Quantization for Asymmetric Calibration",
-    ICML 2025). Taken by a share only, since some of it fits the text alone.
-    """
-    if not hessian.drift.any():
-        return None
-    drift = hessian.drift / np.float32(max(hessian.tokens, 1))
-    return (CATCH_UP * np.linalg.solve(matrix, drift.astype(np.float64))).astype(np.float32)
 
 
 def _solved(weights: Array, problem: _Problem, scheme: Scheme, rounds: int) -> Codes:
@@ -232,15 +161,16 @@ def _nearest_plane(
     weights: Array, problem: _Problem, scheme: Scheme, scale: Array, zero: Array
 ) -> Array:
     """GPTQ itself: the integers as float32 [K, n]."""
-    inputs, root = len(weights), problem.root
+    inputs, factor = len(weights), problem.factor
+    root = factor.above
     codes, errors = np.empty_like(weights), np.empty_like(weights)
     for start in range(0, inputs, _BLOCK):
         end = min(start + _BLOCK, inputs)
         owed = root[:start, start:end].T @ errors[:start]
         for row in range(start, end):
-            place = problem.order[row]
+            place = factor.order[row]
             group = problem.groups[place]
-            wanted = weights[place] + owed[row - start] / root[row, row]
+            wanted = weights[place] + owed[row - start] / factor.diagonal[row]
             made = _encoded(wanted, scale[group], zero[group], scheme)
             errors[row] = weights[place] - (made - zero[group]) * scale[group]
             owed[row + 1 - start :] += root[row, row + 1 : end, None] * errors[row]
@@ -252,19 +182,20 @@ def _descend(
     weights: Array, problem: _Problem, scheme: Scheme, scale: Array, zero: Array, codes: Array
 ) -> None:
     """Choose each integer again, with all others as they are; changes `codes`."""
-    inputs, matrix = len(weights), problem.matrix
+    inputs = len(weights)
     errors = weights - (codes - zero[problem.groups]) * scale[problem.groups]
     for start in range(0, inputs, _BLOCK):
         end = min(start + _BLOCK, inputs)
-        slope = matrix[start:end] @ errors
+        rows = problem.factor.rows(start, end)
+        slope, square = rows @ errors, rows[:, start:end]
         for row in range(start, end):
-            group = problem.groups[row]
-            wanted = weights[row] - errors[row] + slope[row - start] / matrix[row, row]
+            group, own = problem.groups[row], square[row - start, row - start]
+            wanted = weights[row] - errors[row] + slope[row - start] / own
             made = _encoded(wanted, scale[group], zero[group], scheme)
             change = (codes[row] - made) * scale[group]
             codes[row] = made
             errors[row] += change
-            slope[row + 1 - start :] += matrix[row + 1 : end, row, None] * change
+            slope[row + 1 - start :] += square[row + 1 - start :, row - start, None] * change
 
 
 def _fitted(weights: Array, problem: _Problem, steps: Array, scale: Array) -> Array:
@@ -274,13 +205,14 @@ def _fitted(weights: Array, problem: _Problem, steps: Array, scale: Array) -> Ar
     """
     groups = problem.groups
     starts: Array = np.flatnonzero(np.diff(groups, prepend=-1))
-    ends = [*starts[1:], len(weights)]
-    count = len(starts)
-    left = np.empty((steps.shape[1], count, count))
-    for group, (start, end) in enumerate(zip(starts, ends, strict=True)):
-        part = (problem.matrix[:, start:end] @ steps[start:end]) * steps
-        left[:, :, group] = np.add.reduceat(part, starts).T
-    right = np.add.reduceat((problem.matrix @ weights) * steps, starts).T.astype(np.float64)
+    ends, count = [*starts[1:], len(weights)], len(starts)
+    left = np.zeros((steps.shape[1], count, count))
+    for group, (begin, last) in enumerate(zip(starts, ends, strict=True)):
+        for start in range(begin, last, _PANEL):
+            end = min(start + _PANEL, last)
+            part = (problem.factor.rows(start, end).T @ steps[start:end]) * steps
+            left[:, :, group] += np.add.reduceat(part, starts).T
+    right = np.add.reduceat(problem.factor.times(weights) * steps, starts).T.astype(np.float64)
     hold = _RIDGE * np.trace(left, axis1=1, axis2=2) / count + 1e-12
     left[:, np.arange(count), np.arange(count)] += hold[:, None]
     right += hold[:, None] * scale.T

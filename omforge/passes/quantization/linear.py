@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import fnmatch
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from omforge import ir
+from omforge.ir.errors import CheckError, InputError
 from omforge.ir.infer import attribute, tensor_shape
 
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
@@ -80,6 +82,44 @@ def find_linears(model: ir.Model) -> list[Linear]:
             (linear.gathers if lookup and rows else linear.others).append(user)
         linear.users.sort(key=lambda node: order.get(node, 0))
     return list(found.values())
+
+
+def check_quantizable(wanted: Sequence[Linear], count: int) -> None:
+    """Refuse layers that cannot be quantised.
+
+    Args:
+        wanted: Which layers shall be.
+        count: Of the model's layers.
+
+    Raises:
+        CheckError: Some cannot; each is named with the reason.
+    """
+    refused = {linear.name: why for linear in wanted if (why := linear.obstacle())}
+    if refused:
+        raise CheckError(
+            f"{len(refused)} of {count} linear layers cannot be quantised",
+            "; ".join(f"{name}: {why}" for name, why in refused.items()),
+            f"Leave them as they are: keep={','.join(refused)}",
+        )
+
+
+def kept_layers(linears: Sequence[Linear], keep: Sequence[str]) -> set[str]:
+    """Return the names of the layers that `keep` names, `*` for anything.
+
+    Raises:
+        InputError: A name of `keep` is no layer's.
+    """
+    kept: set[str] = set()
+    for pattern in keep:
+        found = [x.name for x in linears if fnmatch.fnmatchcase(x.name, pattern)]
+        if not found:
+            raise InputError(
+                f"keep={pattern} names no linear layer",
+                f"the model has {len(linears)}: {', '.join(x.name for x in linears[:8])} ...",
+                "Write a name from that list, or a pattern such as *down_proj*",
+            )
+        kept.update(found)
+    return kept
 
 
 def _weights(node: ir.Node) -> Iterator[tuple[ir.Value, int, ir.Node]]:

@@ -2,11 +2,17 @@
 
 The integers, scales and zero points of a weight come from one reading of it. Nothing of the size of
 the weight is in memory, but for one scale for each output, which needs a whole column at a time.
+Scales and zero points stay, so that several graphs can share them: 3 bytes for each group.
 """
 
 from __future__ import annotations
 
+import functools
+import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -16,9 +22,8 @@ from omforge import ir
 from omforge.ir.errors import InputError
 from omforge.ir.infer import tensor_shape
 from omforge.ir.streamed import StreamedTensor, in_order
-from omforge.ir.weights import release
+from omforge.ir.weights import prefetch, release
 from omforge.passes.quantization.blockwise import (
-    Quantized,
     Quantizer,
     Scheme,
     pack,
@@ -28,8 +33,46 @@ from omforge.passes.quantization.blockwise import (
 
 Array = npt.NDArray[Any]
 
-_PIECE = 1 << 19
-"""Weights computed at once: a few float32 arrays of that size fit the cache of a core."""
+log = logging.getLogger(__name__)
+
+_BLOCK = 1 << 19
+"""Weights that numpy computes at once: a few float32 arrays of them fit the cache of a core."""
+
+_PIECE = 1 << 20
+"""Weights that a thread takes at once: enough to forget what starting it costs."""
+
+_AHEAD = 12
+"""Pieces that the system is asked to read before they are needed: a disk's reply takes a while."""
+
+_WORTH = 1 << 18
+"""Weights from which compiled loops are used: a small model must not wait for their loading."""
+
+_Piece = tuple[bytes, Array, Array]
+"""Packed integers, scales and zero points of some rows."""
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What computes piece i, and how many bytes of the source each piece is."""
+
+    work: Callable[[int], _Piece]
+    sizes: list[int]
+
+    @property
+    def count(self) -> int:
+        return len(self.sizes)
+
+
+@functools.cache
+def _loops() -> ModuleType | None:
+    """The compiled loops, if there is what compiles them."""
+    try:
+        from omforge.passes.quantization import compiled
+    except ImportError as error:
+        log.info("weights are quantised by numpy, as there are no compiled loops: %s", error)
+        return None
+    log.debug("weights are quantised by compiled loops: numba %s", compiled.numba.__version__)
+    return compiled
 
 
 class QuantizedWeight:
@@ -63,13 +106,14 @@ class QuantizedWeight:
         self.axis = axis % len(self.shape)
         self._quantizer = quantizer
         self._report = report
+        self._compiled: ModuleType | None = None
         self._scale: Array | None = None
         self._zero: Array | None = None
         name = source.name or "weight"
         shape = self.scale_shape
         self.codes: ir.TensorProtocol = _Codes(self, f"{name}_quantized")
         self.scale: ir.TensorProtocol = ir.LazyTensor(
-            lambda: ir.Tensor(self._parameters()[0], name=f"{name}_scale"),
+            lambda: ir.Tensor(self._parameters()[0].astype(np.float32), name=f"{name}_scale"),
             dtype=ir.DataType.FLOAT,
             shape=ir.Shape(shape),
             name=f"{name}_scale",
@@ -100,17 +144,24 @@ class QuantizedWeight:
     def pieces(self) -> Iterator[bytes]:
         """The integers' bytes in order; the scales are known when the last has come."""
         self.source.numpy()  # maps it, which two threads must not do at once
-        work, count = self._plan()
+        if self._quantizer is quantize and math.prod(self.shape) >= _WORTH:
+            loops = _loops()
+            if loops is not None and loops.supports(self.source.dtype.numpy()):
+                self._compiled = loops
+        plan = self._plan()
         scales: list[Array] = []
         zeros: list[Array] = []
-        for packed, scale, zero in in_order(work, count):
-            scales.append(scale)
+        for packed, scale, zero in in_order(plan.work, plan.count):
+            if self._report is not None:  # here and not in the threads, which may come together
+                self._report(plan.sizes[len(scales)])
+            scales.append(scale.astype(np.float16))  # exact, and they stay in memory
             zeros.append(zero)
             yield packed
         self._scale = np.concatenate(scales).reshape(self.scale_shape)
         self._zero = np.concatenate(zeros).reshape(self.scale_shape)
 
     def _parameters(self) -> tuple[Array, Array]:
+        """The scales, float16, and zero points."""
         if self._scale is None or self._zero is None:
             for _ in self.pieces():
                 pass
@@ -118,96 +169,111 @@ class QuantizedWeight:
         assert self._zero is not None
         return self._scale, self._zero
 
-    def _plan(self) -> tuple[Callable[[int], tuple[bytes, Array, Array]], int]:
-        """What computes piece i, and how many pieces there are."""
+    def _plan(self) -> _Plan:
         inputs, size = self.shape[self.axis], self.scheme.size(self.shape[self.axis])
         if self.axis == len(self.shape) - 1:  # [.., N, K]: rows are independent
             rows = int(np.prod(self.shape[:-1]))
-            step = max(2, _PIECE // inputs // 2 * 2)
-            flat = (rows, inputs)
+            matrix = (rows, inputs)
+            total = rows * inputs
+            pieces = max(-(-total // _PIECE), min(4, 8 * total // _PIECE), 1)  # for all cores
+            step = -(-rows // pieces // 2) * 2
             bounds = [(start, min(start + step, rows)) for start in range(0, rows, step)]
-        else:  # [.., K, N]: a piece is the rows of one group
+        else:  # [.., K, N]: a piece is the rows of some groups
             outputs = self.shape[-1]
-            flat = (int(np.prod(self.shape[:-1])), outputs)
+            matrix = (int(np.prod(self.shape[:-1])), outputs)
+            step = size * max(1, _PIECE // (size * outputs))
             bounds = [
-                (first + start, first + min(start + size, inputs))
-                for first in range(0, flat[0], inputs)
-                for start in range(0, inputs, size)
+                (first + start, first + min(start + step, inputs))
+                for first in range(0, matrix[0], inputs)
+                for start in range(0, inputs, step)
             ]
-        odd = [(b - a) * flat[1] % 2 for a, b in bounds[:-1]]
+        width = self.source.nbytes // matrix[0]
+        odd = [(last - first) * matrix[1] % 2 for first, last in bounds[:-1]]
         if self.scheme.bits == 4 and any(odd):
-            return lambda _: self._joined(flat, bounds), 1
-        return lambda index: self._packed(self._piece(flat, *bounds[index])), len(bounds)
+            return _Plan(lambda _: self._joined(matrix, bounds), [self.source.nbytes])
+        sizes = [(last - first) * width for first, last in bounds]
 
-    def _joined(
-        self, flat: tuple[int, int], bounds: Sequence[tuple[int, int]]
-    ) -> tuple[bytes, Array, Array]:
+        def work(index: int) -> _Piece:
+            if index + _AHEAD < len(bounds):
+                first, last = bounds[index + _AHEAD]
+                prefetch(self.source, first * width, last * width)
+            return self._packed(matrix, *bounds[index])
+
+        return _Plan(work, sizes)
+
+    def _joined(self, matrix: tuple[int, int], bounds: Sequence[tuple[int, int]]) -> _Piece:
         """Everything at once: pieces that do not end on a byte cannot be packed apart."""
-        done = [self._piece(flat, *bound) for bound in bounds]
-        return (
-            pack(np.concatenate([part[0] for part in done]), self.scheme.bits),
-            np.concatenate([part[1] for part in done]),
-            np.concatenate([part[2] for part in done]),
-        )
+        codes = np.empty(matrix, np.int8)
+        made = [self._piece(matrix, first, last, codes[first:last]) for first, last in bounds]
+        scales, zeros = zip(*made, strict=True)
+        return pack(codes, self.scheme.bits), np.concatenate(scales), np.concatenate(zeros)
 
-    def _packed(self, piece: tuple[Array, Array, Array]) -> tuple[bytes, Array, Array]:
-        codes, scale, zero = piece
-        return pack(codes, self.scheme.bits), scale, zero
-
-    def _piece(self, flat: tuple[int, int], first: int, last: int) -> tuple[Array, Array, Array]:
-        """Integers, scales and zero points of rows first..last of the weight as a matrix."""
-        rows = self.source.numpy().reshape(flat)[first:last]
-        codes = np.empty(rows.shape, np.int8)
-        if self.axis == len(self.shape) - 1:
-            scale, zero = self._rows(rows, codes)
+    def _packed(self, matrix: tuple[int, int], first: int, last: int) -> _Piece:
+        codes = np.empty((last - first, matrix[1]), np.int8)
+        scale, zero = self._piece(matrix, first, last, codes)
+        if self._compiled is None or self.scheme.bits == 8 or codes.size % 2:
+            packed = pack(codes, self.scheme.bits)
         else:
-            scale, zero = self._columns(rows, codes)
-        width = rows.dtype.itemsize * flat[1]
-        release(self.source, first * width, last * width)
-        if self._report is not None:
-            self._report((last - first) * width)
-        return codes, scale, zero
+            packed = self._compiled.pack(codes)
+        return packed, scale, zero
 
-    def _rows(self, rows: Array, codes: Array) -> tuple[Array, Array]:
-        """[n, K]: groups side by side in a row; the last may be shorter."""
-        inputs, size = rows.shape[1], self.scheme.size(rows.shape[1])
-        whole = inputs // size * size
-        parts: list[Quantized] = []
-        if whole:
-            block = widened(rows[:, :whole]).reshape(len(rows), -1, size)
-            part = self._quantize(block, 2)
-            codes[:, :whole] = part.codes.reshape(len(rows), whole)
-            parts.append(part)
-        if whole < inputs:
-            block = widened(rows[:, whole:]).reshape(len(rows), 1, -1)
-            part = self._quantize(block, 2)
-            codes[:, whole:] = part.codes.reshape(len(rows), -1)
-            parts.append(part)
-        return (
-            np.concatenate([part.scale for part in parts], 1)[..., 0],
-            np.concatenate([part.zero for part in parts], 1)[..., 0],
-        )
-
-    def _columns(self, rows: Array, codes: Array) -> tuple[Array, Array]:
-        """[k, N]: the rows are one group; some columns at a time."""
-        count = rows.shape[1]
-        step = max(64, _PIECE // len(rows))
-        scale, zero = np.empty((1, count), np.float32), np.empty((1, count), np.int8)
-        for start in range(0, count, step):
-            where = slice(start, start + step)
-            part = self._quantize(widened(rows[:, where]), 0)
-            codes[:, where], scale[:, where], zero[:, where] = part.codes, part.scale, part.zero
-        return scale, zero
-
-    def _quantize(self, block: Array, axis: int) -> Quantized:
+    def _piece(
+        self, matrix: tuple[int, int], first: int, last: int, codes: Array
+    ) -> tuple[Array, Array]:
+        """Scales and zero points of rows first..last of the weight as a matrix; writes `codes`."""
+        rows = self.source.numpy().reshape(matrix)[first:last]
+        along = self.axis == len(self.shape) - 1
+        size = len(rows) if along else self.scheme.size(self.shape[self.axis])
+        made: list[tuple[Array, Array]] = []
         try:
-            return self._quantizer(block, axis, self.scheme)
+            for start in range(0, len(rows), size):
+                part, written = rows[start : start + size], codes[start : start + size]
+                if self._compiled is None:
+                    made.append((self._rows if along else self._columns)(part, written))
+                elif along:
+                    made.append(self._compiled.quantize_rows(part, self.scheme, written))
+                else:
+                    made.append(self._compiled.quantize_columns(part, self.scheme, written))
         except InputError as error:
             raise InputError(
                 f"{self.source.name} cannot be quantised",
                 f"{error.what}: {error.why}",
                 error.next_step,
             ) from error
+        width = rows.dtype.itemsize * matrix[1]
+        release(self.source, first * width, last * width)
+        scales, zeros = zip(*made, strict=True)
+        return np.concatenate(scales), np.concatenate(zeros)
+
+    def _rows(self, rows: Array, codes: Array) -> tuple[Array, Array]:
+        """[n, K]: groups side by side in a row, the last perhaps shorter; some rows at a time."""
+        inputs, size = rows.shape[1], self.scheme.size(rows.shape[1])
+        whole = inputs // size * size
+        step = max(1, _BLOCK // inputs)
+        shape = (len(rows), self.scheme.groups(inputs))
+        scale, zero = np.empty(shape, np.float32), np.empty(shape, np.int8)
+        for start in range(0, len(rows), step):
+            where = slice(start, start + step)
+            for first, last, length in ((0, whole, size), (whole, inputs, inputs - whole)):
+                if first == last:
+                    continue
+                block = widened(rows[where, first:last])
+                part = self._quantizer(block.reshape(len(block), -1, length), 2, self.scheme)
+                groups = slice(first // size, -(-last // size))
+                codes[where, first:last] = part.codes.reshape(block.shape)
+                scale[where, groups], zero[where, groups] = part.scale[..., 0], part.zero[..., 0]
+        return scale, zero
+
+    def _columns(self, rows: Array, codes: Array) -> tuple[Array, Array]:
+        """[k, N]: the rows are one group; some columns at a time."""
+        count = rows.shape[1]
+        step = max(64, _BLOCK // len(rows))
+        scale, zero = np.empty((1, count), np.float32), np.empty((1, count), np.int8)
+        for start in range(0, count, step):
+            where = slice(start, start + step)
+            part = self._quantizer(widened(rows[:, where]), 0, self.scheme)
+            codes[:, where], scale[:, where], zero[:, where] = part.codes, part.scale, part.zero
+        return scale, zero
 
 
 class _Codes(StreamedTensor):

@@ -259,32 +259,3 @@ def test_what_cannot_be_lowered_stays_and_says_why(
     # Nothing that was recorded before the refusal is left behind.
     assert all(set(value.consumers()) <= set(model.graph) for value in model.graph.inputs)
     assert not model.graph.initializers
-
-
-def test_the_scales_of_an_int8_cache_go_to_the_small_side_of_the_products(lower: Any) -> None:
-    """The cache is cast, and never multiplied number by number."""
-    rng = np.random.default_rng(0)
-    feeds = {
-        "q": rng.normal(size=(1, 3, 64)).astype(np.float32),
-        "k": rng.normal(size=(1, 3, 32)).astype(np.float32),
-        "v": rng.normal(size=(1, 3, 32)).astype(np.float32),
-        "mask": np.zeros((1, 1, 3, 8), np.float32),
-        "past_key": rng.integers(-128, 128, (1, 2, 5, 16)).astype(np.int8),
-        "past_value": rng.integers(-128, 128, (1, 2, 5, 16)).astype(np.int8),
-    }
-    lowered = lower(
-        """g (float[1,3,64] q, float[1,3,32] k, float[1,3,32] v, float[1,1,3,8] mask,
-              int8[1,2,5,16] past_key, int8[1,2,5,16] past_value) => (float[1,3,64] y)
-        <float[2] a = {0.01, 0.02}, float[2] b = {0.03, 0.005}>
-        {
-            key = DequantizeLinear <axis = 1> (past_key, a)
-            value = DequantizeLinear <axis = 1> (past_value, b)
-            y, pk, pv = Attention <q_num_heads = 4, kv_num_heads = 2> (q, k, v, mask, key, value)
-        }""",
-        feeds,
-    )
-    for name in ("past_key", "past_value"):
-        (cache,) = (value for value in lowered.model.graph.inputs if value.name == name)
-        (cast,) = cache.consumers()
-        assert cast.op_type == "Cast"
-        assert [node.op_type for node in cast.outputs[0].consumers()] == ["MatMul"]

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from omforge import ir
-from omforge.passes.quantization.blockwise import Scheme, decode, pack, quantize, widened
+from omforge.passes.quantization.blockwise import Quantized, Scheme, decode, pack, quantize, widened
 
 SCHEMES = [
     Scheme(bits, 32, symmetric, clip)
@@ -52,6 +52,23 @@ def test_groups_may_lie_along_any_axis() -> None:
     along = quantize(np.ascontiguousarray(weights.T), 1, Scheme())
     np.testing.assert_array_equal(down.codes, along.codes.T)
     np.testing.assert_array_equal(down.scale, along.scale.T)
+
+
+def test_importance_is_weighed_along_any_axis() -> None:
+    rng = np.random.default_rng(3)
+    weights, importance = rng.standard_t(3, (64, 9)), rng.exponential(size=(64, 1)) ** 2
+    weights, importance = weights.astype(np.float32), importance.astype(np.float32)
+    scheme = Scheme(4, 64)
+    down = quantize(weights, 0, scheme, importance=importance)
+    turned = np.ascontiguousarray(weights.T)
+    along = quantize(turned, 1, scheme, importance=importance.T)
+    np.testing.assert_array_equal(down.codes, along.codes.T)
+
+    def error(made: Quantized) -> float:
+        off = decode(made.codes, made.scale, made.zero) - weights
+        return float((off**2 * importance).sum())
+
+    assert error(down) < error(quantize(weights, 0, scheme))
 
 
 def test_scales_are_numbers_of_float16() -> None:

@@ -5,7 +5,8 @@ import pytest
 
 from omforge import ir
 from omforge.passes.quantization.blockwise import Scheme
-from omforge.passes.quantization.gptq import CATCH_UP, Hessian, quantize_gptq
+from omforge.passes.quantization.gptq import CATCH_UP, quantize_gptq
+from omforge.passes.quantization.hessian import Hessian
 
 RNG = np.random.default_rng(0)
 MIX = RNG.normal(size=(96, 96)).astype(np.float32)

@@ -57,7 +57,8 @@ def test_pieces_make_what_the_whole_would(
     symmetric: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(tensors, "_PIECE", 64)
+    monkeypatch.setattr(tensors, "_PIECE", 192)
+    monkeypatch.setattr(tensors, "_BLOCK", 128)
     scheme = Scheme(scheme.bits, scheme.group, symmetric)
     array = np.random.default_rng(0).normal(size=shape).astype(np.float16)
     weight = QuantizedWeight(onnx_ir.tensor(array, name="w"), axis, scheme)
