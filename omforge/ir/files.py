@@ -4,7 +4,10 @@
 streams the weights into one file beside the graph, and replaces both files or neither.
 """
 
+import gc
 import os
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
@@ -41,11 +44,24 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
     proto = read_message(file)
     _check_versions(file, proto)
     try:
-        model = ir.from_proto(proto)
+        with _uncollected():
+            model = ir.from_proto(proto)
     except SerdeError as error:
         raise InputError(f"cannot read {file}", _root_cause(error), EXPORT_AGAIN) from error
     _check_weights(model, file)
     return model
+
+
+@contextmanager
+def _uncollected() -> Generator[None]:
+    """Build without garbage collections: each would visit the whole graph, and free nothing."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def read_message(path: str | os.PathLike[str]) -> onnx.ModelProto:
