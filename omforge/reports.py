@@ -25,6 +25,7 @@ from omforge.runtime.bundle import Bundle, Progress
 from omforge.runtime.compare import Comparison, VerifyReport, is_quantized
 from omforge.runtime.generate import Generation
 from omforge.runtime.quality import PIECES, QualityReport, measure_quality
+from omforge.runtime.quality_layers import LayerErrors
 from omforge.runtime.text_stream import TextStream
 
 # --- passes ---------------------------------------------------------------------------------------
@@ -435,21 +436,27 @@ def show_quality(report: QualityReport) -> None:
     ]
     show_table(columns, rows)
     if report.layers is not None:
-        layers = report.layers.layers
-        stored = [layer for layer in layers if layer.bits]
-        show(f"\nlayers     {len(stored)} of {len(layers)} hold integers; the largest errors:")
-        worst = sorted(layers, key=lambda layer: -layer.output)[:_WORST]
-        table = [
-            (x.name, x.bits or "-", x.group or "-", f"{x.weight:.2%}", f"{x.output:.2%}")
-            for x in worst
-        ]
-        show_table(("layer", ">bits", ">group", ">weight error", ">output error"), table)
-        blocks = ", ".join(f"{error:.1%}" for error in report.layers.blocks)
-        show(f"blocks     {blocks}")
+        _show_layers(report.layers)
     for note in report.notes:
         show(f"note: {note}")
     for failure in report.failures:
         show(f"failed: {failure}")
+
+
+def _show_layers(found: LayerErrors) -> None:
+    """The layers that integers put off most; nothing where none holds any."""
+    stored = sum(bool(layer.bits) for layer in found.layers)
+    many = f"{stored} of {len(found.layers)} hold integers"
+    if not stored:
+        show(f"\nlayers     {many}")
+        return
+    show(f"\nlayers     {many}; the largest errors:")
+    worst = sorted(found.layers, key=lambda layer: -layer.output)[:_WORST]
+    table = [
+        (x.name, x.bits or "-", x.group or "-", f"{x.weight:.2%}", f"{x.output:.2%}") for x in worst
+    ]
+    show_table(("layer", ">bits", ">group", ">weight error", ">output error"), table)
+    show(f"blocks     {', '.join(f'{error:.1%}' for error in found.blocks)}")
 
 
 def _leaves(places: Sequence[int | None], count: int) -> str:
