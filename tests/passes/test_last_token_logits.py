@@ -86,6 +86,29 @@ def test_nothing_of_the_head_works_on_all_rows(case: str) -> None:
     assert min(products) > first
 
 
+@pytest.mark.parametrize(("step", "axis", "rows_of"), [("", 1, "x"), ("[2]", 1, "d")])
+def test_rounding_to_int8_works_on_rows_if_one_step_does(
+    step: str, axis: int, rows_of: str
+) -> None:
+    """A step for each token would be another one for a row that is gathered ahead of it."""
+    numbers = "0.01, 0.5" if step else "0.1"
+    source = f"""<ir_version: 11, opset_import: ["" : 24]>
+    g (int64[B, 2] input_ids) => (float[B, 2, 5] logits)
+    <float[5, 4] table = {{{TABLE}}}, float[4, 5] head = {{{TABLE}}}, float{step} step = {{{numbers}}}>
+    {{ {LOOKUP} q = QuantizeLinear <axis = {axis}, output_dtype = 3> (x, step)
+       d = DequantizeLinear <axis = {axis}> (q, step) logits = MatMul (d, head) }}"""
+    original, model = parse(source), parse(source)
+    assert LastTokenLogits().run(model) == 1
+    ir.check(model)
+    gather = next(n for n in model.graph if LOGITS_INDEX in [v.name for v in n.inputs if v])
+    before = {n.op_type for n in list(model.graph)[: list(model.graph).index(gather)]}
+    assert ("QuantizeLinear" in before) == (rows_of == "d")
+    feeds = {"input_ids": np.array([[0, 1], [3, 4]])}
+    expected = numerics.run(original, feeds)["logits"]
+    got = numerics.run(model, {**feeds, LOGITS_INDEX: np.array([1, 2])})["logits"]
+    np.testing.assert_allclose(got, rows(expected, np.array([1, 2])), rtol=2e-6)
+
+
 def test_finds_nothing_in_a_second_run() -> None:
     model = parse(text(HEADS["a product"]))
     LastTokenLogits().run(model)
