@@ -332,7 +332,11 @@ def read_calibration(path: str | Path | None, folder: Path) -> tuple[Array, ...]
         ) from error
     ids = np.asarray(_encode(folder, text), np.int64)
     if len(ids) < 2:
-        raise InputError(f"the calibration text {path} has {len(ids)} tokens", "it needs some")
+        raise InputError(
+            f"the calibration text {path} has {len(ids)} tokens",
+            "what is measured on it are the numbers behind each token",
+            "Give a longer text",
+        )
     pieces = [ids[at : at + _PIECE] for at in range(0, len(ids), _PIECE)][:_PIECES]
     return tuple(piece for piece in pieces if len(piece) > 1)
 

@@ -12,6 +12,8 @@ from omforge.ir.errors import InputError
 
 Array = npt.NDArray[Any]
 
+_NEXT = "Write them with numpy.save, or give a text"
+
 
 def read_tokens(path: str) -> Sequence[Array]:
     """Return the pieces [S] of a .npy file of token numbers [pieces, S]; none for no file.
@@ -22,12 +24,13 @@ def read_tokens(path: str) -> Sequence[Array]:
     if not path:
         return ()
     try:
-        array: Array = np.load(path)
+        array: Array = np.lib.format.open_memmap(path, mode="r")
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot read token numbers from {path}", str(error)) from error
+        raise InputError(f"cannot read token numbers from {path}", str(error), _NEXT) from error
     if array.ndim != 2 or array.dtype.kind not in "iu":
         raise InputError(
             f"{path} holds {array.dtype}{list(array.shape)}",
             "token numbers are integers of shape [pieces, tokens of a piece]",
+            _NEXT,
         )
     return list(array)

@@ -27,3 +27,13 @@ def test_other_arrays_are_refused(tmp_path: Path, array: np.ndarray) -> None:
 def test_a_file_that_is_not_there_is_named() -> None:
     with pytest.raises(InputError, match="cannot read token numbers from nothing"):
         read_tokens("nothing.npy")
+
+
+@pytest.mark.parametrize("kept", [0, 4, 100, 130])
+def test_a_file_that_was_cut_off_is_refused(tmp_path: Path, kept: int) -> None:
+    file = tmp_path / "t.npy"
+    np.save(file, np.arange(6).reshape(2, 3))
+    file.write_bytes(file.read_bytes()[:kept])
+    with pytest.raises(InputError, match="cannot read token numbers") as caught:
+        read_tokens(str(file))
+    assert caught.value.next_step == "Write them with numpy.save, or give a text"
