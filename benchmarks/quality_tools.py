@@ -82,8 +82,10 @@ def _write_plain(folder: Path, output: Path, head: bool, every: int) -> list[str
     with `head`, and what shall stay goes through an Identity.
     """
     import onnx
+    from onnx.version_converter import convert_version
 
-    model = onnx.load(folder / "model.onnx")
+    # Opset 21 is the first with int4, and with DequantizeLinear by groups.
+    model = convert_version(onnx.load(folder / "model.onnx"), 21)
     graph = model.graph
     weights = {tensor.name: tensor for tensor in graph.initializer}
     kept: list[str] = []

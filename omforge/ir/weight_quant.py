@@ -6,6 +6,10 @@ hicann/ops-nn:matmul/weight_quant_batch_matmul_v2/docs/aclnnWeightQuantBatchMatm
 
     y = x @ ((weight + antiquant_offset) * antiquant_scale) + bias
 
+in the dtype of x, without casts to another: ONNX Runtime's CPU provider has no float16 arithmetic,
+computes neighbouring float16 nodes in float32, and rounds where a cast ends them. A body with casts
+would be rounded more often than the float MatMul that it stands beside.
+
 Letters: K inputs of a linear layer, N its outputs, g the group size, G = ceil(K/g) groups.
 """
 
@@ -40,7 +44,7 @@ def reference_body(
     bias: bool = True,
     grouped: bool = True,
 ) -> str:
-    """Return a body as ONNX function text for opset 16; it computes in float32.
+    """Return a body as ONNX function text for opset 16: the formula in the dtype of x.
 
     Args:
         name: Of the function.
@@ -52,18 +56,15 @@ def reference_body(
         grouped: antiquant_group_size is not 0.
     """
     lines = [
-        "wide = Cast <to = 1> (x)",
         *(
             _looked_up(axis)
             if stored
             else _unpacked(nibbles, axis)
             if nibbles > 1
-            else ["codes = Cast <to = 1> (weight)"]
+            else ["integers = Identity (weight)"]
         ),
-        "scale = Cast <to = 1> (antiquant_scale)",
+        "codes = CastLike (integers, x)",
     ]
-    if offset:
-        lines.append("moved = Cast <to = 1> (antiquant_offset)")
     if grouped:
         lines += [
             "zero = Constant <value = int64 {0}> ()",
@@ -73,18 +74,18 @@ def reference_body(
             "inputs = Gather (of_codes, zero)",
             "numbers = Range (zero, inputs, one)",
             "groups = Div (numbers, size)",
-            "scales = Gather <axis = 0> (scale, groups)",
-            *(["offsets = Gather <axis = 0> (moved, groups)"] if offset else []),
+            "scales = Gather <axis = 0> (antiquant_scale, groups)",
+            *(["offsets = Gather <axis = 0> (antiquant_offset, groups)"] if offset else []),
         ]
     else:
-        lines += ["scales = Identity (scale)", *(["offsets = Identity (moved)"] * offset)]
+        lines.append("scales = Identity (antiquant_scale)")
+        lines += ["offsets = Identity (antiquant_offset)"] * offset
     lines += [
         "shifted = Add (codes, offsets)" if offset else "shifted = Identity (codes)",
         "numbers_of_weight = Mul (shifted, scales)",
-        "product = MatMul (wide, numbers_of_weight)",
-        *(["added = Cast <to = 1> (bias)"] * bias),
-        "sum = Add (product, added)" if bias else "sum = Identity (product)",
-        "y = CastLike (sum, x)",
+        "product = MatMul (x, numbers_of_weight)",
+        *(["added = CastLike (bias, x)"] * bias),
+        "y = Add (product, added)" if bias else "y = Identity (product)",
     ]
     return (
         '<domain: "npu", opset_import: ["" : 16]>\n'
@@ -111,7 +112,6 @@ def _unpacked(nibbles: int, axis: int) -> list[str]:
         "raised = Add (nibbles, eight)",
         "turned = Mod (raised, sixteen)",
         "signed = Sub (turned, eight)",
-        "floats = Cast <to = 1> (signed)",
         "rest = Constant <value = int64[1] {-1}> ()",
     ]
     if axis == 0:
@@ -119,13 +119,13 @@ def _unpacked(nibbles: int, axis: int) -> list[str]:
             *lines,
             "outputs = Shape <start = 1> (weight)",
             "sizes = Concat <axis = 0> (rest, outputs)",
-            "codes = Reshape (floats, sizes)",
+            "integers = Reshape (signed, sizes)",
         ]
     return [
         *lines,
         "inputs_first = Shape <start = 0, end = 1> (weight)",
         "sizes = Concat <axis = 0> (inputs_first, rest)",
-        "codes = Reshape (floats, sizes)",
+        "integers = Reshape (signed, sizes)",
     ]
 
 
@@ -140,7 +140,7 @@ def _looked_up(axis: int) -> list[str]:
         "rest = Constant <value = int64[1] {-1}> ()",
         "sizes = Concat <axis = 0> (rows, rest)",
         "matrix = Reshape (pairs, sizes)",
-        "codes = Transpose <perm = [1, 0]> (matrix)" if axis == 0 else "codes = Identity (matrix)",
+        f"integers = {'Transpose <perm = [1, 0]>' if axis == 0 else 'Identity'} (matrix)",
     ]
 
 
