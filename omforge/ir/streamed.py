@@ -13,6 +13,9 @@ import onnx_ir as ir
 Array = npt.NDArray[Any]
 T = TypeVar("T")
 
+Write = Callable[[int, bytes | memoryview], None]
+"""Told a piece's first byte in the tensor, and the piece, which is valid during the call only."""
+
 _SUBBYTE = {4}
 """Bits of the element types whose numpy form has one element a byte, and ONNX's form more."""
 
@@ -33,6 +36,17 @@ class StreamedTensor(ir.LazyTensor):
     def pieces(self) -> Iterator[bytes]:
         """The bytes in order, as ONNX stores them: little endian, 4-bit elements two a byte."""
         raise NotImplementedError(f"{type(self).__name__}.pieces")
+
+    def store(self, write: Write) -> None:
+        """Hand over all bytes, each piece with its place; `write` may come from several threads.
+
+        For those that compute on threads: a thread that writes what it has computed holds up no
+        other one.
+        """
+        done = 0
+        for piece in self.pieces():
+            write(done, piece)
+            done += len(piece)
 
     def _whole(self) -> ir.TensorProtocol:
         data = np.empty(self.nbytes, np.uint8)

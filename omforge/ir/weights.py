@@ -6,12 +6,15 @@ import hashlib
 import mmap
 import os
 import secrets
+import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self, cast
+from typing import Self, cast
 
+import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from omforge.ir.errors import OmforgeError
@@ -22,6 +25,8 @@ LARGE = 1 << 20
 LARGE_ALIGNMENT = 4096  # a page, so that a mapped weight starts on one
 SMALL_ALIGNMENT = 64  # a cache line, and the widest vector load
 SAMPLE, STRIDE = 1 << 10, 1 << 16  # a tensor is recognised by so many of every so many bytes
+
+_NOWAIT = getattr(os, "RWF_NOWAIT", 0)  # Linux; elsewhere every read may wait
 
 Replacement = Callable[[ir.TensorProtocol], ir.TensorProtocol | None]
 
@@ -173,13 +178,17 @@ def _file_chunks(tensor: ir.ExternalTensor) -> Iterator[bytes]:
         while left:
             chunk = file.read(min(CHUNK, left))
             if not chunk:
-                raise OmforgeError(
-                    f"{tensor.path} ends inside tensor {tensor.name}",
-                    f"{left} of its {tensor.nbytes} bytes are missing",
-                    "The file changed since the model was loaded: load it again",
-                )
+                raise _too_short(tensor, left)
             left -= len(chunk)
             yield chunk
+
+
+def _too_short(tensor: ir.ExternalTensor, missing: int) -> OmforgeError:
+    return OmforgeError(
+        f"{tensor.path} ends inside tensor {tensor.name}",
+        f"{missing} of its {tensor.nbytes} bytes are missing",
+        "The file changed since the model was loaded: load it again",
+    )
 
 
 def _mapped_chunks(mapped: mmap.mmap, offset: int, length: int) -> Iterator[memoryview]:
@@ -202,16 +211,85 @@ def release(tensor: ir.TensorProtocol, first: int, last: int) -> None:
         _give_back(tensor.raw, (tensor.offset or 0) + first, last - first)
 
 
-def prefetch(tensor: ir.TensorProtocol, first: int, last: int) -> None:
-    """Ask the system to read bytes first..last of a mapped tensor from the disk, and do not wait.
+class TensorReader:
+    """Reads parts of a tensor's bytes, for several threads at once.
 
-    Without it, each page is waited for when it is touched. Does nothing for a tensor that is not
-    mapped.
+    A file is read into a buffer that each thread uses again. That is faster than a mapping, whose
+    pages are faulted in and given back, and whose short rows miss the caches: 4 GiB, quantised on
+    two threads, 0.8 s instead of 1.6. A tensor that is mapped already is read from its mapping,
+    as the file under its name may be another by now.
+
+    Args:
+        tensor: Of bytes as numpy has them: not of a type of less than a byte.
     """
-    if isinstance(tensor, ir.ExternalTensor) and tensor.raw is not None and last > first:
-        page = mmap.ALLOCATIONGRANULARITY
-        start = ((tensor.offset or 0) + first) // page * page
-        tensor.raw.madvise(mmap.MADV_WILLNEED, start, (tensor.offset or 0) + last - start)
+
+    def __init__(self, tensor: ir.TensorProtocol) -> None:
+        self._tensor = tensor
+        self._buffers = threading.local()
+        self._file: int | None = None
+        self._bytes: npt.NDArray[np.uint8] | None = None
+        self._mapped: mmap.mmap | None = None
+        self._start = 0
+        if isinstance(tensor, ir.ExternalTensor) and tensor.nbytes:
+            self._start = tensor.offset or 0
+            self._mapped = tensor.raw
+            if self._mapped is None:
+                self._file = os.open(tensor.path, os.O_RDONLY)
+            else:
+                self._bytes = np.frombuffer(self._mapped, np.uint8)
+        else:
+            self._bytes = np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8)
+
+    def read(self, first: int, last: int, *, ahead: int = 0) -> npt.NDArray[np.uint8]:
+        """Return bytes first..last; they are valid until this thread reads again.
+
+        Args:
+            first: The first byte.
+            last: The byte behind the last one.
+            ahead: Where the disk has to be waited for, let it go on to this byte.
+
+        Raises:
+            OmforgeError: The file has become shorter.
+        """
+        count = last - first
+        if self._bytes is not None and self._mapped is None:
+            return self._bytes[first:last]
+        buffer: npt.NDArray[np.uint8] | None = getattr(self._buffers, "bytes", None)
+        if buffer is None or buffer.size < count:
+            buffer = self._buffers.bytes = np.empty(count, np.uint8)
+        buffer = buffer[:count]
+        if self._bytes is not None and self._mapped is not None:
+            np.copyto(buffer, self._bytes[self._start + first : self._start + last])
+            _give_back(self._mapped, self._start + first, count)
+        else:
+            self._fill(buffer, self._start + first, self._start + ahead)
+        return buffer
+
+    def _fill(self, buffer: npt.NDArray[np.uint8], start: int, ahead: int) -> None:
+        """Read bytes of the file from `start` on."""
+        assert self._file is not None
+        done = 0
+        while done < len(buffer):
+            rest, at = [buffer[done:].data], start + done
+            try:
+                got = 0 if done else os.preadv(self._file, rest, at, _NOWAIT)
+            except OSError:  # nothing is in memory, or the file system cannot say
+                got = 0
+            if not got:
+                if ahead > at and hasattr(os, "posix_fadvise"):
+                    os.posix_fadvise(self._file, at, ahead - at, os.POSIX_FADV_WILLNEED)
+                got = os.preadv(self._file, rest, at)
+            if not got:
+                raise _too_short(cast(ir.ExternalTensor, self._tensor), len(buffer) - done)
+            done += got
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
 
 
 def _give_back(mapped: mmap.mmap, offset: int, length: int) -> None:
@@ -248,6 +326,13 @@ def temporary_sibling(file: Path) -> Path:
     return file.with_name(f".{file.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
 
 
+def _write_at(file: int, chunk: memoryview | bytes, offset: int) -> None:
+    """Write all of a chunk: the system may take a part of it."""
+    done = os.pwrite(file, chunk, offset)
+    while done < len(chunk):
+        done += os.pwrite(file, chunk[done:], offset + done)
+
+
 def _samples(chunk: memoryview | bytes, start: int) -> Iterator[memoryview | bytes]:
     """Yield the samples in a chunk whose first byte is byte `start` of a tensor.
 
@@ -272,11 +357,12 @@ class WeightWriter:
         self.path = Path(path)
         self._temporary = temporary_sibling(self.path)
         self._end = 0
+        self._closed = False
         self._places: dict[tuple[int, bytes], list[int]] = {}
         # Keyed by identity, so the tensor is kept: a new one could take over a dead one's id.
         self._seen: dict[int, tuple[ir.TensorProtocol, tuple[int, int]]] = {}
         try:
-            self._file: BinaryIO = open(self._temporary, "x+b")  # noqa: SIM115  closed by close/discard
+            self._file = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         except OSError as error:
             raise write_error(self.path, error) from error
 
@@ -303,15 +389,25 @@ class WeightWriter:
     def _add(self, tensor: ir.TensorProtocol) -> tuple[int, int]:
         alignment = LARGE_ALIGNMENT if tensor.nbytes >= LARGE else SMALL_ALIGNMENT
         offset = -(-self._end // alignment) * alignment
-        digest = hashlib.sha256()
-        done = 0
+        written: dict[int, tuple[int, bytes]] = {}
+
+        def write(start: int, chunk: memoryview | bytes) -> None:
+            """Write a piece, from any thread and in any order."""
+            _write_at(self._file, chunk, offset + start)
+            written[start] = len(chunk), b"".join(_samples(chunk, start))
+
         try:
-            self._file.seek(offset)
-            for chunk in chunks(tensor):
-                for sample in _samples(chunk, done):
-                    digest.update(sample)
-                self._file.write(chunk)
-                done += len(chunk)
+            if isinstance(tensor, StreamedTensor):
+                tensor.store(write)
+            else:
+                done = 0
+                for chunk in chunks(tensor):
+                    write(done, chunk)
+                    done += len(chunk)
+            done = sum(length for length, _ in written.values())
+            digest = hashlib.sha256()
+            for start in sorted(written):
+                digest.update(written[start][1])
             places = self._places.setdefault((done, digest.digest()), [])
             same = next((place for place in places if self._equal(place, offset, done)), None)
         except OSError as error:
@@ -325,10 +421,9 @@ class WeightWriter:
 
     def _equal(self, first: int, second: int, length: int) -> bool:
         """Whether two parts of the file have the same bytes."""
-        self._file.flush()
         for start in range(0, length, LARGE):
             count = min(LARGE, length - start)
-            parts = [os.pread(self._file.fileno(), count, at + start) for at in (first, second)]
+            parts = [os.pread(self._file, count, at + start) for at in (first, second)]
             if parts[0] != parts[1]:
                 return False
         return True
@@ -351,11 +446,11 @@ class WeightWriter:
 
     def close(self) -> None:
         """Finish the file and put it in place. Closing twice is allowed."""
-        if self._file.closed:
+        if self._closed:
             return
         try:
-            self._file.truncate(self._end)
-            self._file.close()
+            os.ftruncate(self._file, self._end)
+            self._close_file()
             os.replace(self._temporary, self.path)
         except BaseException as error:
             self.discard()
@@ -365,9 +460,14 @@ class WeightWriter:
 
     def discard(self) -> None:
         """Remove what was written, unless it is already in place."""
-        with contextlib.suppress(OSError):  # closing flushes, which fails again on a full disk
-            self._file.close()
+        with contextlib.suppress(OSError):
+            self._close_file()
         self._temporary.unlink(missing_ok=True)
+
+    def _close_file(self) -> None:
+        if not self._closed:
+            self._closed = True
+            os.close(self._file)
 
     def __enter__(self) -> Self:
         return self

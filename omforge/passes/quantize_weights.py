@@ -211,7 +211,7 @@ class QuantizeWeights(Pass):
         tensor = linear.weight.const_value
         assert tensor is not None
         scheme, dtype = weight.scheme, tensor.dtype
-        parameters = [_as(weight.scale, dtype)]
+        parameters = [_scale(weight, dtype)]
         if weight.zero_point is not None:
             parameters.append(weight.zero_point)
         stored = [weight.codes, *parameters]
@@ -256,10 +256,12 @@ def divide_norms(model: ir.Model, found: Mapping[ir.Value, Array]) -> None:
             model.graph.initializers.pop(old.name or "", None)
 
 
-def _as(scale: ir.TensorProtocol, dtype: ir.DataType) -> ir.TensorProtocol:
-    if dtype == scale.dtype:
-        return scale
-    return ElementwiseTensor(scale, lambda part: part.astype(dtype.numpy()), dtype)
+def _scale(weight: Weight, dtype: ir.DataType) -> ir.TensorProtocol:
+    if isinstance(weight, QuantizedWeight):
+        return weight.scale_as(dtype)
+    if dtype == weight.scale.dtype:
+        return weight.scale
+    return ElementwiseTensor(weight.scale, lambda part: part.astype(dtype.numpy()), dtype)
 
 
 def _dequantized(op: Builder, weight: Weight, made: Sequence[ir.Value]) -> ir.Value:

@@ -8,8 +8,8 @@ import onnx_ir
 import pytest
 
 from omforge import ir
-from omforge.ir.streamed import StreamedTensor
-from omforge.ir.weights import SAMPLE, STRIDE, external_like, prefetch, release
+from omforge.ir.streamed import StreamedTensor, Write
+from omforge.ir.weights import SAMPLE, STRIDE, TensorReader, external_like, release
 
 
 def mapped(tmp_path: Path, offset: int, count: int) -> tuple[onnx_ir.ExternalTensor, np.ndarray]:
@@ -19,23 +19,54 @@ def mapped(tmp_path: Path, offset: int, count: int) -> tuple[onnx_ir.ExternalTen
 
 
 @pytest.mark.parametrize("offset", [0, 64, 5000])
-def test_pages_may_be_asked_for_and_given_back(tmp_path: Path, offset: int) -> None:
+def test_pages_may_be_given_back(tmp_path: Path, offset: int) -> None:
     tensor, numbers = mapped(tmp_path, offset, 5000)
-    prefetch(tensor, 0, 100)  # not mapped yet: nothing to ask for
-    assert tensor.raw is None
     seen = tensor.numpy()
     for first, last in ((0, tensor.nbytes), (4, 8), (9000, tensor.nbytes), (12, 12)):
-        prefetch(tensor, first, last)
-        np.testing.assert_array_equal(seen, numbers)
         release(tensor, first, last)
         np.testing.assert_array_equal(seen, numbers)
 
 
 def test_what_is_in_memory_is_let_be() -> None:
     tensor = onnx_ir.tensor(np.ones(8, np.float32))
-    prefetch(tensor, 0, 32)
     release(tensor, 0, 32)
     assert tensor.numpy().sum() == 8
+
+
+@pytest.mark.parametrize("kind", ["file", "mapped", "memory"])
+def test_parts_of_a_tensor_are_read(tmp_path: Path, kind: str) -> None:
+    tensor, numbers = mapped(tmp_path, 64, 5000)
+    source: onnx_ir.TensorProtocol = tensor
+    if kind == "mapped":
+        tensor.numpy()
+    elif kind == "memory":
+        source = onnx_ir.tensor(numbers.reshape(50, 100).T)  # not in C order
+        numbers = np.ascontiguousarray(numbers.reshape(50, 100).T).reshape(-1)
+    with TensorReader(source) as reader:
+        for first, last in ((0, 5000), (10, 20), (4999, 5000), (7, 7)):
+            part = reader.read(4 * first, 4 * last, ahead=4 * last).view(np.float32)
+            np.testing.assert_array_equal(part, numbers[first:last])
+
+
+def test_a_mapped_tensor_is_read_from_its_mapping(tmp_path: Path) -> None:
+    """Its file's name may belong to another file by now."""
+    tensor, numbers = mapped(tmp_path, 0, 100)
+    tensor.numpy()
+    (tmp_path / "other.bin").write_bytes(bytes(400))
+    (tmp_path / "other.bin").replace(tmp_path / "w.bin")
+    with TensorReader(tensor) as reader:
+        np.testing.assert_array_equal(reader.read(0, 400).view(np.float32), numbers)
+
+
+def test_a_file_that_became_shorter_is_named(tmp_path: Path) -> None:
+    tensor, _ = mapped(tmp_path, 0, 100)
+    (tmp_path / "w.bin").write_bytes(bytes(300))
+    with (
+        TensorReader(tensor) as reader,
+        pytest.raises(ir.OmforgeError, match="ends inside tensor w") as caught,
+    ):
+        reader.read(0, 400)
+    assert "100 of its 400 bytes are missing" in str(caught.value)
 
 
 class InPieces(StreamedTensor):
@@ -52,12 +83,21 @@ class InPieces(StreamedTensor):
         )
 
 
+class FromTheEnd(InPieces):
+    """Hands the last piece over first, as threads may."""
+
+    def store(self, write: Write) -> None:
+        for start in reversed(range(0, len(self._data), self._size)):
+            write(start, self._data[start : start + self._size])
+
+
 @pytest.mark.parametrize("size", [7, SAMPLE - 1, SAMPLE, STRIDE - 3, STRIDE, 10 * STRIDE])
 def test_equal_bytes_are_stored_once_however_they_come(tmp_path: Path, size: int) -> None:
     data = np.random.default_rng(0).bytes(3 * STRIDE + 5)
     with ir.WeightWriter(tmp_path / "w.bin") as writer:
         place = writer.add(onnx_ir.tensor(np.frombuffer(data, np.uint8)))
         assert writer.add(InPieces(data, size)) == place == (0, len(data))
+        assert writer.add(FromTheEnd(data, size)) == place
     assert (tmp_path / "w.bin").read_bytes() == data
 
 

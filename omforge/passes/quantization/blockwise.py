@@ -23,8 +23,9 @@ from omforge.ir.errors import InputError
 Array = npt.NDArray[Any]
 Clip = Literal["none", "mse"]
 
-RATIOS = (0.94, 0.88, 0.82, 0.76)
-"""Shares of a group's range that clipping tries: the best of a 4-bit group is seldom below."""
+RATIOS = (0.94, 0.88)
+"""Shares of a group's range that clipping tries. Of normal weights in groups of 128, 0.82 and 0.76
+besides lessen the squared error by 0.6% with signed scales, and by 0.02% with zero points."""
 
 _OVERFLOW = np.float32(65536)
 """What no float16 reaches."""
@@ -45,6 +46,15 @@ class Scheme:
     group: int = 128
     symmetric: bool = True
     clip: Clip = "mse"
+
+    @property
+    def signed(self) -> bool:
+        """Whether scales have signs: the weight of the greatest size, positive or not, is -8 steps.
+
+        A step is an eighth of it then, where one sign for all would make it a seventh in half of
+        the groups. With 8 bits that gains nothing.
+        """
+        return self.symmetric and self.bits == 4
 
     @property
     def low(self) -> int:
@@ -76,7 +86,8 @@ class Quantized:
 
     Attributes:
         codes: int8, of the block's shape.
-        scale: float32, every number one of float16 too, so that a graph in either has the same.
+        scale: float32, every number one of float16 too, so that a graph in either has the same;
+            negative for some groups of a `signed` scheme.
         zero: int8; all 0 where the scheme is symmetric.
     """
 
@@ -207,6 +218,9 @@ def _searched(
 
 def _grid(low: Array, high: Array, ratio: float, scheme: Scheme) -> tuple[Array, Array]:
     """Scale and zero point of a range cut to a share of itself, float32 both."""
+    if scheme.signed:
+        scale = storable(np.maximum(high, -low) * (np.float32(ratio) / np.float32(-scheme.low)))
+        return np.where(high > -low, -scale, scale), np.zeros_like(scale)
     if scheme.symmetric:
         # The negative side has one integer more.
         scale = storable(np.maximum(high / scheme.high, low / scheme.low) * np.float32(ratio))

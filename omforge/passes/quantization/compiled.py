@@ -98,15 +98,14 @@ def quantize_columns(weights: Array, scheme: Scheme, codes: Array) -> tuple[Arra
     return scale, zero
 
 
-def pack(codes: Array) -> bytes:
+def pack(codes: Array, packed: Array) -> None:
     """4-bit integers as ONNX stores them.
 
     Args:
         codes: int8, C order, an even number.
+        packed: uint8, half as many, to be written.
     """
-    packed = np.empty(codes.size // 2, np.uint8)
     _pack(codes.reshape(-1).view("<u2"), packed)
-    return packed.tobytes()
 
 
 def _as_integers(weights: Array) -> tuple[Array, tuple[np.int32, np.int32, np.float32]]:
@@ -200,8 +199,11 @@ def _grid(
     """Scales and zero points of ranges cut to a share of themselves, as `blockwise` has them."""
     count = len(scale)
     none = np.float32(0)
+    signed = symmetric and high < np.float32(8)
     for i in range(count):
-        if symmetric:
+        if signed:
+            scale[i] = max(greatest[i], -least[i]) * (ratio / -low)
+        elif symmetric:
             scale[i] = max(greatest[i] / high, least[i] / low) * ratio
         else:
             bottom = min(least[i], none) * ratio
@@ -215,6 +217,8 @@ def _grid(
             bits[i] = (bits[i] + np.int32(0xFFF) + odd) & np.int32(-0x2000)
         if scale[i] == none:
             scale[i] = np.float32(1)
+        if signed and greatest[i] > -least[i]:
+            scale[i] = -scale[i]
     for i in range(count):
         zero[i] = none
         if not symmetric:
@@ -330,10 +334,24 @@ def _columns(
             if len(ratios) > 1:
                 for j in range(width):
                     inverse[j] = np.float32(1) / scale[j]
-                for i in range(size):
-                    for j in range(width):
-                        terms[i, j] = _square(numbers[i, j] * inverse[j] + zero[j], low, high)
                 count = size
+                if count % 4 == 0:  # two folds at once, as in `_loss`
+                    count //= 4
+                    for i in range(count):
+                        first, second = numbers[i], numbers[count + i]
+                        third, fourth = numbers[2 * count + i], numbers[3 * count + i]
+                        sums = terms[i]
+                        for j in range(width):
+                            step, offset = inverse[j], zero[j]
+                            odd = _square(first[j] * step + offset, low, high)
+                            odd += _square(third[j] * step + offset, low, high)
+                            even = _square(second[j] * step + offset, low, high)
+                            even += _square(fourth[j] * step + offset, low, high)
+                            sums[j] = odd + even
+                else:
+                    for i in range(size):
+                        for j in range(width):
+                            terms[i, j] = _square(numbers[i, j] * inverse[j] + zero[j], low, high)
                 while count > 1:
                     half = count // 2
                     count -= half

@@ -35,8 +35,8 @@ def quantize_hqq(weights: Array, axis: int, scheme: Scheme) -> Quantized:
     """Round a block whose axis `axis` is exactly one group.
 
     The published zero points are floats and the scales stay; `DequantizeLinear` has integers, so
-    here each round also fits the scale, by least squares. A round that does not lessen the loss of
-    a group is not taken for it.
+    here each round also fits the scale, by least squares, from the best clipping on. A round that
+    does not lessen the loss of a group is not taken for it.
 
     Args:
         weights: float32; changed by nobody.
@@ -46,7 +46,7 @@ def quantize_hqq(weights: Array, axis: int, scheme: Scheme) -> Quantized:
     Raises:
         InputError: As `quantize`.
     """
-    start = quantize(weights, axis, dataclasses.replace(scheme, clip="none"))
+    start = quantize(weights, axis, dataclasses.replace(scheme, clip="mse"))
     scale, zero = start.scale, start.zero.astype(np.float32)
     best_scale, best_zero = scale.copy(), zero.copy()
     codes = encode(weights, scale, zero, scheme)
@@ -84,7 +84,7 @@ def _fitted(target: Array, steps: Array, before: Array, axis: int) -> Array:
     """The scale for which steps * scale is nearest to the target; the one before if none is."""
     squares = np.square(steps).sum(axis, keepdims=True)
     fitted = (target * steps).sum(axis, keepdims=True) / np.maximum(squares, 1)
-    return storable(np.where(fitted > 0, fitted, before))
+    return storable(np.where(fitted * before > 0, fitted, before))
 
 
 def _loss(error: Array, axis: int) -> Array:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -21,8 +22,8 @@ import numpy.typing as npt
 from omforge import ir
 from omforge.ir.errors import InputError
 from omforge.ir.infer import tensor_shape
-from omforge.ir.streamed import StreamedTensor, in_order
-from omforge.ir.weights import prefetch, release
+from omforge.ir.streamed import StreamedTensor, Write, in_order
+from omforge.ir.weights import TensorReader
 from omforge.passes.quantization.blockwise import (
     Quantizer,
     Scheme,
@@ -44,23 +45,39 @@ _PIECE = 1 << 20
 _AHEAD = 12
 """Pieces that the system is asked to read before they are needed: a disk's reply takes a while."""
 
+_THREADS = 3
+"""One for each of two cores, and one that waits for the disk, or for its turn to write a file."""
+
 _WORTH = 1 << 18
 """Weights from which compiled loops are used: a small model must not wait for their loading."""
 
-_Piece = tuple[bytes, Array, Array]
-"""Packed integers, scales and zero points of some rows."""
+_Piece = tuple[memoryview, Array, Array]
+"""Packed integers, scales and zero points of some rows; the integers in a buffer of the thread."""
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """What computes piece i, and how many bytes of the source each piece is."""
+class _Part:
+    """Rows first..last of a weight as a matrix."""
 
-    work: Callable[[int], _Piece]
-    sizes: list[int]
+    first: int
+    last: int
 
-    @property
-    def count(self) -> int:
-        return len(self.sizes)
+
+class _Buffers(threading.local):
+    """Of a thread: a new one for each piece would be faulted in, page by page."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, Array] = {}
+
+    def get(self, name: str, size: int, dtype: npt.DTypeLike) -> Array:
+        """Return [size], its content undefined."""
+        buffer = self._found.get(name)
+        if buffer is None or buffer.size < size:
+            buffer = self._found[name] = np.empty(size, dtype)
+        return buffer[:size]
+
+
+_buffers = _Buffers()
 
 
 @functools.cache
@@ -109,15 +126,9 @@ class QuantizedWeight:
         self._compiled: ModuleType | None = None
         self._scale: Array | None = None
         self._zero: Array | None = None
-        name = source.name or "weight"
-        shape = self.scale_shape
+        name, shape = source.name or "weight", self.scale_shape
         self.codes: ir.TensorProtocol = _Codes(self, f"{name}_quantized")
-        self.scale: ir.TensorProtocol = ir.LazyTensor(
-            lambda: ir.Tensor(self._parameters()[0].astype(np.float32), name=f"{name}_scale"),
-            dtype=ir.DataType.FLOAT,
-            shape=ir.Shape(shape),
-            name=f"{name}_scale",
-        )
+        self.scale: ir.TensorProtocol = self.scale_as(ir.DataType.FLOAT)
         self.zero_point: ir.TensorProtocol | None = None
         if not scheme.symmetric:
             self.zero_point = ir.LazyTensor(
@@ -126,6 +137,16 @@ class QuantizedWeight:
                 shape=ir.Shape(shape),
                 name=f"{name}_zero_point",
             )
+
+    def scale_as(self, dtype: ir.DataType) -> ir.TensorProtocol:
+        """The scales in a type that holds float16's numbers exactly, or rounds them."""
+        name = f"{self.source.name or 'weight'}_scale"
+        return ir.LazyTensor(
+            lambda: ir.Tensor(self._parameters()[0].astype(dtype.numpy(), copy=False), name=name),
+            dtype=dtype,
+            shape=ir.Shape(self.scale_shape),
+            name=name,
+        )
 
     @property
     def per_channel(self) -> bool:
@@ -143,20 +164,48 @@ class QuantizedWeight:
 
     def pieces(self) -> Iterator[bytes]:
         """The integers' bytes in order; the scales are known when the last has come."""
-        self.source.numpy()  # maps it, which two threads must not do at once
+
+        def copied(_: int, piece: _Piece) -> tuple[bytes, Array, Array]:
+            return bytes(piece[0]), *piece[1:]
+
+        yield from self._computed(copied)
+
+    def store(self, write: Write) -> None:
+        """Hand over the integers' bytes, from the threads that compute them."""
+
+        def written(start: int, piece: _Piece) -> tuple[bytes, Array, Array]:
+            write(start, piece[0])
+            return b"", *piece[1:]
+
+        for _ in self._computed(written):
+            pass
+
+    def _computed(
+        self, finish: Callable[[int, _Piece], tuple[bytes, Array, Array]]
+    ) -> Iterator[bytes]:
+        """Compute all pieces; `finish` is told each one's first byte, by the thread that has it."""
         if self._quantizer is quantize and math.prod(self.shape) >= _WORTH:
             loops = _loops()
             if loops is not None and loops.supports(self.source.dtype.numpy()):
                 self._compiled = loops
-        plan = self._plan()
+        matrix, parts = self._plan()
         scales: list[Array] = []
         zeros: list[Array] = []
-        for packed, scale, zero in in_order(plan.work, plan.count):
-            if self._report is not None:  # here and not in the threads, which may come together
-                self._report(plan.sizes[len(scales)])
-            scales.append(scale.astype(np.float16))  # exact, and they stay in memory
-            zeros.append(zero)
-            yield packed
+        with TensorReader(self.source) as reader:
+
+            def work(index: int) -> tuple[bytes, Array, Array]:
+                start = parts[index].first * matrix[1] * self.scheme.bits // 8
+                return finish(start, self._piece(matrix, parts, index, reader))
+
+            for data, scale, zero in in_order(
+                work, len(parts), threads=_THREADS, ahead=2 * _THREADS
+            ):
+                if self._report is not None:  # here and not in the threads, which may come together
+                    part = parts[len(scales)]
+                    self._report(self.source.nbytes // matrix[0] * (part.last - part.first))
+                scales.append(scale)
+                zeros.append(zero)
+                yield data
         self._scale = np.concatenate(scales).reshape(self.scale_shape)
         self._zero = np.concatenate(zeros).reshape(self.scale_shape)
 
@@ -169,7 +218,8 @@ class QuantizedWeight:
         assert self._zero is not None
         return self._scale, self._zero
 
-    def _plan(self) -> _Plan:
+    def _plan(self) -> tuple[tuple[int, int], list[_Part]]:
+        """The shape of the weight as a matrix, and the rows of it that are a piece each."""
         inputs, size = self.shape[self.axis], self.scheme.size(self.shape[self.axis])
         if self.axis == len(self.shape) - 1:  # [.., N, K]: rows are independent
             rows = int(np.prod(self.shape[:-1]))
@@ -177,71 +227,64 @@ class QuantizedWeight:
             total = rows * inputs
             pieces = max(-(-total // _PIECE), min(4, 8 * total // _PIECE), 1)  # for all cores
             step = -(-rows // pieces // 2) * 2
-            bounds = [(start, min(start + step, rows)) for start in range(0, rows, step)]
+            parts = [_Part(start, min(start + step, rows)) for start in range(0, rows, step)]
         else:  # [.., K, N]: a piece is the rows of some groups
             outputs = self.shape[-1]
             matrix = (int(np.prod(self.shape[:-1])), outputs)
             step = size * max(1, _PIECE // (size * outputs))
-            bounds = [
-                (first + start, first + min(start + step, inputs))
+            parts = [
+                _Part(first + start, first + min(start + step, inputs))
                 for first in range(0, matrix[0], inputs)
                 for start in range(0, inputs, step)
             ]
-        width = self.source.nbytes // matrix[0]
-        odd = [(last - first) * matrix[1] % 2 for first, last in bounds[:-1]]
-        if self.scheme.bits == 4 and any(odd):
-            return _Plan(lambda _: self._joined(matrix, bounds), [self.source.nbytes])
-        sizes = [(last - first) * width for first, last in bounds]
-
-        def work(index: int) -> _Piece:
-            if index + _AHEAD < len(bounds):
-                first, last = bounds[index + _AHEAD]
-                prefetch(self.source, first * width, last * width)
-            return self._packed(matrix, *bounds[index])
-
-        return _Plan(work, sizes)
-
-    def _joined(self, matrix: tuple[int, int], bounds: Sequence[tuple[int, int]]) -> _Piece:
-        """Everything at once: pieces that do not end on a byte cannot be packed apart."""
-        codes = np.empty(matrix, np.int8)
-        made = [self._piece(matrix, first, last, codes[first:last]) for first, last in bounds]
-        scales, zeros = zip(*made, strict=True)
-        return pack(codes, self.scheme.bits), np.concatenate(scales), np.concatenate(zeros)
-
-    def _packed(self, matrix: tuple[int, int], first: int, last: int) -> _Piece:
-        codes = np.empty((last - first, matrix[1]), np.int8)
-        scale, zero = self._piece(matrix, first, last, codes)
-        if self._compiled is None or self.scheme.bits == 8 or codes.size % 2:
-            packed = pack(codes, self.scheme.bits)
-        else:
-            packed = self._compiled.pack(codes)
-        return packed, scale, zero
+        odd = [(part.last - part.first) * matrix[1] % 2 for part in parts[:-1]]
+        if self.scheme.bits == 4 and any(odd):  # pieces that do not end on a byte
+            parts = [_Part(0, matrix[0])]
+        return matrix, parts
 
     def _piece(
-        self, matrix: tuple[int, int], first: int, last: int, codes: Array
-    ) -> tuple[Array, Array]:
-        """Scales and zero points of rows first..last of the weight as a matrix; writes `codes`."""
-        rows = self.source.numpy().reshape(matrix)[first:last]
-        along = self.axis == len(self.shape) - 1
-        size = len(rows) if along else self.scheme.size(self.shape[self.axis])
-        made: list[tuple[Array, Array]] = []
+        self, matrix: tuple[int, int], parts: Sequence[_Part], index: int, reader: TensorReader
+    ) -> _Piece:
+        part = parts[index]
+        width = self.source.nbytes // matrix[0]
+        shape = (part.last - part.first, matrix[1])
+        ahead = parts[min(index + _AHEAD, len(parts)) - 1].last
+        read = reader.read(part.first * width, part.last * width, ahead=ahead * width)
+        rows = read.view(self.source.dtype.numpy()).reshape(shape)
+        codes = _buffers.get("codes", math.prod(shape), np.int8).reshape(shape)
         try:
-            for start in range(0, len(rows), size):
-                part, written = rows[start : start + size], codes[start : start + size]
-                if self._compiled is None:
-                    made.append((self._rows if along else self._columns)(part, written))
-                elif along:
-                    made.append(self._compiled.quantize_rows(part, self.scheme, written))
-                else:
-                    made.append(self._compiled.quantize_columns(part, self.scheme, written))
+            scale, zero = self._quantized(rows, codes)
+            scale = scale.astype(np.float16)  # exact, and they stay in memory
         except InputError as error:
             raise InputError(
                 f"{self.source.name} cannot be quantised",
                 f"{error.what}: {error.why}",
                 error.next_step,
             ) from error
-        width = rows.dtype.itemsize * matrix[1]
-        release(self.source, first * width, last * width)
+        if self._compiled is None or self.scheme.bits == 8 or codes.size % 2:
+            return memoryview(pack(codes, self.scheme.bits)), scale, zero
+        packed = _buffers.get("packed", codes.size // 2, np.uint8)
+        self._compiled.pack(codes, packed)
+        return packed.data, scale, zero
+
+    def _quantized(self, rows: Array, codes: Array) -> tuple[Array, Array]:
+        """Scales and zero points of some rows; writes `codes`."""
+        along = self.axis == len(self.shape) - 1
+        group = self.scheme.size(self.shape[self.axis])
+        # Neither a group nor a matrix of several ends within another's rows.
+        inputs = self.shape[self.axis]
+        made: list[tuple[Array, Array]] = []
+        start = 0
+        while start < len(rows):
+            size = len(rows) if along else min(group, inputs - start % inputs)
+            part, written = rows[start : start + size], codes[start : start + size]
+            if self._compiled is None:
+                made.append((self._rows if along else self._columns)(part, written))
+            elif along:
+                made.append(self._compiled.quantize_rows(part, self.scheme, written))
+            else:
+                made.append(self._compiled.quantize_columns(part, self.scheme, written))
+            start += size
         scales, zeros = zip(*made, strict=True)
         return np.concatenate(scales), np.concatenate(zeros)
 
@@ -286,6 +329,10 @@ class _Codes(StreamedTensor):
     def pieces(self) -> Iterator[bytes]:
         """Computed from the weight."""
         return self._weight.pieces()
+
+    def store(self, write: Write) -> None:
+        """Computed from the weight, and written where it is computed."""
+        self._weight.store(write)
 
 
 def _integers(array: Array, scheme: Scheme, name: str) -> ir.TensorProtocol:

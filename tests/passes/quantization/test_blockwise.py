@@ -46,6 +46,17 @@ def test_clipping_never_makes_the_squared_error_larger(symmetric: bool) -> None:
     assert error("mse").sum() < 0.95 * error("none").sum()
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_largest_weight_of_a_4_bit_group_is_minus_8_steps(sign: int) -> None:
+    """Whatever its sign: one scale sign for all would spend a seventh on half of the groups."""
+    weights = np.array([[sign * 4.0], [sign * -3.0], [0.5], [0.0]], np.float32)
+    made = quantize(weights, 0, Scheme(4, 32, True, "none"))
+    assert made.codes[:, 0].tolist() == [-8, 6, -sign, 0]
+    assert made.scale.item() == -sign * 0.5
+    eight = quantize(weights, 0, Scheme(8, 0, True, "none"))
+    assert eight.scale.item() > 0
+
+
 def test_groups_may_lie_along_any_axis() -> None:
     weights = np.random.default_rng(1).normal(size=(64, 3)).astype(np.float32)
     down = quantize(weights, 0, Scheme())

@@ -16,7 +16,7 @@ def loss(weights: np.ndarray, quantizer, scheme: Scheme) -> np.ndarray:
 @pytest.mark.parametrize("bits", [4, 8])
 def test_no_group_is_worse_than_nearest_and_many_are_better(bits: int, symmetric: bool) -> None:
     weights = np.random.default_rng(0).standard_t(3, (64, 200)).astype(np.float32)
-    scheme = Scheme(bits, 64, symmetric, "none")
+    scheme = Scheme(bits, 64, symmetric)
     nearest, found = loss(weights, quantize, scheme), loss(weights, quantize_hqq, scheme)
     assert np.all(found <= nearest * (1 + 1e-6))
     assert np.mean(found < nearest) > 0.3
