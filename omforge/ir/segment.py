@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,10 @@ import onnx_ir as ir
 from omforge.ir.errors import InputError
 
 Array = npt.NDArray[Any]
+
+
+EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
+"""ONNX Runtime's key for where the weights of a serialised model are."""
 
 
 class Walk:
@@ -120,8 +125,9 @@ class Walk:
         read = {v for node in nodes for v in node.inputs if v is not None} - set(made)
         constants = {v for v in read if v.is_initializer()}
         inputs = sorted(_name(v) for v in read - constants)
-        proto = self._proto(nodes, inputs, kept, constants, replaced)
-        return _Segment(_session(proto), inputs, [_name(v) for v in kept])
+        folder = _folder(v for v in constants if v not in replaced)
+        proto = self._proto(nodes, inputs, kept, constants, replaced, folder)
+        return _Segment(_session(proto, folder), inputs, [_name(v) for v in kept])
 
     def _needed(self, value: ir.Value) -> list[ir.Node]:
         """The nodes left to run for a value, in the graph's order."""
@@ -152,6 +158,7 @@ class Walk:
         outputs: Sequence[ir.Value],
         constants: Iterable[ir.Value],
         replaced: Mapping[ir.Value, Array],
+        folder: str | None,
     ) -> onnx.ModelProto:
         proto = onnx.ModelProto(ir_version=11)
         proto.graph.name = "segment"
@@ -162,7 +169,7 @@ class Walk:
             kind = ir.DataType.from_numpy(self._envs[0][name].dtype)
             proto.graph.input.add(name=name).type.tensor_type.elem_type = int(kind)
         for value in sorted(constants, key=_name):
-            proto.graph.initializer.append(_initializer(value, replaced.get(value)))
+            proto.graph.initializer.append(_initializer(value, replaced.get(value), folder))
         for value in outputs:
             proto.graph.output.add(name=_name(value))
         return proto
@@ -182,26 +189,56 @@ class _Segment:
         env.update(zip(self.outputs, self.session.run(self.outputs, feeds), strict=True))
 
 
-def _initializer(value: ir.Value, numbers: Array | None) -> onnx.TensorProto:
+def _folder(constants: Iterable[ir.Value]) -> str | None:
+    """The folder of the weights that are in files; None if none is, or they are in several."""
+    tensors = (value.const_value for value in constants)
+    found = {_base(tensor) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
+    return found.pop() if len(found) == 1 else None
+
+
+def _base(tensor: ir.ExternalTensor) -> str:
+    return os.path.dirname(os.path.abspath(tensor.path))
+
+
+def _initializer(value: ir.Value, numbers: Array | None, folder: str | None) -> onnx.TensorProto:
+    """A weight; one in a file of `folder` stays there, and ONNX Runtime maps it."""
     tensor = value.const_value
     assert tensor is not None
     if numbers is not None:
         tensor = ir.Tensor(np.asarray(numbers, tensor.dtype.numpy(), order="C"))
-    return onnx.TensorProto(
+    proto = onnx.TensorProto(
         name=_name(value),
         data_type=int(tensor.dtype),
         dims=[int(dim) for dim in tensor.shape.numpy()],
-        raw_data=tensor.tobytes(),
     )
+    if isinstance(tensor, ir.ExternalTensor) and folder is not None:
+        proto.data_location = onnx.TensorProto.EXTERNAL
+        where = {
+            "location": os.path.basename(tensor.path),
+            "offset": tensor.offset or 0,
+            "length": tensor.nbytes,
+        }
+        for key, entry in where.items():
+            proto.external_data.add(key=key, value=str(entry))
+    else:
+        proto.raw_data = tensor.tobytes()
+    return proto
 
 
-def _session(proto: onnx.ModelProto) -> Any:
+def _session(proto: onnx.ModelProto, folder: str | None) -> Any:
     import onnxruntime  # slow to import, and most of `ir` never runs a model
 
     runtime: Any = onnxruntime  # its stub is incomplete
     options = runtime.SessionOptions()
     options.log_severity_level = 4
     options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    # An array that is kept would keep all of the session's arena with it, and float16 weights are
+    # cast in the default order before the first of them is read: 7B of float16 took over 16 GiB.
+    options.enable_cpu_mem_arena = False
+    options.enable_mem_pattern = False
+    options.execution_order = runtime.ExecutionOrder.PRIORITY_BASED
+    if folder is not None:
+        options.add_session_config_entry(EXTERNAL_FOLDER, folder)
     return runtime.InferenceSession(
         proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )

@@ -19,6 +19,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 import numpy.typing as npt
 
+from omforge import ir
 from omforge.ir.errors import InputError
 from omforge.ir.numerics import TOLERANCES, Tolerance, max_abs_diff, tolerance
 from omforge.lowering.manifest import Manifest
@@ -27,6 +28,8 @@ from omforge.runtime.export import ExportModel
 from omforge.runtime.generate import LanguageModel, Level
 from omforge.runtime.routing import first_other_choice
 from omforge.runtime.sampling import greedy
+from omforge.runtime.session import OrtSession
+from omforge.runtime.unrounded import without_rounding
 
 Array = npt.NDArray[Any]
 EXPORT = "exported"
@@ -35,6 +38,10 @@ EXPORT = "exported"
 _INT8_CACHE = TOLERANCES["bfloat16"]
 """A rounding of float16 may tip a key or value to the next of 255 integers, and every later step
 sees it: a step of an integer is about what bfloat16's last bit is."""
+
+
+_UNROUNDED = ", unrounded"
+"""Of a level whose layers read int8: what it is called without that rounding."""
 
 
 class Decoder(Protocol):
@@ -81,7 +88,7 @@ class Comparison:
         ok: Whether the case passes.
         judged: Whether the tolerance counts. Between a quantised graph and the export it does not:
             that distance is the loss that was asked for (see `quality`). Nor does it where layers
-            read int8: there a rounding error of one level may be a step of int8 in the other.
+            read int8, unless without that rounding: see `unrounded`.
     """
 
     level: str
@@ -176,7 +183,7 @@ def verify_bundle(
     if rounds and "lowered" in levels:
         notes.append(
             "layers read int8: a number near the middle of two integers goes either way between "
-            "canonical and lowered, so their distance is reported, not judged; --quality judges it"
+            "canonical and lowered, so what is judged is their distance without that rounding"
         )
     cases = make_cases(bundle, steps, seed, prompts)
     longest = max((len(row) for case in cases for row in case.prompts), default=0)
@@ -191,10 +198,22 @@ def verify_bundle(
             "Give the exported model, another level or a prompt",
         )
 
+    if rounds and {"canonical", "lowered"} <= set(order):
+        order += [f"canonical{_UNROUNDED}", f"lowered{_UNROUNDED}"]
+
     def opener(name: str, batch: int) -> Decoder:
         if name == EXPORT and export is not None:
             return ExportModel(export, manifest.export, manifest.kv)
-        return LanguageModel(bundle, cast("Level", name), batch=batch)
+        level = cast("Level", name.removesuffix(_UNROUNDED))
+        if name == level:
+            return LanguageModel(bundle, level, batch=batch)
+        return LanguageModel(
+            bundle,
+            level,
+            batch=batch,
+            open_session=lambda bucket: _without_rounding(bundle.graph(bucket), lowered=True),
+            open_canonical=lambda: _without_rounding(bundle.canonical, lowered=False),
+        )
 
     logits: dict[str, dict[str, list[Array]]] = {}
     comparisons: list[Comparison] = []
@@ -210,14 +229,17 @@ def verify_bundle(
         # One level at a time, so that no two hold their sessions together.
         logits[name] = _run_cases(name, cases, steps, logits.get(order[0]), opener, report)
         for reference in order[: order.index(name)]:
+            unrounded = reference.endswith(_UNROUNDED)
+            if unrounded != name.endswith(_UNROUNDED):
+                continue  # a rounding is no more than noise there
             for case in cases:
                 found = _compare(
                     (name, reference),
                     case,
                     logits[name][case.name],
                     logits[reference][case.name],
-                    allowed[name],
-                    judged=not (rounds or (quantized and reference == EXPORT)),
+                    allowed[name.removesuffix(_UNROUNDED)],
+                    judged=unrounded or not (rounds or (quantized and reference == EXPORT)),
                 )
                 comparisons.append(found)
                 if not found.ok:
@@ -227,10 +249,16 @@ def verify_bundle(
                             leader = logits[order[0]][case.name]
                             routes[case.name] = first_other_choice(bundle, case.prompts, leader)
                         routed = routes[case.name] or ""
-                    failures.append(_failure(found, allowed[name], routed))
+                    level = name.removesuffix(_UNROUNDED)
+                    failures.append(_failure(found, allowed[level], routed))
     return VerifyReport(
         order[0], steps, seed, allowed, tuple(comparisons), tuple(failures), tuple(notes)
     )
+
+
+def _without_rounding(path: Path, *, lowered: bool) -> OrtSession:
+    model = without_rounding(ir.load(path))
+    return OrtSession(model, lowered=lowered, name=f"{path.name}{_UNROUNDED}")
 
 
 def is_quantized(bundle: Bundle) -> bool:

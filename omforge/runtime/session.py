@@ -18,17 +18,12 @@ from omforge import ir
 from omforge.ir.errors import InputError, OmforgeError
 from omforge.ir.files import load
 from omforge.ir.ops import reference_model
+from omforge.ir.segment import EXTERNAL_FOLDER
 from omforge.lowering.manifest import TensorSpec
 
 Array = npt.NDArray[Any]
 
-EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
-
 _DTYPES = {"float": "float32", "double": "float64"}  # the others are spelled as numpy spells them
-
-
-_DEQUANTIZES = ("NPUWeightQuantBatchMatmulV2",)
-"""Lowered ops whose reference bodies make floats of integers that are stored."""
 
 
 class Session(Protocol):
@@ -93,7 +88,7 @@ class OrtSession:
             beside = _weights_folder(model)
             if beside is not None:
                 options.add_session_config_entry(EXTERNAL_FOLDER, beside)
-            folded = not any(node.op_type in _DEQUANTIZES for node in model.graph)
+            folded = not any(_widens(node) for node in model.graph)
             twin = reference_model(model) if lowered else model
             content = ir.to_proto(twin).SerializeToString()
         else:
@@ -207,6 +202,14 @@ def _onnxruntime() -> Any:
     import onnxruntime
 
     return onnxruntime
+
+
+def _widens(node: ir.Node) -> bool:
+    """Whether a node, or its reference body, makes floats of integers that are stored."""
+    if node.op_type == "Cast":
+        given = node.inputs[0]
+        return given is not None and given.const_value is not None
+    return node.op_type == "NPUWeightQuantBatchMatmulV2"
 
 
 def _options(threads: int) -> Any:

@@ -35,8 +35,10 @@ def quantize_hqq(weights: Array, axis: int, scheme: Scheme) -> Quantized:
     """Round a block whose axis `axis` is exactly one group.
 
     The published zero points are floats and the scales stay; `DequantizeLinear` has integers, so
-    here each round also fits the scale, by least squares, from the best clipping on. A round that
-    does not lessen the loss of a group is not taken for it.
+    here each round also fits the scale, by least squares, from the best clipping on. A group takes
+    a round that lessens its loss, unless its squared error rises: a fitted scale would clip the
+    outliers ever more, which p < 1 hardly notices and the model does (SmolLM2, every tenth matrix,
+    groups of 128: perplexity 15.4 where nearest integers have 11.9).
 
     Args:
         weights: float32; changed by nobody.
@@ -50,18 +52,19 @@ def quantize_hqq(weights: Array, axis: int, scheme: Scheme) -> Quantized:
     scale, zero = start.scale, start.zero.astype(np.float32)
     best_scale, best_zero = scale.copy(), zero.copy()
     codes = encode(weights, scale, zero, scheme)
-    least = _loss(weights - decode(codes, scale, zero), axis)
+    error = weights - decode(codes, scale, zero)
+    least, allowed = _loss(error, axis), _squares(error, axis)
     beta = _BETA
     for _ in range(_ROUNDS):
-        error = _shrunk(weights - decode(codes, scale, zero), beta)
-        target = weights - error
+        target = weights - _shrunk(error, beta)
         if not scheme.symmetric:
             zero = np.rint((codes - target / scale).mean(axis, keepdims=True))
             zero = np.clip(zero, scheme.low, scheme.high)
         scale = _fitted(target, codes - zero, scale, axis)
         codes = encode(weights, scale, zero, scheme)
-        loss = _loss(weights - decode(codes, scale, zero), axis)
-        better = loss < least
+        error = weights - decode(codes, scale, zero)
+        loss = _loss(error, axis)
+        better = (loss < least) & (_squares(error, axis) <= allowed)
         if not better.any():
             break
         np.copyto(least, loss, where=better)
@@ -89,3 +92,7 @@ def _fitted(target: Array, steps: Array, before: Array, axis: int) -> Array:
 
 def _loss(error: Array, axis: int) -> Array:
     return np.power(np.abs(error), _NORM).sum(axis, keepdims=True)
+
+
+def _squares(error: Array, axis: int) -> Array:
+    return np.square(error).sum(axis, keepdims=True)
