@@ -29,12 +29,20 @@ class Walk:
     Args:
         model: Its main graph is sorted; its nodes hold no subgraphs. Left as it is.
         feeds: Sets of arrays by the name of the input.
+        goals: All that will be asked for, if that is known: what nothing else reads is dropped.
     """
 
-    def __init__(self, model: ir.Model, feeds: Sequence[Mapping[str, Array]]) -> None:
+    def __init__(
+        self,
+        model: ir.Model,
+        feeds: Sequence[Mapping[str, Array]],
+        goals: Iterable[ir.Value] | None = None,
+    ) -> None:
         self._model = model
         self._envs = [dict(given) for given in feeds]
         self._left = dict.fromkeys(model.graph)
+        if goals is not None:
+            self._left = dict.fromkeys(self._needed(*goals))
         for node in model.graph:
             if any(
                 a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
@@ -129,10 +137,10 @@ class Walk:
         proto = self._proto(nodes, inputs, kept, constants, replaced, folder)
         return _Segment(_session(proto, folder), inputs, [_name(v) for v in kept])
 
-    def _needed(self, value: ir.Value) -> list[ir.Node]:
-        """The nodes left to run for a value, in the graph's order."""
+    def _needed(self, *values: ir.Value) -> list[ir.Node]:
+        """The nodes left to run for some values, in the graph's order."""
         found: set[ir.Node] = set()
-        pending = [value.producer()]
+        pending = [value.producer() for value in values]
         while pending:
             node = pending.pop()
             if node is not None and node in self._left and node not in found:

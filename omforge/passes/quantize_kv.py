@@ -276,7 +276,7 @@ def _grids(
     granularity: Granularity,
 ) -> Iterator[_Grid]:
     """The grid of each cache, by the least and the largest number that the text gives."""
-    walk = Walk(model, feeds)
+    walk = Walk(model, feeds, [cache.new for cache in caches])
     for cache in caches:
         shape = (cache.heads, cache.size)
         low, high = np.full(shape, np.inf, np.float32), np.full(shape, -np.inf, np.float32)

@@ -59,6 +59,16 @@ def test_what_nobody_reads_any_more_is_dropped() -> None:
     assert set(walk._envs[0]) == {"h", "m"}
 
 
+def test_what_only_other_outputs_read_is_dropped_where_goals_are_known() -> None:
+    whole = model()
+    named = values(whole)
+    walk = Walk(whole, [{"x": X[0]}], [named["turned"], named["m"]])
+    walk.advance(named["turned"])
+    assert set(walk._envs[0]) == {"turned"}, "y, which reads h, is no goal"
+    walk.advance(named["m"])
+    assert set(walk._envs[0]) == set()
+
+
 def test_control_flow_is_refused() -> None:
     text = """<ir_version: 11, opset_import: ["" : 24]>
     g (bool c, float[2] x) => (float[2] y) {

@@ -95,12 +95,14 @@ def choose_int8(
             "their scales are what the layers read on it",
             "Give --calibration FILE: a text, or token numbers as .npy",
         )
-    walk = Walk(model, [token_feeds(model, np.asarray(piece)[None]) for piece in tokens])
+    feeds = [token_feeds(model, np.asarray(piece)[None]) for piece in tokens]
+    groups = list(layer_groups(model, linears))
+    walk = Walk(model, feeds, [source for source, _ in groups])
     found = Int8Layers()
     by_product = {product: linear for linear in linears for product in linear.products}
     replaced: dict[ir.Value, Array] = {}
     last: list[ir.Value] = []
-    for source, group in layer_groups(model, linears):
+    for source, group in groups:
         inputs = walk.advance(source, replaced)
         if not all(np.isfinite(piece).all() for piece in inputs):
             raise InputError(

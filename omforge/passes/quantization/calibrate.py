@@ -94,13 +94,15 @@ def calibrate(
             f"{method} needs a calibration text", "none was given", "Give --calibration FILE"
         )
     feeds = [token_feeds(model, np.asarray(piece)[None]) for piece in tokens]
-    walk = Walk(model, feeds)
-    exact = Walk(model, feeds) if method == "gptq" else None
+    groups = list(layer_groups(model, linears))
+    sources = [source for source, _ in groups]
+    walk = Walk(model, feeds, sources)
+    exact = Walk(model, feeds, sources) if method == "gptq" else None
     found = Calibrated({}, {})
     replaced: dict[ir.Value, Array] = {}
     last_group: list[ir.Value] = []
     tied = {linear.name for linear in linears if linear.gathers}
-    for source, group in layer_groups(model, linears):
+    for source, group in groups:
         inputs = walk.advance(source, replaced)
         weights = [float_weight(linear) for linear in group]
         scales = None
