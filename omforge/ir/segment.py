@@ -21,6 +21,10 @@ EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 """ONNX Runtime's key for where the weights of a serialised model are."""
 
 
+_WEIGHTS = 256 << 20
+"""Bytes of weights, as float32, that are run at once."""
+
+
 class Walk:
     """A model evaluated on several sets of inputs, as far as it is asked.
 
@@ -66,9 +70,7 @@ class Walk:
         if value.name not in self._envs[0]:
             self._compute(value, replaced or {})
         arrays = [env[_name(value)] for env in self._envs]
-        for env in self._envs:
-            for name in [n for n in env if not self._wanted(n)]:
-                del env[name]
+        self._drop()
         return arrays
 
     def put(self, value: ir.Value, arrays: Sequence[Array]) -> None:
@@ -109,7 +111,7 @@ class Walk:
         for index, env in enumerate(self._envs):
             for value in values:
                 if index == 0 and value.name not in env:
-                    segments[value] = self._segment(value, {})
+                    segments[value] = self._segment(self._needed(value), value, {})
                 if value in segments:
                     segments[value].run(env)
                 env[_name(value)] = changed(index, value, env[_name(value)])
@@ -119,13 +121,23 @@ class Walk:
             yield made
 
     def _compute(self, value: ir.Value, replaced: Mapping[ir.Value, Array]) -> None:
-        segment = self._segment(value, replaced)
-        for env in self._envs:
-            segment.run(env)
+        for nodes in _runs(self._needed(value)):
+            segment = self._segment(nodes, value, replaced)
+            for env in self._envs:
+                segment.run(env)
+            self._drop(value)
 
-    def _segment(self, value: ir.Value, replaced: Mapping[ir.Value, Array]) -> _Segment:
-        """What computes a value; its nodes are done with."""
-        nodes = self._needed(value)
+    def _drop(self, kept: ir.Value | None = None) -> None:
+        """Forget what nothing that is left reads."""
+        for env in self._envs:
+            for name in [n for n in env if not self._wanted(n)]:
+                if kept is None or name != kept.name:
+                    del env[name]
+
+    def _segment(
+        self, nodes: Sequence[ir.Node], value: ir.Value, replaced: Mapping[ir.Value, Array]
+    ) -> _Segment:
+        """Some nodes on the way to a value; they are done with."""
         for node in nodes:
             del self._left[node]
         made = [output for node in nodes for output in node.outputs if output.name]
@@ -181,6 +193,25 @@ class Walk:
         for value in outputs:
             proto.graph.output.add(name=_name(value))
         return proto
+
+
+def _runs(nodes: Iterable[ir.Node]) -> Iterator[list[ir.Node]]:
+    """Cut a sequence of nodes where their weights, as float32, become too much for one session.
+
+    ONNX Runtime casts float16 weights, and may do so for several nodes before the first one runs.
+    """
+    run: list[ir.Node] = []
+    size = 0
+    for node in nodes:
+        tensors = [v.const_value for v in node.inputs if v is not None and v.is_initializer()]
+        more = sum(4 * tensor.size for tensor in tensors if tensor is not None)
+        if run and size + more > _WEIGHTS:
+            yield run
+            run, size = [], 0
+        run.append(node)
+        size += more
+    if run:
+        yield run
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from omforge import ir
+from omforge.ir import segment
 from omforge.ir.numerics import run
 from omforge.ir.segment import Walk
 from tests.passes.quantization.weights import weighted
@@ -27,7 +28,12 @@ def values(model: ir.Model) -> dict[str, ir.Value]:
     return {str(v.name): v for node in model.graph for v in node.outputs}
 
 
-def test_every_stop_gives_what_the_whole_gives() -> None:
+@pytest.mark.parametrize("weights", [1, 70, 1 << 20])
+def test_every_stop_gives_what_the_whole_gives(
+    weights: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many bytes of weights are run at once."""
+    monkeypatch.setattr(segment, "_WEIGHTS", weights)
     whole = model()
     named = values(whole)
     walk = Walk(whole, [{"x": x} for x in X])
