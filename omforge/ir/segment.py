@@ -276,6 +276,8 @@ def _session(proto: onnx.ModelProto, folder: str | None) -> Any:
     options.enable_cpu_mem_arena = False
     options.enable_mem_pattern = False
     options.execution_order = runtime.ExecutionOrder.PRIORITY_BASED
+    # A process beside this one would wait for threads that wait for each other.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if folder is not None:
         options.add_session_config_entry(EXTERNAL_FOLDER, folder)
     return runtime.InferenceSession(
