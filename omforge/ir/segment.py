@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +34,8 @@ class Walk:
     Args:
         model: Its main graph is sorted; its nodes hold no subgraphs. Left as it is.
         feeds: Sets of arrays by the name of the input.
-        goals: All that will be asked for, if that is known: what nothing else reads is dropped.
+        goals: All that will be asked for, as often as it will be, if that is known: what nothing
+            else reads is dropped.
     """
 
     def __init__(
@@ -45,8 +47,9 @@ class Walk:
         self._model = model
         self._envs = [dict(given) for given in feeds]
         self._left = dict.fromkeys(model.graph)
+        self._goals = Counter(goals or ())
         if goals is not None:
-            self._left = dict.fromkeys(self._needed(*goals))
+            self._left = dict.fromkeys(self._needed(*self._goals))
         for node in model.graph:
             if any(
                 a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
@@ -70,6 +73,7 @@ class Walk:
         if value.name not in self._envs[0]:
             self._compute(value, replaced or {})
         arrays = [env[_name(value)] for env in self._envs]
+        self._goals[value] -= 1
         self._drop()
         return arrays
 
@@ -141,7 +145,7 @@ class Walk:
         for node in nodes:
             del self._left[node]
         made = [output for node in nodes for output in node.outputs if output.name]
-        kept = [v for v in made if v is value or any(u in self._left for u in v.consumers())]
+        kept = [v for v in made if v is value or self._wanted(_name(v))]
         read = {v for node in nodes for v in node.inputs if v is not None} - set(made)
         constants = {v for v in read if v.is_initializer()}
         inputs = sorted(_name(v) for v in read - constants)
@@ -162,7 +166,9 @@ class Walk:
 
     def _wanted(self, name: str) -> bool:
         value = self._values().get(name)
-        return value is not None and any(user in self._left for user in value.consumers())
+        if value is None:
+            return False
+        return self._goals[value] > 0 or any(user in self._left for user in value.consumers())
 
     def _values(self) -> dict[str, ir.Value]:
         if not hasattr(self, "_by_name"):

@@ -75,6 +75,16 @@ def test_what_only_other_outputs_read_is_dropped_where_goals_are_known() -> None
     assert set(walk._envs[0]) == set()
 
 
+def test_goals_of_one_node_are_kept_until_asked_for() -> None:
+    whole = model()
+    named = values(whole)
+    goals = [named["left"], named["right"], named["right"]]
+    walk = Walk(whole, [{"x": X[0]}], goals)
+    found = [walk.advance(goal)[0] for goal in goals]
+    np.testing.assert_array_equal(found[1], found[2])
+    assert walk._envs[0].keys() == set()
+
+
 def test_control_flow_is_refused() -> None:
     text = """<ir_version: 11, opset_import: ["" : 24]>
     g (bool c, float[2] x) => (float[2] y) {
