@@ -222,7 +222,10 @@ def test_ctrl_c_ends_the_children_and_keeps_what_is_done(bundle: Path, tmp_path:
     )
     program.write_text(text)
     code = (
-        "import sys; from pathlib import Path; from omforge.lowering.build_om import build_om\n"
+        "import signal, sys; from pathlib import Path\n"
+        "from omforge.lowering.build_om import build_om\n"
+        # A shell without job control lets its background jobs, and theirs, ignore the signal.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"try: build_om(Path({str(bundle)!r}), Path({str(program)!r}), jobs=2)\n"
         "except KeyboardInterrupt: sys.exit(130)"
     )
