@@ -256,7 +256,7 @@ def _initializer(value: ir.Value, numbers: Array | None, folder: str | None) -> 
         data_type=int(tensor.dtype),
         dims=[int(dim) for dim in tensor.shape.numpy()],
     )
-    if isinstance(tensor, ir.ExternalTensor) and folder is not None:
+    if isinstance(tensor, ir.ExternalTensor) and folder is not None and tensor.nbytes:
         proto.data_location = onnx.TensorProto.EXTERNAL
         where = {
             "location": os.path.basename(tensor.path),

@@ -234,7 +234,14 @@ class TensorReader:
             self._start = tensor.offset or 0
             self._mapped = tensor.raw
             if self._mapped is None:
-                self._file = os.open(tensor.path, os.O_RDONLY)
+                try:
+                    self._file = os.open(tensor.path, os.O_RDONLY)
+                except OSError as error:
+                    raise OmforgeError(
+                        f"cannot read {tensor.path}, which holds tensor {tensor.name}",
+                        error.strerror or str(error),
+                        "The file was there when the model was loaded: put it back",
+                    ) from error
             else:
                 self._bytes = np.frombuffer(self._mapped, np.uint8)
         else:

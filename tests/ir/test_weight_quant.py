@@ -132,3 +132,22 @@ def test_a_quantised_output_has_no_reference() -> None:
     )
     with pytest.raises(InputError, match="quantises its output"):
         reference_model(model)
+
+
+def test_a_product_is_rounded_where_a_float_one_is() -> None:
+    """ONNX Runtime computes neighbouring float16 nodes in float32; a cast in a body would end that."""
+    x = RNG.normal(size=(3, K)).astype(np.float16)
+    quantised = call(onnx_ir.tensor(CODES), False, antiquant_scale=SCALE[:1])
+    floats = ir.from_onnx_text(f"""<ir_version: 10, opset_import: ["" : 16]>
+        g (float16[3, {K}] x, float16[{K}, {N}] w) => (float16[3, {N}] y) {{ y = MatMul (x, w) }}""")
+    weight = CODES.astype(np.float16) * SCALE[0]  # exact: scales are powers of two
+    found: list[Array] = []
+    for model, feeds in ((quantised, {"x": x}), (floats, {"x": x, "w": weight})):
+        y = model.graph.outputs[0]
+        squared = ir.node("Mul", [y, y])
+        squared.outputs[0].name, squared.outputs[0].type = "squared", y.type
+        squared.outputs[0].shape = y.shape
+        model.graph.append(squared)
+        model.graph.outputs[0] = squared.outputs[0]
+        found.append(run(reference_model(model), feeds)["squared"])
+    np.testing.assert_array_equal(found[0], found[1])

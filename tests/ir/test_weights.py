@@ -1,5 +1,6 @@
 """The file that holds the large tensors, and what the system is told about mapped ones."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -56,6 +57,34 @@ def test_a_mapped_tensor_is_read_from_its_mapping(tmp_path: Path) -> None:
     (tmp_path / "other.bin").replace(tmp_path / "w.bin")
     with TensorReader(tensor) as reader:
         np.testing.assert_array_equal(reader.read(0, 400).view(np.float32), numbers)
+
+
+def test_what_the_system_does_by_halves_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A read or a write may take a part of what it is given."""
+    preadv, pwrite = os.preadv, os.pwrite
+    monkeypatch.setattr(
+        os,
+        "preadv",
+        lambda file, parts, *at: preadv(file, [parts[0][: len(parts[0]) // 2 + 1]], *at),
+    )
+    monkeypatch.setattr(
+        os, "pwrite", lambda file, data, at: pwrite(file, data[: len(data) // 2 + 1], at)
+    )
+    tensor, numbers = mapped(tmp_path, 64, 100)
+    with TensorReader(tensor) as reader:
+        np.testing.assert_array_equal(reader.read(0, 400).view(np.float32), numbers)
+    with ir.WeightWriter(tmp_path / "copy.bin") as writer:
+        writer.add(onnx_ir.tensor(numbers))
+    assert (tmp_path / "copy.bin").read_bytes() == numbers.tobytes()
+
+
+def test_a_file_that_went_away_is_named(tmp_path: Path) -> None:
+    tensor, _ = mapped(tmp_path, 0, 100)
+    (tmp_path / "w.bin").unlink()
+    with pytest.raises(ir.OmforgeError, match=r"cannot read .*w\.bin, which holds tensor w"):
+        TensorReader(tensor)
 
 
 def test_a_file_that_became_shorter_is_named(tmp_path: Path) -> None:

@@ -22,6 +22,20 @@ def test_no_group_is_worse_than_nearest_and_many_are_better(bits: int, symmetric
     assert np.mean(found < nearest) > 0.3
 
 
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_outliers_are_not_given_up(symmetric: bool) -> None:
+    """The loss hardly notices a clipped outlier, and the model does: squared errors may not rise."""
+    weights = np.random.default_rng(0).normal(0, 0.01, (128, 200)).astype(np.float32)
+    weights[::64] *= 12
+    scheme = Scheme(4, 128, symmetric)
+
+    def squares(quantizer) -> np.ndarray:
+        made = quantizer(weights, 0, scheme)
+        return np.square(weights - decode(made.codes, made.scale, made.zero)).sum(0)
+
+    assert np.all(squares(quantize_hqq) <= squares(quantize) * (1 + 1e-6))
+
+
 def test_integers_stay_in_range() -> None:
     weights = np.random.default_rng(1).normal(3, 1, (32, 20)).astype(np.float32)
     made = quantize_hqq(weights, 0, Scheme(4, 32, symmetric=False))
