@@ -1,5 +1,6 @@
 """Quantised weights in pieces are what the whole would be."""
 
+import operator
 from pathlib import Path
 
 import ml_dtypes
@@ -65,6 +66,11 @@ def test_pieces_make_what_the_whole_would(
     assert weight.codes.numpy().shape == shape
     assert weight.scale.numpy().shape == weight.scale_shape
     np.testing.assert_array_equal(dequantized(weight), expected(array, axis, scheme))
+    in_order, placed = b"".join(weight.pieces()), bytearray(weight.codes.nbytes)
+    weight.store(
+        lambda start, piece: operator.setitem(placed, slice(start, start + len(piece)), piece)
+    )
+    assert placed == in_order
 
 
 def test_the_tensors_say_what_they_are_before_they_are_computed() -> None:
