@@ -91,10 +91,11 @@ class Builder:
             TypeError: The operator does not have an attribute of that name.
         """
         found = self._schema(op_type, domain)
+        operands = self._operands(found, inputs)
         node = ir.Node(
             domain,
             op_type,
-            self._operands(found, inputs),
+            operands,
             [
                 _attribute(found, op_type, name, value)
                 for name, value in attributes.items()
@@ -102,6 +103,13 @@ class Builder:
             ],
             num_outputs=outputs,
         )
+        # A number beside this output, in the next node, takes its dtype.
+        dtypes = _dtypes(schema.input_types(found, len(operands)), operands)
+        for value, variable in zip(node.outputs, schema.output_types(found, outputs), strict=False):
+            if op_type == "Cast":
+                value.dtype = ir.DataType(node.attributes["to"].as_int())
+            elif variable in dtypes:
+                value.dtype = dtypes[variable]
         self.nodes.append(node)
         return node
 
@@ -161,11 +169,7 @@ class Builder:
         self, found: defs.OpSchema | None, inputs: Sequence[Input]
     ) -> list[ir.Value | None]:
         formal = schema.input_types(found, len(inputs))
-        dtypes = {
-            variable: value.dtype
-            for (variable, _), value in zip(formal, inputs, strict=True)
-            if isinstance(value, ir.Value) and value.dtype is not None
-        }
+        dtypes = _dtypes(formal, inputs)
         return [
             self._operand(value, dtypes.get(variable), allowed)
             for (variable, allowed), value in zip(formal, inputs, strict=True)
@@ -193,6 +197,17 @@ class Builder:
             floats = array.dtype.kind == "f" or (allowed and "tensor(int64)" not in allowed)
             dtype = ir.DataType.FLOAT if floats else ir.DataType.INT64
         return self.constant(array.astype(dtype.numpy()))
+
+
+def _dtypes(
+    formal: Sequence[tuple[str, frozenset[str]]], inputs: Sequence[Input]
+) -> dict[str, ir.DataType]:
+    """The dtypes of a schema's type variables, as far as the inputs tell."""
+    return {
+        variable: value.dtype
+        for (variable, _), value in zip(formal, inputs, strict=True)
+        if isinstance(value, ir.Value) and value.dtype is not None
+    }
 
 
 def _attribute(found: defs.OpSchema | None, op_type: str, name: str, value: Any) -> ir.Attr:

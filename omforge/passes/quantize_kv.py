@@ -69,6 +69,9 @@ channels differ by more than that."""
 _RUNS = 16
 """Pieces at least, each at positions of its own; a shorter text is taken several times."""
 
+_TOKENS = 2048
+"""Tokens of a batch: what 7B computes of them at once takes a few hundred MB."""
+
 
 @dataclass(frozen=True)
 class QuantizeKv(Pass):
@@ -255,17 +258,31 @@ class _Grid:
 
 
 def _feeds(model: ir.Model, tokens: Sequence[Array], positions: int) -> list[dict[str, Array]]:
-    """A prefill of each piece, from the first position to the last that it can begin at."""
+    """A prefill of each piece, from the first position to the last that it can begin at.
+
+    Pieces of one length are rows of one batch, where the graph takes several: on the CPU, short
+    ones by themselves take most of their time for reading the weights.
+    """
     runs = max(len(tokens), _RUNS if positions else 0)
+    interface = find_interface(model)
+    numbers = interface.position_ids
+    batched = not isinstance((dims(interface.input_ids) or (1,))[0], int)
     made: list[dict[str, Array]] = []
-    numbers = find_interface(model).position_ids
+    rows: list[Array] = []
+    firsts: list[int] = []
     for run in range(runs):
         piece = np.asarray(tokens[run % len(tokens)])
-        feeds = token_feeds(model, piece[None])
-        if numbers is not None and runs > 1:
-            first = max(0, positions - len(piece)) * run // (runs - 1)
-            feeds[numbers.name or ""] = feeds[numbers.name or ""] + first
+        rows.append(piece)
+        firsts.append(max(0, positions - len(piece)) * run // max(1, runs - 1))
+        following = tokens[(run + 1) % len(tokens)]
+        full = len(piece) * (len(rows) + 1) > _TOKENS
+        if run + 1 < runs and batched and len(following) == len(piece) and not full:
+            continue
+        feeds = token_feeds(model, np.stack(rows))
+        if numbers is not None:
+            feeds[numbers.name or ""] += np.array(firsts, np.int64)[:, None]
         made.append(feeds)
+        rows, firsts = [], []
     return made
 
 

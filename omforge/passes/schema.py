@@ -85,3 +85,14 @@ def input_types(schema: defs.OpSchema | None, count: int) -> list[tuple[str, fro
     allowed = {t.type_param_str: frozenset(t.allowed_type_strs) for t in schema.type_constraints}
     formal = [(p.type_str, allowed.get(p.type_str, frozenset({p.type_str}))) for p in schema.inputs]
     return (formal + [formal[-1]] * count)[:count]
+
+
+def output_types(schema: defs.OpSchema | None, count: int) -> list[str]:
+    """Return the type variable, or the type, of the first `count` outputs.
+
+    A variadic last output is repeated; without a schema there are none.
+    """
+    if schema is None or not schema.outputs:
+        return []
+    formal = [p.type_str for p in schema.outputs]
+    return (formal + [formal[-1]] * count)[:count]

@@ -12,8 +12,9 @@ from omforge import ir
 from omforge.ir.infer import dims
 from omforge.ir.numerics import run, tolerance, within
 from omforge.ir.verify import check
-from omforge.passes import make_pipeline
+from omforge.passes import make_pipeline, quantize_kv
 from omforge.passes.builder import Builder
+from omforge.passes.convert_precision import ConvertPrecision
 from omforge.passes.fuse_kv_io import FuseKvIo, mask_name
 from omforge.passes.last_token_logits import LastTokenLogits
 from omforge.passes.quantize_kv import QuantizeKv
@@ -88,8 +89,9 @@ def steps(
             mask_name(window): np.where(seen, 0, -30000).astype(np.float32)[None, None],
             **caches,
         }
-        wanted = {value.name for value in model.graph.inputs}
-        found = run(model, {name: array for name, array in feeds.items() if name in wanted})
+        wanted = {value.name: value.dtype.numpy() for value in model.graph.inputs}
+        given = {name: feeds[name].astype(wanted[name]) for name in wanted if name in feeds}
+        found = run(model, given)
         logits.append(found["logits"])
         for name, cache in caches.items():
             new = found[name.replace("past_key_values", "present", 1) if "." in name else PRESENT]
@@ -217,6 +219,40 @@ def test_a_short_text_is_spread_as_well(exported: Exported) -> None:
     exact, _ = steps(model, [TOKENS], first=3000)
     QuantizeKv(positions=4096, tokens=[np.arange(3, 300)]).run(model)
     assert relative_error(model, exact, first=3000) < 0.03
+
+
+def test_pieces_of_one_length_are_rows_of_one_batch(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = fused(exported("optimum", "llama_gqa"), "per-layer")
+    together = quantize_kv._feeds(model, TEXT, 4096)
+    monkeypatch.setattr(quantize_kv, "_TOKENS", 0)
+    apart = quantize_kv._feeds(model, TEXT, 4096)
+    assert [feeds["input_ids"].shape for feeds in together] == [(24, 40), (1, 27)]
+    assert len(apart) == len(TEXT)
+    for name in ("input_ids", "position_ids"):
+        rows = [row for feeds in together for row in feeds[name]]
+        for row, feeds in zip(rows, apart, strict=True):
+            np.testing.assert_array_equal(row, feeds[name][0])
+    assert apart[-1]["position_ids"][0, -1] == 4095
+
+
+def test_a_graph_of_one_row_takes_one_piece_at_a_time(exported: Exported) -> None:
+    model = fused(exported("optimum", "llama_gqa"), "per-layer")
+    next(v for v in model.graph.inputs if v.name == "input_ids").shape = ir.Shape([1, "seq"])
+    feeds = quantize_kv._feeds(model, TEXT, 4096)
+    assert [given["input_ids"].shape[0] for given in feeds] == [1] * len(TEXT)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_an_export_of_half_precision_too(exported: Exported, layout: Layout) -> None:
+    model = fused(exported("optimum", "llama_gqa"), layout)
+    ConvertPrecision("fp16").run(model)
+    exact, _ = steps(model, [TOKENS])
+    QuantizeKv(tokens=TEXT).run(model)
+    check(model)
+    parts, _ = steps(model, [5, 1, 3])
+    assert 0 < np.abs(parts - exact).max() < 0.05 * np.abs(exact).max()
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -57,6 +57,20 @@ def rewritten(step: RewritePass, text: str) -> ir.Model:
 # --- what a rewrite leaves behind -------------------------------------------------------------
 
 
+def test_a_number_has_the_dtype_of_a_value_that_was_just_recorded() -> None:
+    model = parse("""<ir_version: 11, opset_import: ["" : 24]>
+g (float16[N] a, int32[N] b) => (float16[N] y) { y = Abs (a) }
+""")
+    a, b = model.graph.inputs
+    with Builder(model) as op:
+        clipped = op.Clip(op.Round(op.Neg(a)), -128.0, 127.0)
+        halved = op.Mul(op.Cast(b, to=ir.DataType.FLOAT16), 0.5)
+        counted = op.Add(op.Shape(a), 1)
+        numbers = [*clipped.producer().inputs[1:], halved.producer().inputs[1]]
+        assert [number.dtype for number in numbers] == [ir.DataType.FLOAT16] * 3
+        assert counted.producer().inputs[1].dtype == ir.DataType.INT64
+
+
 def test_a_number_becomes_an_initializer_that_equal_numbers_share() -> None:
     text = HEADER + "{ p = Mul (a, a) q = Mul (b, b) y = Sub (p, q) }"
     after = HEADER + "{ p = Pow (a, two) q = Pow (b, two) y = Sub (p, q) }"
