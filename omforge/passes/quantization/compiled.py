@@ -24,6 +24,8 @@ Array = npt.NDArray[Any]
 F = TypeVar("F", bound=Callable[..., Any])
 
 numba: Any = importlib.import_module("numba")
+_extending: Any = importlib.import_module("numba.extending")
+_llvm: Any = importlib.import_module("llvmlite.ir")
 
 
 def _compiled(function: F) -> F:
@@ -35,13 +37,7 @@ def _compiled(function: F) -> F:
         return cast(F, numba.njit(**options)(function))
 
 
-# An integer type, and how its bits become those of a float32: shifted to the left, all but these
-# kept, and the number multiplied (see `blockwise.widened`).
-_FORMS: dict[np.dtype[Any], tuple[type[np.signedinteger[Any]], int, int, float]] = {
-    np.dtype(np.float32): (np.int32, 0, -1, 1.0),
-    np.dtype(ml_dtypes.bfloat16): (np.int16, 16, -1, 1.0),
-    np.dtype(np.float16): (np.int16, 13, -0x70002000, 2.0**112),
-}
+_SUPPORTED = {np.dtype(each) for each in (np.float32, np.float16, ml_dtypes.bfloat16)}
 
 _TILE = 1 << 15
 """Weights of neighbouring columns looked at together: a part of a core's cache."""
@@ -49,7 +45,7 @@ _TILE = 1 << 15
 
 def supports(dtype: npt.DTypeLike) -> bool:
     """Whether there are loops for weights of this type."""
-    return np.dtype(dtype) in _FORMS
+    return np.dtype(dtype) in _SUPPORTED
 
 
 def quantize_rows(weights: Array, scheme: Scheme, codes: Array) -> tuple[Array, Array]:
@@ -68,9 +64,9 @@ def quantize_rows(weights: Array, scheme: Scheme, codes: Array) -> tuple[Array, 
     """
     shape = (weights.shape[0], scheme.groups(weights.shape[1]))
     scale, zero = np.empty(shape, np.float32), np.empty(shape, np.int8)
-    bits, form = _as_integers(weights)
+    bits, ends = _as_integers(weights, shape[1])
     size = scheme.size(weights.shape[1])
-    if _rows(bits, *form, size, *_arguments(scheme), codes, scale, zero):
+    if _rows(bits, ends, size, *_arguments(scheme), codes, scale, zero):
         raise infinite()
     return scale, zero
 
@@ -91,9 +87,9 @@ def quantize_columns(weights: Array, scheme: Scheme, codes: Array) -> tuple[Arra
     """
     shape = (1, weights.shape[1])
     scale, zero = np.empty(shape, np.float32), np.empty(shape, np.int8)
-    bits, form = _as_integers(weights)
     tile = min(max(16, _TILE // len(weights)), weights.shape[1])
-    if _columns(bits, *form, tile, *_arguments(scheme), codes, scale[0], zero[0]):
+    bits, ends = _as_integers(weights, tile)
+    if _columns(bits, ends, tile, *_arguments(scheme), codes, scale[0], zero[0]):
         raise infinite()
     return scale, zero
 
@@ -108,11 +104,14 @@ def pack(codes: Array, packed: Array) -> None:
     _pack(codes.reshape(-1).view("<u2"), packed)
 
 
-def _as_integers(weights: Array) -> tuple[Array, tuple[np.int32, np.int32, np.float32]]:
-    integers, shift, kept, factor = _FORMS[weights.dtype]
+def _as_integers(weights: Array, groups: int) -> tuple[Array, Array]:
+    """The bits of the weights, and room for two of each group: its least and greatest."""
+    if weights.dtype == ml_dtypes.bfloat16:
+        weights = weights.astype(np.float32)
+    integers = np.int16 if weights.dtype == np.float16 else np.int32
     bits = np.ascontiguousarray(weights).view(integers)
     bits.flags.writeable = False  # as mapped ones are: each kind would be compiled for itself
-    return bits, (np.int32(shift), np.int32(kept), np.float32(factor))
+    return bits, np.empty((2, groups), integers)
 
 
 def _arguments(scheme: Scheme) -> tuple[np.float32, np.float32, bool, Array]:
@@ -121,20 +120,62 @@ def _arguments(scheme: Scheme) -> tuple[np.float32, np.float32, bool, Array]:
     return low, high, scheme.symmetric, np.array(ratios, np.float32)
 
 
-@_compiled
-def _ordered(bits: Any) -> Any:
-    """A float32's bits as an integer that is larger where the float is; and back again.
+@_extending.intrinsic
+def _float(_: Any, bits: Any) -> Any:
+    """A weight's bits, of float16 or of float32, as a float32; in a register, not by memory.
 
-    The compiler may reorder a maximum of integers, and so use all lanes; not one of floats.
+    float16 as in `blockwise.widened`.
     """
-    return np.int32(bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF)))
+
+    def code(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
+        integer, number = _llvm.IntType(32), _llvm.FloatType()
+        if bits.bitwidth == 32:
+            return builder.bitcast(arguments[0], number)
+        wide = builder.shl(builder.sext(arguments[0], integer), integer(13))
+        wide = builder.bitcast(builder.and_(wide, integer(-0x70002000)), number)
+        return builder.fmul(wide, number(2.0**112))
+
+    return numba.float32(bits), code
+
+
+@_extending.intrinsic
+def _bits(_: Any, number: Any) -> Any:
+    """The bits of a float32, as an int32."""
+
+    def code(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], _llvm.IntType(32))
+
+    return numba.int32(number), code
+
+
+@_extending.intrinsic
+def _ordered(_: Any, bits: Any) -> Any:
+    """The bits of a float as an integer that is larger where the float is; and back again.
+
+    The compiler may reorder a maximum of integers, and so use all lanes; not one of floats. The
+    integers of float16 are short, and so are twice as many to a register.
+    """
+
+    def code(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
+        integer = _llvm.IntType(bits.bitwidth)
+        negative = builder.ashr(arguments[0], integer(bits.bitwidth - 1))
+        return builder.xor(arguments[0], builder.and_(negative, integer(bits.maxval)))
+
+    return bits(bits), code
 
 
 @_compiled
-def _beyond(least: Any, greatest: Any) -> bool:
-    """Whether a range, as `_ordered` integers, has what no float16 is; a NaN's is beyond all."""
-    limit = np.int32(0x47800000)  # 65536
-    return greatest >= limit or least <= ~limit
+def _finite(least: Any, greatest: Any) -> bool:
+    """Whether a range has only what a float16 is; a NaN is none."""
+    limit = np.float32(65536)
+    return least > -limit and greatest < limit
+
+
+@_compiled
+def _exact(weight: Any, inverse: Any, offset: Any, symmetric: Any) -> Any:
+    """A weight in steps of the scale."""
+    exact = weight * inverse
+    return exact if symmetric else exact + offset
 
 
 @_compiled
@@ -150,8 +191,69 @@ def _square(exact: Any, low: Any, high: Any) -> Any:
     return error * error
 
 
+@_extending.intrinsic(prefer_literal=True)
+def _vector_loss(
+    _: Any, numbers: Any, first: Any, inverse: Any, offset: Any, low: Any, high: Any, size: Any
+) -> Any:
+    """`_loss` of `size` numbers from `first` on, a literal power of two from 16 on; in registers.
+
+    A group is too short for a loop that the compiler makes, with what it tests before and after.
+    """
+    lanes = 16
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind = signature.args[0]
+        vector = _llvm.VectorType(_llvm.FloatType(), lanes)
+        start = context.make_array(kind)(context, builder, arguments[0]).data
+        rounding = _llvm.FunctionType(vector, [vector])
+        rint = builder.module.declare_intrinsic(f"llvm.rint.v{lanes}f32", (), rounding)
+
+        def fold(left: Any, right: Any) -> Any:
+            return builder.fadd(left, right)
+
+        def halves(whole: Any, width: int) -> tuple[Any, Any]:
+            none = _llvm.Constant(whole.type, _llvm.Undefined)
+            indices = _llvm.VectorType(_llvm.IntType(32), width // 2)
+            return tuple(
+                builder.shuffle_vector(
+                    whole, none, _llvm.Constant(indices, list(range(first, first + width // 2)))
+                )
+                for first in (0, width // 2)
+            )
+
+        def splat(scalar: Any) -> Any:
+            none = _llvm.Constant(vector, _llvm.Undefined)
+            one = builder.insert_element(none, scalar, _llvm.IntType(32)(0))
+            everywhere = _llvm.Constant(_llvm.VectorType(_llvm.IntType(32), lanes), [0] * lanes)
+            return builder.shuffle_vector(one, none, everywhere)
+
+        begin = builder.gep(start, [arguments[1]])
+        factor, middle, least, most = (splat(each) for each in arguments[2:6])
+        squares: list[Any] = []
+        for index in range(0, size.literal_value, lanes):
+            place = builder.gep(begin, [_llvm.IntType(64)(index)])
+            loaded = builder.load(builder.bitcast(place, vector.as_pointer()), align=4)
+            exact = builder.fadd(builder.fmul(loaded, factor), middle)
+            above = builder.select(builder.fcmp_ordered(">", exact, least), exact, least)
+            within = builder.select(builder.fcmp_ordered("<", above, most), above, most)
+            error = builder.fsub(builder.call(rint, [within]), exact)
+            squares.append(builder.fmul(error, error))
+        while len(squares) > 1:
+            half = len(squares) // 2
+            squares = [fold(*pair) for pair in zip(squares[:half], squares[half:], strict=True)]
+        found, width = squares[0], lanes
+        while width > 1:
+            found = fold(*halves(found, width))
+            width //= 2
+        return builder.extract_element(found, _llvm.IntType(32)(0))
+
+    return numba.float32(numbers, numba.int64, inverse, offset, low, high, size), code
+
+
 @_compiled
-def _loss(weights: Any, inverse: Any, offset: Any, low: Any, high: Any, terms: Any) -> Any:
+def _loss(
+    weights: Any, inverse: Any, offset: Any, low: Any, high: Any, symmetric: Any, terms: Any
+) -> Any:
     """The sum of a group's squared errors, folded half on half as `blockwise` does.
 
     Two folds are one expression: what is not stored need not be read again.
@@ -162,14 +264,14 @@ def _loss(weights: Any, inverse: Any, offset: Any, low: Any, high: Any, terms: A
         first, second = weights[:count], weights[count : 2 * count]
         third, fourth = weights[2 * count : 3 * count], weights[3 * count :]
         for i in range(count):
-            odd = _square(first[i] * inverse + offset, low, high)
-            odd += _square(third[i] * inverse + offset, low, high)
-            even = _square(second[i] * inverse + offset, low, high)
-            even += _square(fourth[i] * inverse + offset, low, high)
+            odd = _square(_exact(first[i], inverse, offset, symmetric), low, high)
+            odd += _square(_exact(third[i], inverse, offset, symmetric), low, high)
+            even = _square(_exact(second[i], inverse, offset, symmetric), low, high)
+            even += _square(_exact(fourth[i], inverse, offset, symmetric), low, high)
             terms[i] = odd + even
     else:
         for i in range(count):
-            terms[i] = _square(weights[i] * inverse + offset, low, high)
+            terms[i] = _square(_exact(weights[i], inverse, offset, symmetric), low, high)
     while count > 16 and count % 4 == 0:
         count //= 4
         for i in range(count):
@@ -186,6 +288,17 @@ def _loss(weights: Any, inverse: Any, offset: Any, low: Any, high: Any, terms: A
 
 
 @_compiled
+def _storable(scale: Any) -> Any:
+    """The nearest of float16's numbers; 1 where that is 0."""
+    bits = _bits(scale)
+    odd = (bits >> np.int32(13)) & np.int32(1)
+    rounded = _float(np.int32((bits + np.int32(0xFFF) + odd) & np.int32(-0x2000)))
+    if scale < np.float32(2.0**-14):  # where float16 has the same step everywhere
+        rounded = (scale + np.float32(0.5)) - np.float32(0.5)
+    return np.float32(1) if rounded == np.float32(0) else rounded
+
+
+@_compiled
 def _grid(
     least: Any,
     greatest: Any,
@@ -199,39 +312,27 @@ def _grid(
     """Scales and zero points of ranges cut to a share of themselves, as `blockwise` has them."""
     count = len(scale)
     none = np.float32(0)
-    signed = symmetric and high < np.float32(8)
-    for i in range(count):
-        if signed:
-            scale[i] = max(greatest[i], -least[i]) * (ratio / -low)
-        elif symmetric:
-            scale[i] = max(greatest[i] / high, least[i] / low) * ratio
-        else:
+    if symmetric and high < np.float32(8):  # signed
+        for i in range(count):
+            found = _storable(max(greatest[i], -least[i]) * (ratio / -low))
+            scale[i] = -found if greatest[i] > -least[i] else found
+            zero[i] = none
+    elif symmetric:
+        for i in range(count):
+            scale[i] = _storable(max(greatest[i] / high, least[i] / low) * ratio)
+            zero[i] = none
+    else:
+        for i in range(count):
             bottom = min(least[i], none) * ratio
-            scale[i] = (max(greatest[i], none) * ratio - bottom) / (high - low)
-    bits = scale.view(np.int32)
-    for i in range(count):
-        if scale[i] < np.float32(2.0**-14):  # where float16 has the same step everywhere
-            scale[i] = (scale[i] + np.float32(0.5)) - np.float32(0.5)
-        else:
-            odd = (bits[i] >> np.int32(13)) & np.int32(1)
-            bits[i] = (bits[i] + np.int32(0xFFF) + odd) & np.int32(-0x2000)
-        if scale[i] == none:
-            scale[i] = np.float32(1)
-        if signed and greatest[i] > -least[i]:
-            scale[i] = -scale[i]
-    for i in range(count):
-        zero[i] = none
-        if not symmetric:
-            nearest = low - (min(least[i], none) * ratio) / scale[i]
-            zero[i] = _nearest(nearest, low, high)
+            found = _storable((max(greatest[i], none) * ratio - bottom) / (high - low))
+            scale[i] = found
+            zero[i] = _nearest(low - bottom / found, low, high)
 
 
 @_compiled
 def _rows(
     source: Any,
-    shift: Any,
-    kept: Any,
-    factor: Any,
+    ends: Any,
     size: Any,
     low: Any,
     high: Any,
@@ -243,46 +344,58 @@ def _rows(
 ) -> bool:
     rows, inputs = source.shape
     groups = scales.shape[1]
-    bits = np.empty(inputs, np.int32)
-    numbers = bits.view(np.float32)
+    numbers = np.empty(inputs, np.float32)
     terms = np.empty(size, np.float32)
-    least, greatest = np.empty(groups, np.int32), np.empty(groups, np.int32)
+    least, greatest = np.empty(groups, np.float32), np.empty(groups, np.float32)
     scale = np.empty((len(ratios), groups), np.float32)
     zero = np.empty((len(ratios), groups), np.float32)
+    inverses = np.empty((len(ratios), groups), np.float32)
     for row in range(rows):
         line = source[row]
         for i in range(inputs):
-            bits[i] = (np.int32(line[i]) << shift) & kept
-        for i in range(inputs):
-            numbers[i] *= factor
+            numbers[i] = _float(line[i])
         for group in range(groups):
             # Slices, and indices from 0: one that might be negative costs a test for each weight.
-            part = bits[group * size : min(group * size + size, inputs)]
+            part = line[group * size : min(group * size + size, inputs)]
             smallest = largest = _ordered(part[0])
             for i in range(len(part)):
                 smallest = min(smallest, _ordered(part[i]))
                 largest = max(largest, _ordered(part[i]))
-            if _beyond(smallest, largest):
-                return True
-            least[group], greatest[group] = _ordered(smallest), _ordered(largest)
-        for c in range(len(ratios)):
-            ends = least.view(np.float32), greatest.view(np.float32)
-            _grid(ends[0], ends[1], ratios[c], low, high, symmetric, scale[c], zero[c])
+            ends[0, group], ends[1, group] = smallest, largest
         for group in range(groups):
-            weights = numbers[group * size : min(group * size + size, inputs)]
+            least[group] = _float(_ordered(ends[0, group]))
+            greatest[group] = _float(_ordered(ends[1, group]))
+            if not _finite(least[group], greatest[group]):
+                return True
+        for c in range(len(ratios)):
+            _grid(least, greatest, ratios[c], low, high, symmetric, scale[c], zero[c])
+        for c in range(len(ratios)):
+            for group in range(groups):
+                inverses[c, group] = np.float32(1) / scale[c, group]
+        for group in range(groups):
+            first = group * size
+            weights = numbers[first : min(first + size, inputs)]
             best = 0
             fewest = np.float32(0)
             if len(ratios) > 1:
                 for c in range(len(ratios)):
-                    step, offset = scale[c, group], zero[c, group]
-                    error = _loss(weights, np.float32(1) / step, offset, low, high, terms)
-                    error *= step * step
+                    inverse, offset = inverses[c, group], zero[c, group]
+                    if len(weights) == 128:
+                        error = _vector_loss(numbers, first, inverse, offset, low, high, 128)
+                    elif len(weights) == 64:
+                        error = _vector_loss(numbers, first, inverse, offset, low, high, 64)
+                    elif len(weights) == 32:
+                        error = _vector_loss(numbers, first, inverse, offset, low, high, 32)
+                    else:
+                        error = _loss(weights, inverse, offset, low, high, symmetric, terms)
+                    error *= scale[c, group] * scale[c, group]
                     if c == 0 or error < fewest:
                         best, fewest = c, error
-            inverse, offset = np.float32(1) / scale[best, group], zero[best, group]
+            inverse, offset = inverses[best, group], zero[best, group]
             made = codes[row, group * size : min(group * size + size, inputs)]
             for i in range(len(weights)):
-                made[i] = np.int32(_nearest(weights[i] * inverse + offset, low, high))
+                exact = _exact(weights[i], inverse, offset, symmetric)
+                made[i] = np.int32(_nearest(exact, low, high))
             scales[row, group] = scale[best, group]
             zeros[row, group] = np.int32(offset)
     return False
@@ -291,9 +404,7 @@ def _rows(
 @_compiled
 def _columns(
     source: Any,
-    shift: Any,
-    kept: Any,
-    factor: Any,
+    ends: Any,
     tile: Any,
     low: Any,
     high: Any,
@@ -304,60 +415,40 @@ def _columns(
     zeros: Any,
 ) -> bool:
     size, outputs = source.shape
-    bits = np.empty((size, tile), np.int32)
-    numbers = bits.view(np.float32)
+    numbers = np.empty((size, tile), np.float32)
     terms = np.empty((size if len(ratios) > 1 else 1, tile), np.float32)
-    least, greatest = np.empty(tile, np.int32), np.empty(tile, np.int32)
+    least, greatest = np.empty(tile, np.float32), np.empty(tile, np.float32)
     scale, zero = np.empty(tile, np.float32), np.empty(tile, np.float32)
     best_scale, best_zero = np.empty(tile, np.float32), np.empty(tile, np.float32)
     inverse, fewest = np.empty(tile, np.float32), np.empty(tile, np.float32)
     for start in range(0, outputs, tile):
         width = min(tile, outputs - start)
-        least[:] = 0x7FFFFFFF
-        greatest[:] = -0x80000000
-        for i in range(size):
-            line, part, row = source[i, start : start + width], bits[i], numbers[i]
-            for j in range(width):
-                part[j] = (np.int32(line[j]) << shift) & kept
-            for j in range(width):
-                row[j] *= factor
-            for j in range(width):
-                least[j] = min(least[j], _ordered(part[j]))
-                greatest[j] = max(greatest[j], _ordered(part[j]))
+        end = start + width
+        _ends(source, start, ends[0, :width], ends[1, :width])
         for j in range(width):
-            if _beyond(least[j], greatest[j]):
+            least[j] = _float(_ordered(ends[0, j]))
+            greatest[j] = _float(_ordered(ends[1, j]))
+            if not _finite(least[j], greatest[j]):
                 return True
-            least[j], greatest[j] = _ordered(least[j]), _ordered(greatest[j])
+        for i in range(size):
+            line, row = source[i, start:end], numbers[i]
+            for j in range(width):
+                row[j] = _float(line[j])
         for c in range(len(ratios)):
-            ends = least[:width].view(np.float32), greatest[:width].view(np.float32)
-            _grid(ends[0], ends[1], ratios[c], low, high, symmetric, scale[:width], zero[:width])
+            _grid(
+                least[:width],
+                greatest[:width],
+                ratios[c],
+                low,
+                high,
+                symmetric,
+                scale[:width],
+                zero[:width],
+            )
             if len(ratios) > 1:
                 for j in range(width):
                     inverse[j] = np.float32(1) / scale[j]
-                count = size
-                if count % 4 == 0:  # two folds at once, as in `_loss`
-                    count //= 4
-                    for i in range(count):
-                        first, second = numbers[i], numbers[count + i]
-                        third, fourth = numbers[2 * count + i], numbers[3 * count + i]
-                        sums = terms[i]
-                        for j in range(width):
-                            step, offset = inverse[j], zero[j]
-                            odd = _square(first[j] * step + offset, low, high)
-                            odd += _square(third[j] * step + offset, low, high)
-                            even = _square(second[j] * step + offset, low, high)
-                            even += _square(fourth[j] * step + offset, low, high)
-                            sums[j] = odd + even
-                else:
-                    for i in range(size):
-                        for j in range(width):
-                            terms[i, j] = _square(numbers[i, j] * inverse[j] + zero[j], low, high)
-                while count > 1:
-                    half = count // 2
-                    count -= half
-                    for i in range(half):
-                        for j in range(width):
-                            terms[i, j] += terms[count + i, j]
+                _losses(numbers, inverse[:width], zero[:width], low, high, symmetric, terms)
             for j in range(width):
                 error = terms[0, j] * (scale[j] * scale[j])
                 if c == 0 or error < fewest[j]:
@@ -367,10 +458,70 @@ def _columns(
             scales[start + j] = best_scale[j]
             zeros[start + j] = np.int32(best_zero[j])
         for i in range(size):
-            row, made = numbers[i], codes[i, start : start + width]
+            row, made = numbers[i], codes[i, start:end]
             for j in range(width):
-                made[j] = np.int32(_nearest(row[j] * inverse[j] + best_zero[j], low, high))
+                exact = _exact(row[j], inverse[j], best_zero[j], symmetric)
+                made[j] = np.int32(_nearest(exact, low, high))
     return False
+
+
+@_compiled
+def _ends(source: Any, start: Any, least: Any, greatest: Any) -> None:
+    """The least and the greatest of each column, as `_ordered` integers; four rows at a time.
+
+    Rows are cut out one by one: those of a view of columns have a stride that the compiler does
+    not know.
+    """
+    size, width = len(source), len(least)
+    end = start + width
+    for j in range(width):
+        least[j] = greatest[j] = _ordered(source[0, start + j])
+    for i in range(0, size - size % 4, 4):
+        first, second = source[i, start:end], source[i + 1, start:end]
+        third, fourth = source[i + 2, start:end], source[i + 3, start:end]
+        for j in range(width):
+            a, b = _ordered(first[j]), _ordered(second[j])
+            c, d = _ordered(third[j]), _ordered(fourth[j])
+            least[j] = min(min(least[j], min(a, b)), min(c, d))
+            greatest[j] = max(max(greatest[j], max(a, b)), max(c, d))
+    for i in range(size - size % 4, size):
+        line = source[i, start:end]
+        for j in range(width):
+            least[j] = min(least[j], _ordered(line[j]))
+            greatest[j] = max(greatest[j], _ordered(line[j]))
+
+
+@_compiled
+def _losses(
+    numbers: Any, inverse: Any, zero: Any, low: Any, high: Any, symmetric: Any, terms: Any
+) -> None:
+    """The sums of each column's squared errors, in the first row of `terms`; folded as `_loss`."""
+    count, width = len(numbers), len(inverse)
+    if count % 4 == 0:
+        count //= 4
+        for i in range(count):
+            first, second = numbers[i], numbers[count + i]
+            third, fourth = numbers[2 * count + i], numbers[3 * count + i]
+            sums = terms[i]
+            for j in range(width):
+                step, offset = inverse[j], zero[j]
+                odd = _square(_exact(first[j], step, offset, symmetric), low, high)
+                odd += _square(_exact(third[j], step, offset, symmetric), low, high)
+                even = _square(_exact(second[j], step, offset, symmetric), low, high)
+                even += _square(_exact(fourth[j], step, offset, symmetric), low, high)
+                sums[j] = odd + even
+    else:
+        for i in range(count):
+            row, sums = numbers[i], terms[i]
+            for j in range(width):
+                sums[j] = _square(_exact(row[j], inverse[j], zero[j], symmetric), low, high)
+    while count > 1:
+        half = count // 2
+        count -= half
+        for i in range(half):
+            into, other = terms[i], terms[count + i]
+            for j in range(width):
+                into[j] += other[j]
 
 
 @_compiled
