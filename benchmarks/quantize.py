@@ -2,8 +2,8 @@
 
 Run by hand, on folders with a `model.onnx` and filled weights:
 
-    python benchmarks/quantize.py FOLDER... [--bits 4] [--group 128] [--tools copy,omforge,ort]
-                                  [--peers PYTHON] [--timeout S] [--memory-limit GIB]
+    python benchmarks/quantize.py FOLDER... [--bits 4] [--group 128] [--tools omforge,copy,ort]
+                                  [--python ort=PYTHON ...] [--timeout S] [--memory-limit GIB]
                                   [--scratch DIR]
 
 `omforge` clips each group where the squared error is least, `omforge-minmax` does not;
@@ -11,7 +11,8 @@ Run by hand, on folders with a `model.onnx` and filled weights:
 
 `copy` is the floor: the export's weights are read and as many bytes as omforge writes are written,
 in pieces of 8 MiB. It runs behind omforge, which tells how many; run it twice, as the disk and
-its cache are part of it.
+its cache are part of it. Each peer (`ort`, `modelopt`, `olive`, `nncf`) runs in the environment
+that `--python` gives for it, on a copy of the export without a Transpose behind the weights.
 """
 
 import argparse
@@ -33,6 +34,7 @@ COLUMNS = (
     "anon GiB",
     "MB out",
     "layers",
+    "error",
     "remarks",
 )
 
@@ -53,44 +55,86 @@ def main() -> None:
     parser.add_argument("--bits", type=int, default=4, choices=(4, 8))
     parser.add_argument("--group", type=int, default=128)
     parser.add_argument("--tools", default="omforge,copy,omforge-minmax,omforge-numpy,ort,copy")
-    parser.add_argument("--peers", default=sys.executable)
+    parser.add_argument("--python", action="append", default=[], metavar="PEER=PYTHON")
     parser.add_argument("--timeout", type=float, default=900)
     parser.add_argument("--memory-limit", type=float, default=0.9 * available_memory() / GIB)
     parser.add_argument("--scratch", type=Path)
     given = parser.parse_args()
     limits = Limits(given.timeout, int(given.memory_limit * GIB))
+    pythons = dict(each.split("=", 1) for each in given.python)
+    tools = given.tools.split(",")
     for folder in given.folders:
-        rows: list[Row] = []
-        size = 0
-        for tool in given.tools.split(","):
-            python = sys.executable if TOOLS[tool].ours else given.peers
-            job = [str(folder), str(given.bits), str(given.group), str(size)]
-            row = _measure(tool, python, job, limits, given.scratch)
-            size = row.written if TOOLS[tool].ours and tool != "copy" else size
-            rows.append(row)
-            print(f"{folder.name}: {tool} took {row.usage.wall:.1f} s", file=sys.stderr)
+        with tempfile.TemporaryDirectory(dir=given.scratch, prefix="quantize-") as made:
+            runs = Runs(folder, Path(made), limits, pythons, [str(given.bits), str(given.group)])
+            rows = [runs.measure(tool) for tool in tools]
         _print(folder, rows, f"int{given.bits} g{given.group}")
 
 
-def _measure(tool: str, python: str, job: list[str], limits: Limits, scratch: Path | None) -> Row:
-    with tempfile.TemporaryDirectory(dir=scratch, prefix="quantize-") as made:
-        output = Path(made) / "out"
+class Runs:
+    """Of one folder.
+
+    Args:
+        folder: The export.
+        scratch: Where tools write.
+        limits: When a tool is ended.
+        pythons: The interpreters of peers.
+        scheme: Bits and group.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        scratch: Path,
+        limits: Limits,
+        pythons: dict[str, str],
+        scheme: list[str],
+    ) -> None:
+        self._folder = folder
+        self._scratch = scratch
+        self._limits = limits
+        self._pythons = pythons
+        self._scheme = scheme
+        self._size = 0
+
+    def measure(self, tool: str) -> Row:
+        """Run a tool, and look at what it wrote."""
+        peer = TOOLS[tool].peer
+        python = self._pythons.get(peer, sys.executable)
+        source = self._plain() if peer else self._folder
+        output = self._scratch / "out"
         output.mkdir()
-        log = Path(made) / "log.txt"
-        here = Path(__file__).parent / "quantize_tools.py"
-        command = [python, str(here), tool, str(output), *job]
-        usage = run(command, limits, log)
-        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-        told: dict[str, str] = {}
-        if usage.status == 0 and lines and lines[-1].startswith("told "):
-            told = dict(item.split("=", 1) for item in lines[-1].split()[1:])
-        elif not usage.killed:
-            told = {"remarks": (lines or ["no message"])[-1][:70]}
-        else:
-            told = {"remarks": f"killed at {usage.killed}"}
+        told, usage = self._run(python, "quantize_tools.py", tool, output, source, *self._scheme)
         written = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
+        if tool.startswith("omforge"):
+            self._size = written
+        if usage.status == 0 and tool != "copy":
+            where = (self._folder, self._plain() if peer else self._folder, output)
+            told |= self._run(sys.executable, "quantize_error.py", *where)[0]
         shutil.rmtree(output)
-    return Row(tool, usage, written, told)
+        print(f"{self._folder.name}: {tool} took {usage.wall:.1f} s", file=sys.stderr)
+        return Row(tool, usage, written, told)
+
+    def _plain(self) -> Path:
+        made = self._scratch / "plain"
+        if not made.exists():
+            made.mkdir()
+            job = ("quantize_tools.py", "plain", made, self._folder, *self._scheme)
+            told, usage = self._run(sys.executable, *job)
+            if usage.status:
+                raise SystemExit(f"{self._folder} cannot be prepared for peers: {told}")
+        return made
+
+    def _run(self, python: str, script: str, *job: object) -> tuple[dict[str, str], Usage]:
+        log = self._scratch / "log.txt"
+        size = [str(self._size)] if script == "quantize_tools.py" else []
+        command = [python, str(Path(__file__).parent / script), *map(str, job), *size]
+        usage = run(command, self._limits, log)
+        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        if usage.killed:
+            return {"remarks": f"killed at {usage.killed}"}, usage
+        if usage.status or not lines or not lines[-1].startswith("told"):
+            return {"remarks": (lines or ["no message"])[-1][:70]}, usage
+        return dict(item.split("=", 1) for item in lines[-1].split()[1:]), usage
 
 
 def _print(folder: Path, rows: list[Row], scheme: str) -> None:
@@ -110,6 +154,7 @@ def _print(folder: Path, rows: list[Row], scheme: str) -> None:
             f"{usage.peak_anonymous / GIB:.2f}",
             f"{row.written / 1e6:.0f}",
             row.told.get("layers", ""),
+            row.told.get("error", ""),
             row.told.get("remarks", ""),
         )
         print("| " + " | ".join(cells) + " |")

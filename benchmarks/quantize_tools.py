@@ -1,6 +1,6 @@
 """The tools that `quantize.py` runs: `quantize_tools.py TOOL OUT IN BITS GROUP SIZE`.
 
-The last line that a tool prints is `told key=value ...`.
+The last line that a tool prints is `told key=value ...`. Peers read what `plain` wrote.
 """
 
 import os
@@ -25,6 +25,41 @@ def copy(folder: Path, output: Path, bits: int, group: int, size: int) -> str:
                     if left > 0:
                         sink.write(memoryview(buffer)[: min(count, left)])
                         left -= count
+    return ""
+
+
+def plain(folder: Path, output: Path, bits: int, group: int, size: int) -> str:
+    """Write what peers can read: opset 21, the first with int4, and no Transpose behind a weight.
+
+    They quantise products by an initializer only. A weight that others read too stays as it is.
+    """
+    from omforge import ir
+    from omforge.passes.convert_opset import ConvertOpset
+
+    model = ir.load(folder / "model.onnx")
+    ConvertOpset(21).run(model)
+    for node in [node for node in model.graph if node.op_type == "Transpose"]:
+        weight, made = node.inputs[0], node.outputs[0]
+        if weight is None or not weight.is_initializer() or len(weight.uses()) > 1:
+            continue
+        tensor = weight.const_value
+        assert tensor is not None
+        order = node.attributes["perm"].as_ints() if "perm" in node.attributes else None
+        turned = ir.LazyTensor(
+            lambda tensor=tensor, order=order, name=made.name: ir.Tensor(
+                tensor.numpy().transpose(order).copy(), name=name
+            ),
+            dtype=tensor.dtype,
+            shape=ir.Shape(made.shape or tuple(reversed(tensor.shape.numpy()))),
+            name=made.name,
+        )
+        value = ir.Value(name=f"{made.name}_plain", type=made.type, const_value=turned)
+        value.shape = turned.shape
+        model.graph.register_initializer(value)
+        made.replace_all_uses_with(value)
+        model.graph.remove(node, safe=True)
+        del model.graph.initializers[weight.name or ""]
+    ir.save(model, output / "model.onnx", external="model.data")
     return ""
 
 
@@ -75,21 +110,67 @@ def ort(folder: Path, output: Path, bits: int, group: int, size: int) -> str:
     return f"layers={sum(node.op_type == 'MatMulNBits' for node in nodes)}"
 
 
+def modelopt(folder: Path, output: Path, bits: int, group: int, size: int) -> str:
+    """NVIDIA ModelOpt's INT4 quantiser, round to nearest."""
+    import onnx
+    from modelopt.onnx.quantization.int4 import quantize
+
+    made = quantize(
+        str(folder / "model.onnx"),
+        calibration_method="rtn_dq",
+        calibration_eps=["cpu"],
+        block_size=group,
+        nodes_to_exclude=[],
+    )
+    onnx.save(made, output / "model.onnx", save_as_external_data=True, location="model.data")
+    return f"layers={sum(node.op_type == 'DequantizeLinear' for node in made.graph.node)}"
+
+
+def olive(folder: Path, output: Path, bits: int, group: int, size: int) -> str:
+    """Olive's round to nearest, into MatMulNBits."""
+    import onnx
+    from olive.model import ONNXModelHandler
+    from olive.passes.olive_pass import create_pass_from_dict
+    from olive.passes.onnx.rtn_quantization import OnnxBlockWiseRtnQuantization
+
+    options = {"bits": bits, "block_size": group, "is_symmetric": True}
+    step = create_pass_from_dict(OnnxBlockWiseRtnQuantization, options, disable_search=True)
+    made = step.run(ONNXModelHandler(str(folder / "model.onnx")), str(output / "model.onnx"))
+    graph = onnx.load(made.model_path, load_external_data=False).graph
+    return f"layers={sum(node.op_type == 'MatMulNBits' for node in graph.node)}"
+
+
+def nncf(folder: Path, output: Path, bits: int, group: int, size: int) -> str:
+    """NNCF's weight compression, symmetric."""
+    import nncf
+    import onnx
+
+    model = onnx.load(folder / "model.onnx")
+    mode = nncf.CompressWeightsMode.INT4_SYM
+    made = nncf.compress_weights(model, mode=mode, group_size=group, all_layers=True)
+    onnx.save(made, output / "model.onnx", save_as_external_data=True, location="model.data")
+    return f"layers={sum(node.op_type == 'DequantizeLinear' for node in made.graph.node)}"
+
+
 @dataclass(frozen=True)
 class Tool:
-    """A function to call, and whether it needs our environment rather than the peers'."""
+    """A function to call, and in whose environment: ours, or that of a peer of this name."""
 
     call: Callable[[Path, Path, int, int, int], str]
-    ours: bool
+    peer: str = ""
 
 
 TOOLS = {
-    "copy": Tool(copy, ours=True),
-    "omforge": Tool(omforge, ours=True),
-    "omforge-minmax": Tool(omforge_minmax, ours=True),
-    "omforge-numpy": Tool(omforge_numpy, ours=True),
-    "omforge-cold": Tool(omforge_cold, ours=True),
-    "ort": Tool(ort, ours=False),
+    "plain": Tool(plain),
+    "copy": Tool(copy),
+    "omforge": Tool(omforge),
+    "omforge-minmax": Tool(omforge_minmax),
+    "omforge-numpy": Tool(omforge_numpy),
+    "omforge-cold": Tool(omforge_cold),
+    "ort": Tool(ort, "ort"),
+    "modelopt": Tool(modelopt, "modelopt"),
+    "olive": Tool(olive, "olive"),
+    "nncf": Tool(nncf, "nncf"),
 }
 
 
