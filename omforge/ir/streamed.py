@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
 import numpy as np
@@ -112,20 +113,26 @@ def in_order(
 ) -> Iterator[T]:
     """Yield work(0), work(1) …, computed on several threads, at most `ahead` of them at a time.
 
-    numpy lets go of the interpreter inside its loops, so two threads are two cores.
+    numpy lets go of the interpreter inside its loops, so two threads are two cores. The threads
+    stay for the next call, as a model has hundreds of weights; `work` must not call this itself.
     """
     if count <= 1:
         yield from (work(index) for index in range(count))
         return
-    with ThreadPoolExecutor(threads) as pool:
-        waiting: list[Future[T]] = []
-        try:
-            for index in range(count):
-                waiting.append(pool.submit(work, index))
-                if len(waiting) >= ahead:
-                    yield waiting.pop(0).result()
-            while waiting:
+    pool = _pool(threads)
+    waiting: list[Future[T]] = []
+    try:
+        for index in range(count):
+            waiting.append(pool.submit(work, index))
+            if len(waiting) >= ahead:
                 yield waiting.pop(0).result()
-        finally:
-            for future in waiting:
-                future.cancel()
+        while waiting:
+            yield waiting.pop(0).result()
+    finally:
+        # What has begun may read a file that the caller closes.
+        wait([future for future in waiting if not future.cancel()])
+
+
+@functools.cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="omforge")

@@ -134,7 +134,6 @@ class QuantizeWeights(Pass):
         log.info(
             "%d of %d weights quantised, %d bytes to %d", len(wanted), len(linears), before, after
         )
-        infer_model(model)
         return len(wanted)
 
     def _scheme(self) -> Scheme:

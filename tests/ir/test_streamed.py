@@ -1,6 +1,7 @@
 """Tensors that are computed when they are read or written."""
 
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -91,3 +92,20 @@ def test_an_error_ends_it() -> None:
 
     with pytest.raises(RuntimeError, match="three"):
         list(in_order(work, 100))
+
+
+def test_nothing_runs_on_behind_an_error() -> None:
+    begun, ended = threading.Event(), threading.Event()
+
+    def work(index: int) -> int:
+        if index == 0:
+            assert begun.wait(10)
+            raise RuntimeError("zero")
+        begun.set()
+        time.sleep(0.05)
+        ended.set()
+        return index
+
+    with pytest.raises(RuntimeError, match="zero"):
+        list(in_order(work, 2))
+    assert ended.is_set()
