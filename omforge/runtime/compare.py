@@ -21,8 +21,8 @@ import numpy.typing as npt
 
 from omforge import ir
 from omforge.ir.errors import InputError
-from omforge.ir.numerics import TOLERANCES, Tolerance, max_abs_diff, tolerance
-from omforge.lowering.manifest import Manifest
+from omforge.ir.numerics import Tolerance, max_abs_diff, tolerance
+from omforge.lowering.manifest import Manifest, TensorSpec
 from omforge.runtime.bundle import Bundle, Progress
 from omforge.runtime.export import ExportModel
 from omforge.runtime.generate import LanguageModel, Level
@@ -35,13 +35,8 @@ Array = npt.NDArray[Any]
 EXPORT = "exported"
 
 
-_INT8_CACHE = TOLERANCES["bfloat16"]
-"""A rounding of float16 may tip a key or value to the next of 255 integers, and every later step
-sees it: a step of an integer is about what bfloat16's last bit is."""
-
-
 _UNROUNDED = ", unrounded"
-"""Of a level whose layers read int8: what it is called without that rounding."""
+"""Of a level whose layers or cache are int8: what it is called without that rounding."""
 
 
 class Decoder(Protocol):
@@ -88,7 +83,7 @@ class Comparison:
         ok: Whether the case passes.
         judged: Whether the tolerance counts. Between a quantised graph and the export it does not:
             that distance is the loss that was asked for (see `quality`). Nor does it where layers
-            read int8, unless without that rounding: see `unrounded`.
+            read int8, or the cache is, unless without that rounding: see `unrounded`.
     """
 
     level: str
@@ -179,11 +174,15 @@ def verify_bundle(
         notes.append(
             "weights or cache are quantised: the distance from the export is reported, not judged"
         )
-    rounds = manifest.quantization.int8_inputs
+    rounds = [
+        *["layers read int8"] * manifest.quantization.int8_inputs,
+        *["the cache is int8"] * (manifest.kv.dtype == "int8"),
+    ]
     if rounds and "lowered" in levels:
         notes.append(
-            "layers read int8: a number near the middle of two integers goes either way between "
-            "canonical and lowered, so what is judged is their distance without that rounding"
+            f"{' and '.join(rounds)}: a number near the middle of two integers goes either way "
+            "between canonical and lowered, so what is judged is their distance without that "
+            "rounding"
         )
     cases = make_cases(bundle, steps, seed, prompts)
     longest = max((len(row) for case in cases for row in case.prompts), default=0)
@@ -201,6 +200,8 @@ def verify_bundle(
     if rounds and {"canonical", "lowered"} <= set(order):
         order += [f"canonical{_UNROUNDED}", f"lowered{_UNROUNDED}"]
 
+    floats = _with_a_float_cache(bundle)
+
     def opener(name: str, batch: int) -> Decoder:
         if name == EXPORT and export is not None:
             return ExportModel(export, manifest.export, manifest.kv)
@@ -208,7 +209,7 @@ def verify_bundle(
         if name == level:
             return LanguageModel(bundle, level, batch=batch)
         return LanguageModel(
-            bundle,
+            floats,
             level,
             batch=batch,
             open_session=lambda bucket: _without_rounding(bundle.graph(bucket), lowered=True),
@@ -259,6 +260,24 @@ def verify_bundle(
 def _without_rounding(path: Path, *, lowered: bool) -> OrtSession:
     model = without_rounding(ir.load(path))
     return OrtSession(model, lowered=lowered, name=f"{path.name}{_UNROUNDED}")
+
+
+def _with_a_float_cache(bundle: Bundle) -> Bundle:
+    """The bundle as its graphs without rounding are: an int8 cache holds floats."""
+    manifest = bundle.manifest
+
+    def wide(specs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
+        return tuple(
+            dataclasses.replace(spec, dtype=manifest.dtype) if spec.dtype == "int8" else spec
+            for spec in specs
+        )
+
+    buckets = [
+        dataclasses.replace(bucket, inputs=wide(bucket.inputs), outputs=wide(bucket.outputs))
+        for bucket in manifest.buckets
+    ]
+    wide_manifest = dataclasses.replace(manifest, buckets=tuple(buckets))
+    return dataclasses.replace(bundle, manifest=wide_manifest)
 
 
 def is_quantized(bundle: Bundle) -> bool:
@@ -365,8 +384,6 @@ def _tolerances(
     manifest: Manifest, levels: Sequence[str], given: Mapping[str, Tolerance] | None
 ) -> dict[str, Tolerance]:
     exported, lowered = tolerance(manifest.export.dtype), tolerance(manifest.dtype)
-    if manifest.kv.dtype == "int8":
-        lowered = max(lowered, _INT8_CACHE, key=lambda t: t.atol)
     # A lowered graph that is finer than the export still has the export to agree with.
     table = {"canonical": exported, "lowered": max(exported, lowered, key=lambda t: t.atol)}
     return {level: (given or {}).get(level) or table[level] for level in levels}

@@ -1,9 +1,9 @@
-"""Graphs whose layers read int8 (W8A8), with the rounding of what they read taken out.
+"""Graphs whose layers read int8 (W8A8), or whose cache is int8, with the rounding to it taken out.
 
 A number near the middle of two integers goes either way: a rounding error of float16 in one graph
 is a whole step of int8 in the other, and no tolerance tells that from a wrong rewrite. Without the
 rounding, both graphs compute what they compute with it, scales, saturation and integer weights
-included, and what is left between them is float16.
+included, and what is left between them is float16. The cache then holds floats.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from omforge import ir
-from omforge.ir.infer import attribute, constant_tensor
+from omforge.ir.infer import attribute, constant_tensor, infer_model
 from omforge.ir.int8_ops import decoded_scale, is_int8_product
 
 Array = npt.NDArray[Any]
 
 _LOW, _HIGH = -128.0, 127.0
+_MOVERS = ("Concat", "Identity", "Reshape", "Transpose")
 
 
 def without_rounding(model: ir.Model) -> ir.Model:
@@ -48,7 +49,54 @@ def without_rounding(model: ir.Model) -> ir.Model:
                 reader.outputs[0].type = product.type
             _replace(node, product)
             _replace(dequant, _times(dequant, _input(dequant, 0), 1 / power))
+    if _keep_floats(copy):
+        infer_model(copy)
     return copy
+
+
+def _keep_floats(model: ir.Model) -> bool:
+    """Let an int8 cache hold what it would round (see `passes.quantize_kv`); whether there is one.
+
+    Its numbers are clipped and in steps, as before, so what reads it stays as it is.
+    """
+    written: set[ir.DataType] = set()
+    for node in list(model.graph):
+        clip = _clip_of_integers(node)
+        if clip is None:
+            continue
+        rounding = _input(clip, 0).producer()
+        assert rounding is not None
+        exact = _input(rounding, 0)
+        assert exact.dtype is not None
+        written.add(exact.dtype)
+        clip.replace_input_with(0, exact)
+        if not rounding.outputs[0].uses():
+            model.graph.remove(rounding, safe=True)
+        node.attributes["to"] = ir.AttrInt64("to", int(exact.dtype))
+    for value in model.graph.inputs:
+        if written and value.dtype == ir.DataType.INT8:
+            (dtype,) = written
+            value.type = ir.TensorType(dtype)
+    return bool(written)
+
+
+def _clip_of_integers(node: ir.Node) -> ir.Node | None:
+    """The Clip of `Cast<int8>(Clip(Round(x)))` that leaves the graph."""
+    if node.op_type != "Cast" or attribute(node, "to", 0) != int(ir.DataType.INT8):
+        return None
+    clip = _input(node, 0).producer()
+    if clip is None or clip.op_type != "Clip" or len(clip.outputs[0].uses()) > 1:
+        return None
+    maker = _input(clip, 0).producer()
+    if maker is None or maker.op_type != "Round" or not _leaves(node.outputs[0]):
+        return None
+    return clip
+
+
+def _leaves(value: ir.Value) -> bool:
+    """Whether a value, moved or joined with others, is an output of the graph."""
+    movers = [use.node for use in value.uses() if use.node.op_type in _MOVERS]
+    return value.is_graph_output() or any(_leaves(node.outputs[0]) for node in movers)
 
 
 def _unround_canonical(node: ir.Node) -> None:

@@ -48,6 +48,38 @@ def test_a_canonical_graph_keeps_what_lies_between_two_integers() -> None:
     np.testing.assert_array_equal(run(model, {"x": X})["y"], rounded)
 
 
+CACHE = """<ir_version: 10, opset_import: ["" : 21]>
+g (float16[1, 2, 4] new, int8[1, 3, 4] past, float16 low, float16 high)
+    => (float16[1, 5, 4] y, int8[1, 2, 4] present, int8[1, 2, 4] other) {
+    r = Round (new)
+    c = Clip (r, low, high)
+    q = Cast <to = 3> (c)
+    present = Identity (q)
+    wide = Cast <to = 10> (past)
+    y = Concat <axis = 1> (wide, new)
+    a = Abs (r)
+    other = Cast <to = 3> (a)
+}"""
+
+
+def test_a_cache_holds_what_lies_between_two_integers() -> None:
+    bounds = {"low": np.float16(-50), "high": np.float16(49)}
+    model = stored(ir.from_onnx_text(CACHE), **{k: np.array(v) for k, v in bounds.items()})
+    new = np.array([0.5, -3.25, 48.75, -49.5, 80, -90, 0, 1], np.float16).reshape(1, 2, 4)
+    past = RNG.normal(size=(1, 3, 4)).astype(np.float16)
+    found = run(without_rounding(model), {"new": new, "past": past})
+    np.testing.assert_array_equal(found["present"], np.clip(new, -50, 49))
+    np.testing.assert_array_equal(found["y"], np.concatenate([past, new], 1))
+    # What is int8 for another reason stays so.
+    np.testing.assert_array_equal(found["other"], np.abs(np.round(new)).astype(np.int8))
+
+
+def test_integers_that_a_step_reads_itself_stay_integers() -> None:
+    text = CACHE.replace("present = Identity (q)", "z = Neg (q) present = Identity (z)")
+    model = ir.from_onnx_text(text)
+    assert ir.to_text(without_rounding(model)) == ir.to_text(model)
+
+
 def test_a_quantisation_of_the_export_is_left_alone() -> None:
     model = ir.from_onnx_text("""<ir_version: 10, opset_import: ["" : 21]>
         g (float[3, 8] x, float step, uint8 middle) => (float[3, 8] y) {
