@@ -85,7 +85,7 @@ def _clip_of_integers(node: ir.Node) -> ir.Node | None:
     if node.op_type != "Cast" or attribute(node, "to", 0) != int(ir.DataType.INT8):
         return None
     clip = _input(node, 0).producer()
-    if clip is None or clip.op_type != "Clip" or len(clip.outputs[0].uses()) > 1:
+    if clip is None or clip.op_type != "Clip":
         return None
     maker = _input(clip, 0).producer()
     if maker is None or maker.op_type != "Round" or not _leaves(node.outputs[0]):

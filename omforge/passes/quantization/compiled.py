@@ -42,6 +42,9 @@ _SUPPORTED = {np.dtype(each) for each in (np.float32, np.float16, ml_dtypes.bflo
 _TILE = 1 << 15
 """Weights of neighbouring columns looked at together: a part of a core's cache."""
 
+_LANES = 16
+"""Numbers of a vector in LLVM's sense, which makes several registers of it where it must."""
+
 
 def supports(dtype: npt.DTypeLike) -> bool:
     """Whether there are loops for weights of this type."""
@@ -199,38 +202,16 @@ def _vector_loss(
 
     A group is too short for a loop that the compiler makes, with what it tests before and after.
     """
-    lanes = 16
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        kind = signature.args[0]
-        vector = _llvm.VectorType(_llvm.FloatType(), lanes)
-        start = context.make_array(kind)(context, builder, arguments[0]).data
+        vector = _llvm.VectorType(_llvm.FloatType(), _LANES)
+        array = context.make_array(signature.args[0])(context, builder, arguments[0])
+        begin = builder.gep(array.data, [arguments[1]])
+        factor, middle, least, most = (_spread(builder, each) for each in arguments[2:6])
         rounding = _llvm.FunctionType(vector, [vector])
-        rint = builder.module.declare_intrinsic(f"llvm.rint.v{lanes}f32", (), rounding)
-
-        def fold(left: Any, right: Any) -> Any:
-            return builder.fadd(left, right)
-
-        def halves(whole: Any, width: int) -> tuple[Any, Any]:
-            none = _llvm.Constant(whole.type, _llvm.Undefined)
-            indices = _llvm.VectorType(_llvm.IntType(32), width // 2)
-            return tuple(
-                builder.shuffle_vector(
-                    whole, none, _llvm.Constant(indices, list(range(first, first + width // 2)))
-                )
-                for first in (0, width // 2)
-            )
-
-        def splat(scalar: Any) -> Any:
-            none = _llvm.Constant(vector, _llvm.Undefined)
-            one = builder.insert_element(none, scalar, _llvm.IntType(32)(0))
-            everywhere = _llvm.Constant(_llvm.VectorType(_llvm.IntType(32), lanes), [0] * lanes)
-            return builder.shuffle_vector(one, none, everywhere)
-
-        begin = builder.gep(start, [arguments[1]])
-        factor, middle, least, most = (splat(each) for each in arguments[2:6])
+        rint = builder.module.declare_intrinsic(f"llvm.rint.v{_LANES}f32", (), rounding)
         squares: list[Any] = []
-        for index in range(0, size.literal_value, lanes):
+        for index in range(0, size.literal_value, _LANES):
             place = builder.gep(begin, [_llvm.IntType(64)(index)])
             loaded = builder.load(builder.bitcast(place, vector.as_pointer()), align=4)
             exact = builder.fadd(builder.fmul(loaded, factor), middle)
@@ -240,45 +221,39 @@ def _vector_loss(
             squares.append(builder.fmul(error, error))
         while len(squares) > 1:
             half = len(squares) // 2
-            squares = [fold(*pair) for pair in zip(squares[:half], squares[half:], strict=True)]
-        found, width = squares[0], lanes
+            squares = [builder.fadd(squares[i], squares[half + i]) for i in range(half)]
+        total, width = squares[0], _LANES
         while width > 1:
-            found = fold(*halves(found, width))
             width //= 2
-        return builder.extract_element(found, _llvm.IntType(32)(0))
+            left = _picked(builder, total, range(width))
+            total = builder.fadd(left, _picked(builder, total, range(width, 2 * width)))
+        return builder.extract_element(total, _llvm.IntType(32)(0))
 
     return numba.float32(numbers, numba.int64, inverse, offset, low, high, size), code
+
+
+def _spread(builder: Any, scalar: Any) -> Any:
+    """A vector all of whose lanes are a float."""
+    none = _llvm.Constant(_llvm.VectorType(_llvm.FloatType(), _LANES), _llvm.Undefined)
+    one = builder.insert_element(none, scalar, _llvm.IntType(32)(0))
+    return _picked(builder, one, [0] * _LANES)
+
+
+def _picked(builder: Any, vector: Any, lanes: Sequence[int]) -> Any:
+    """Some lanes of a vector."""
+    indices = _llvm.VectorType(_llvm.IntType(32), len(lanes))
+    none = _llvm.Constant(vector.type, _llvm.Undefined)
+    return builder.shuffle_vector(vector, none, _llvm.Constant(indices, list(lanes)))
 
 
 @_compiled
 def _loss(
     weights: Any, inverse: Any, offset: Any, low: Any, high: Any, symmetric: Any, terms: Any
 ) -> Any:
-    """The sum of a group's squared errors, folded half on half as `blockwise` does.
-
-    Two folds are one expression: what is not stored need not be read again.
-    """
+    """The sum of a group's squared errors, folded half on half as `blockwise` does."""
     count = len(weights)
-    if count % 4 == 0:
-        count //= 4
-        first, second = weights[:count], weights[count : 2 * count]
-        third, fourth = weights[2 * count : 3 * count], weights[3 * count :]
-        for i in range(count):
-            odd = _square(_exact(first[i], inverse, offset, symmetric), low, high)
-            odd += _square(_exact(third[i], inverse, offset, symmetric), low, high)
-            even = _square(_exact(second[i], inverse, offset, symmetric), low, high)
-            even += _square(_exact(fourth[i], inverse, offset, symmetric), low, high)
-            terms[i] = odd + even
-    else:
-        for i in range(count):
-            terms[i] = _square(_exact(weights[i], inverse, offset, symmetric), low, high)
-    while count > 16 and count % 4 == 0:
-        count //= 4
-        for i in range(count):
-            terms[i] = (terms[i] + terms[2 * count + i]) + (terms[count + i] + terms[3 * count + i])
-    if count == 8:
-        even = (terms[0] + terms[4]) + (terms[2] + terms[6])
-        return even + ((terms[1] + terms[5]) + (terms[3] + terms[7]))
+    for i in range(count):
+        terms[i] = _square(_exact(weights[i], inverse, offset, symmetric), low, high)
     while count > 1:
         half = count // 2
         count -= half
@@ -495,7 +470,10 @@ def _ends(source: Any, start: Any, least: Any, greatest: Any) -> None:
 def _losses(
     numbers: Any, inverse: Any, zero: Any, low: Any, high: Any, symmetric: Any, terms: Any
 ) -> None:
-    """The sums of each column's squared errors, in the first row of `terms`; folded as `_loss`."""
+    """The sums of each column's squared errors, in the first row of `terms`; folded as `_loss`.
+
+    Two folds are one expression: what is not stored need not be read again.
+    """
     count, width = len(numbers), len(inverse)
     if count % 4 == 0:
         count //= 4

@@ -150,6 +150,28 @@ def test_the_sum_of_errors_has_one_order() -> None:
     np.testing.assert_array_equal(codes, quantize(widened(weights), 1, scheme).codes)
 
 
+@pytest.mark.parametrize("size", [24, 32, 33, 64, 128])
+def test_a_row_s_errors_are_summed_in_numpy_s_order(size: int) -> None:
+    """In another order the last bits differ, and with them what is clipped where two are equal."""
+    whole = size in (32, 64, 128)
+
+    @compiled.numba.njit
+    def loss(numbers: np.ndarray, first: int, inverse: float, offset: float) -> float:
+        low, high = np.float32(-8), np.float32(7)
+        if whole:
+            return compiled._vector_loss(numbers, first, inverse, offset, low, high, size)
+        part, terms = numbers[first : first + size], np.empty(size, np.float32)
+        return compiled._loss(part, inverse, offset, low, high, False, terms)
+
+    groups = some_weights((50, size), size, 1.0, np.float32)
+    for offset in np.float32([0, 3]):
+        shape = (1, len(groups))
+        grid = np.full(shape, 0.25, np.float32), np.full(shape, offset, np.float32)
+        expected = blockwise._squared_error(groups.T, *grid, Scheme(symmetric=False), None)[0]
+        found = [loss(groups.reshape(-1), size * row, np.float32(4), offset) for row in range(50)]
+        np.testing.assert_array_equal(np.float32(found) / 16, expected)
+
+
 def test_packing_is_numpy_s() -> None:
     codes = np.random.default_rng(0).integers(-8, 8, (6, 5)).astype(np.int8)
     packed = np.empty(15, np.uint8)
