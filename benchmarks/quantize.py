@@ -3,8 +3,8 @@
 Run by hand, on folders with a `model.onnx` and filled weights:
 
     python benchmarks/quantize.py FOLDER... [--bits 4] [--group 128] [--tools omforge,copy,ort]
-                                  [--python ort=PYTHON ...] [--timeout S] [--memory-limit GIB]
-                                  [--scratch DIR]
+                                  [--python ort=PYTHON ...] [--cold] [--timeout S]
+                                  [--memory-limit GIB] [--scratch DIR]
 
 `omforge` clips each group where the squared error is least, `omforge-minmax` does not;
 `omforge-numpy` runs without numba and `omforge-cold` compiles its loops first.
@@ -12,10 +12,12 @@ Run by hand, on folders with a `model.onnx` and filled weights:
 `copy` is the floor: the export's weights are read and as many bytes as omforge writes are written,
 in pieces of 8 MiB. It runs behind omforge, which tells how many; run it twice, as the disk and
 its cache are part of it. Each peer (`ort`, `modelopt`, `olive`, `nncf`) runs in the environment
-that `--python` gives for it, on a copy of the export without a Transpose behind the weights.
+that `--python` gives for it, on a copy of the export without a Transpose behind the weights. With
+`--cold` the weights are read from the disk each time, and not from the system's memory.
 """
 
 import argparse
+import os
 import shutil
 import sys
 import tempfile
@@ -56,6 +58,7 @@ def main() -> None:
     parser.add_argument("--group", type=int, default=128)
     parser.add_argument("--tools", default="omforge,copy,omforge-minmax,omforge-numpy,ort,copy")
     parser.add_argument("--python", action="append", default=[], metavar="PEER=PYTHON")
+    parser.add_argument("--cold", action="store_true")
     parser.add_argument("--timeout", type=float, default=900)
     parser.add_argument("--memory-limit", type=float, default=0.9 * available_memory() / GIB)
     parser.add_argument("--scratch", type=Path)
@@ -65,9 +68,11 @@ def main() -> None:
     tools = given.tools.split(",")
     for folder in given.folders:
         with tempfile.TemporaryDirectory(dir=given.scratch, prefix="quantize-") as made:
-            runs = Runs(folder, Path(made), limits, pythons, [str(given.bits), str(given.group)])
+            scheme = [str(given.bits), str(given.group)]
+            runs = Runs(folder, Path(made), limits, pythons, scheme, cold=given.cold)
             rows = [runs.measure(tool) for tool in tools]
-        _print(folder, rows, f"int{given.bits} g{given.group}")
+        cold = ", from the disk" if given.cold else ""
+        _print(folder, rows, f"int{given.bits} g{given.group}{cold}")
 
 
 class Runs:
@@ -79,6 +84,7 @@ class Runs:
         limits: When a tool is ended.
         pythons: The interpreters of peers.
         scheme: Bits and group.
+        cold: Let the system forget the weights ahead of each run.
     """
 
     def __init__(
@@ -88,12 +94,15 @@ class Runs:
         limits: Limits,
         pythons: dict[str, str],
         scheme: list[str],
+        *,
+        cold: bool,
     ) -> None:
         self._folder = folder
         self._scratch = scratch
         self._limits = limits
         self._pythons = pythons
         self._scheme = scheme
+        self._cold = cold
         self._size = 0
 
     def measure(self, tool: str) -> Row:
@@ -103,6 +112,8 @@ class Runs:
         source = self._plain() if peer else self._folder
         output = self._scratch / "out"
         output.mkdir()
+        if self._cold:
+            _forget(source)
         told, usage = self._run(python, "quantize_tools.py", tool, output, source, *self._scheme)
         written = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
         if tool.startswith("omforge"):
@@ -135,6 +146,13 @@ class Runs:
         if usage.status or not lines or not lines[-1].startswith("told"):
             return {"remarks": (lines or ["no message"])[-1][:70]}, usage
         return dict(item.split("=", 1) for item in lines[-1].split()[1:]), usage
+
+
+def _forget(folder: Path) -> None:
+    for file in folder.iterdir():
+        descriptor = os.open(file, os.O_RDONLY)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
 
 
 def _print(folder: Path, rows: list[Row], scheme: str) -> None:
