@@ -65,10 +65,11 @@ def plain(folder: Path, output: Path, bits: int, group: int, size: int) -> str:
 
 def omforge(folder: Path, output: Path, bits: int, group: int, size: int, clip: str = "mse") -> str:
     """Round to nearest on the export as it is, written to one file of weights."""
-    from omforge import ir
+    from omforge import console, ir
     from omforge.passes.quantization.report import quantized_layers
     from omforge.passes.quantize_weights import QuantizeWeights
 
+    console.collect_seldom()  # as the command line does
     model = ir.load(folder / "model.onnx")
     from omforge.passes import make_pipeline
 

@@ -9,7 +9,6 @@ Exit status: 0 done, 1 a check failed, 2 wrong usage or input, 130 interrupted.
 from __future__ import annotations
 
 import functools
-import gc
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -596,5 +595,5 @@ def passes(as_json: Json = False, verbose: Verbose = False) -> None:
 def main() -> None:
     """Run the command line; what the `omforge` script calls."""
     console.quieten()
-    gc.set_threshold(50_000)  # what a graph is made of lives as long as the command
+    console.collect_seldom()
     app()
