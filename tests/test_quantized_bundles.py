@@ -335,8 +335,9 @@ def test_a_wrong_scale_of_an_int8_product_fails(
 
 
 @pytest.mark.parametrize("layout", ["stacked", "per-layer"])
+@pytest.mark.parametrize("factor", [2, 8])
 def test_a_wrong_scale_of_an_int8_cache_fails(
-    exported: Exported, tmp_path: Path, text: Path, layout: Literal["stacked"]
+    exported: Exported, tmp_path: Path, text: Path, layout: Literal["stacked"], factor: int
 ) -> None:
     options = dataclasses.replace(SMALL, kv_dtype="int8", calibration=text, layout=layout)
     made = compile_bundle(exported("optimum", "llama_gqa"), tmp_path / "b", options).manifest
@@ -344,10 +345,16 @@ def test_a_wrong_scale_of_an_int8_cache_fails(
         model = ir.load(tmp_path / "b" / bucket.file)
         rounding = next(node for node in model.graph if node.op_type == "Round")
         scale = rounding.inputs[0].producer().inputs[1]
-        scale.const_value = ir.Tensor(scale.const_value.numpy() * np.float16(2), name=scale.name)
+        scale.const_value = ir.Tensor(
+            scale.const_value.numpy() * np.float16(factor), name=scale.name
+        )
         ir.save(model, tmp_path / "b" / bucket.file, external=None)
     report = verify_bundle(Bundle.open(tmp_path / "b"), steps=2)
-    assert "lowered, unrounded" in {each.what.split(" differs")[0] for each in report.failures}
+    failed = {each.what.split(" differs")[0] for each in report.failures}
+    assert failed >= {"lowered, unrounded"} | ({"lowered"} if factor == 8 else set())
+    for failure in report.failures:
+        told = "lowered, unrounded" in failure.next_step
+        assert told == failure.what.startswith("lowered differs")
     limits = report.tolerances
     assert limits["lowered, unrounded"].atol < limits["lowered"].atol
     assert any("the cache is int8" in note for note in report.notes)

@@ -40,6 +40,11 @@ _INT8_CACHE = TOLERANCES["bfloat16"]
 sees it: a step of an integer is about what bfloat16's last bit is. Without that rounding the
 tolerance is the graph's own."""
 
+_TIPPED = (
+    "See 'lowered, unrounded': if that is within its limit, the rewrite is right, and what differs "
+    "is which integers the cache was rounded to"
+)
+
 _UNROUNDED = ", unrounded"
 """Of a level whose layers or cache are int8: what it is called without that rounding."""
 
@@ -254,7 +259,10 @@ def verify_bundle(
                             leader = logits[order[0]][case.name]
                             routes[case.name] = first_other_choice(bundle, case.prompts, leader)
                         routed = routes[case.name] or ""
-                    failures.append(_failure(found, allowed[name], routed))
+                    failure = _failure(found, allowed[name], routed)
+                    if int8_cache and name == "lowered" and np.isfinite(found.excess):
+                        failure = dataclasses.replace(failure, next_step=_TIPPED)
+                    failures.append(failure)
     return VerifyReport(
         order[0], steps, seed, allowed, tuple(comparisons), tuple(failures), tuple(notes)
     )
