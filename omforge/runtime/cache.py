@@ -20,6 +20,8 @@ from omforge.lowering.manifest import KvCache as KvSpec
 from omforge.lowering.manifest import StateSpec, TensorSpec
 
 Array = npt.NDArray[Any]
+States = tuple[Sequence[TensorSpec], Sequence[TensorSpec]]
+"""The recurrent states: inputs, and the outputs that renew them."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ class KvCache:
         spec: The manifest's description; its capacity is C.
         batch: B.
         dtype: numpy name; the manifest's unless given (the canonical level has the export's).
-        states: The recurrent states: inputs, and the outputs that renew them.
+        states: The recurrent states.
     """
 
     def __init__(
@@ -123,7 +125,7 @@ class KvCache:
         spec: KvSpec,
         batch: int,
         dtype: str | None = None,
-        states: tuple[Sequence[TensorSpec], Sequence[TensorSpec]] = ((), ()),
+        states: States = ((), ()),
     ) -> None:
         self.capacity = spec.capacity
         self.length = 0
@@ -190,6 +192,11 @@ class KvCache:
         for past, present in self._renewed.items():
             self._states[past] = outputs[present]
         self.length = end
+
+    def newest(self, count: int) -> dict[str, Array]:
+        """Return the last `count` slots of the buffers by input name, not copied."""
+        begin = self.length - count
+        return {name: array[:, :, begin : self.length] for name, array in self._buffers.items()}
 
     def reset(self) -> None:
         """Forget all tokens, and zero their slots, which an overflow may have left infinite."""

@@ -21,12 +21,13 @@ import numpy.typing as npt
 
 from omforge import ir
 from omforge.ir.errors import InputError
-from omforge.ir.numerics import TOLERANCES, Tolerance, max_abs_diff, tolerance
+from omforge.ir.numerics import Tolerance, max_abs_diff, tolerance
 from omforge.lowering.manifest import Manifest, TensorSpec
 from omforge.runtime.bundle import Bundle, Progress
 from omforge.runtime.export import ExportModel
 from omforge.runtime.generate import LanguageModel, Level
 from omforge.runtime.routing import first_other_choice
+from omforge.runtime.same_cache import Follower, Recorder, Tips, Written
 from omforge.runtime.sampling import greedy
 from omforge.runtime.session import OrtSession
 from omforge.runtime.unrounded import without_rounding
@@ -35,18 +36,16 @@ Array = npt.NDArray[Any]
 EXPORT = "exported"
 
 
-_INT8_CACHE = TOLERANCES["bfloat16"]
-"""A rounding of float16 may tip a key or value to the next of 255 integers, and every later step
-sees it: a step of an integer is about what bfloat16's last bit is. Without that rounding the
-tolerance is the graph's own."""
-
-_TIPPED = (
-    "See 'lowered, unrounded': if that is within its limit, the rewrite is right, and what differs "
-    "is which integers the cache was rounded to"
-)
-
 _UNROUNDED = ", unrounded"
 """Of a level whose layers or cache are int8: what it is called without that rounding."""
+
+_SAME_CACHE = "canonical, same cache"
+"""The canonical graph on the integers that the lowered graphs wrote into their cache."""
+
+_MEAN_STEPS = 1.0
+"""How many steps the integers of a cache tensor may be from the canonical graph's on average.
+Rounding puts some of them one step away, the more the deeper the layer; a wrong scale most of them
+many."""
 
 
 class Decoder(Protocol):
@@ -93,7 +92,8 @@ class Comparison:
         ok: Whether the case passes.
         judged: Whether the tolerance counts. Between a quantised graph and the export it does not:
             that distance is the loss that was asked for (see `quality`). Nor does it where layers
-            read int8, unless without that rounding: see `unrounded`.
+            or the cache are int8, which float16 tips either way, unless both levels are without
+            that rounding (see `unrounded`) or behind the same integers (see `same_cache`).
     """
 
     level: str
@@ -188,10 +188,10 @@ def verify_bundle(
     rounds = int8_inputs or int8_cache
     if rounds and "lowered" in levels:
         what = "layers read int8" if int8_inputs else "the cache is int8"
-        judged = "what is judged is" if int8_inputs else "stricter limits are for"
+        behind = "" if int8_inputs else ", and behind the same integers"
         notes.append(
             f"{what}: a number near the middle of two integers goes either way between canonical "
-            f"and lowered, so {judged} their distance without that rounding"
+            f"and lowered, so what is judged is their distance without that rounding{behind}"
         )
     cases = make_cases(bundle, steps, seed, prompts)
     longest = max((len(row) for case in cases for row in case.prompts), default=0)
@@ -207,13 +207,19 @@ def verify_bundle(
         )
 
     if rounds and {"canonical", "lowered"} <= set(order):
+        order += [_SAME_CACHE] * (int8_cache and not int8_inputs)
         order += [f"canonical{_UNROUNDED}", f"lowered{_UNROUNDED}"]
 
     floats = _with_a_float_cache(bundle)
+    written = Written()
 
     def opener(name: str, batch: int) -> Decoder:
         if name == EXPORT and export is not None:
             return ExportModel(export, manifest.export, manifest.kv)
+        if name == _SAME_CACHE:
+            return Follower(bundle, batch, written)
+        if name == "lowered" and _SAME_CACHE in order:
+            return Recorder(bundle, batch, written)
         level = cast("Level", name.removesuffix(_UNROUNDED))
         if name == level:
             return LanguageModel(bundle, level, batch=batch)
@@ -238,34 +244,52 @@ def verify_bundle(
 
         # One level at a time, so that no two hold their sessions together.
         logits[name] = _run_cases(name, cases, steps, logits.get(order[0]), opener, report)
-        for reference in order[: order.index(name)]:
-            unrounded = reference.endswith(_UNROUNDED)
-            if unrounded != name.endswith(_UNROUNDED):
-                continue  # a rounding is no more than noise there
+        for level, reference in _pairs(name, order):
             for case in cases:
                 found = _compare(
-                    (name, reference),
+                    (level, reference),
                     case,
-                    logits[name][case.name],
+                    logits[level][case.name],
                     logits[reference][case.name],
-                    allowed[name],
-                    judged=unrounded or not (int8_inputs or (quantized and reference == EXPORT)),
+                    allowed[level],
+                    judged=_judged(level, reference, quantized=quantized, rounds=rounds),
                 )
                 comparisons.append(found)
                 if not found.ok:
                     routed = ""
-                    if name == "lowered" and np.isfinite(found.excess):
+                    if level == "lowered" and np.isfinite(found.excess):
                         if case.name not in routes:
                             leader = logits[order[0]][case.name]
                             routes[case.name] = first_other_choice(bundle, case.prompts, leader)
                         routed = routes[case.name] or ""
-                    failure = _failure(found, allowed[name], routed)
-                    if int8_cache and name == "lowered" and np.isfinite(found.excess):
-                        failure = dataclasses.replace(failure, next_step=_TIPPED)
-                    failures.append(failure)
+                    failures.append(_failure(found, allowed[level], routed))
+    tips = {case: written.tips[case.prompts] for case in cases if case.prompts in written.tips}
+    failures += [_wrong_integers(c.name, tip) for c, tip in tips.items() if tip.mean > _MEAN_STEPS]
+    if tips:
+        share, most = max(t.share for t in tips.values()), max(t.most for t in tips.values())
+        notes.append(
+            f"lowered and canonical graph write other integers into the cache for up to {share:.1%}"
+            f" of a case's keys and values, by up to {most} steps"
+        )
     return VerifyReport(
         order[0], steps, seed, allowed, tuple(comparisons), tuple(failures), tuple(notes)
     )
+
+
+def _pairs(name: str, order: Sequence[str]) -> list[tuple[str, str]]:
+    """The levels and references to compare when `name` has run."""
+    if name == _SAME_CACHE:
+        return [("lowered", name)]
+    unrounded = name.endswith(_UNROUNDED)
+    before = [each for each in order[: order.index(name)] if each != _SAME_CACHE]
+    # Between a level with a rounding and one without it, the rounding is no more than noise.
+    return [(name, each) for each in before if each.endswith(_UNROUNDED) == unrounded]
+
+
+def _judged(level: str, reference: str, *, quantized: bool, rounds: bool) -> bool:
+    if level.endswith(_UNROUNDED) or reference == _SAME_CACHE:
+        return True
+    return not rounds and not (quantized and reference == EXPORT)
 
 
 def _without_rounding(path: Path, *, lowered: bool) -> OrtSession:
@@ -398,8 +422,6 @@ def _tolerances(
     # A lowered graph that is finer than the export still has the export to agree with.
     exact = max(exported, lowered, key=lambda t: t.atol)
     table = {"canonical": exported, "lowered": exact}
-    if manifest.kv.dtype == "int8":
-        table["lowered"] = max(exact, _INT8_CACHE, key=lambda t: t.atol)
     if manifest.kv.dtype == "int8" or manifest.quantization.int8_inputs:
         table[f"lowered{_UNROUNDED}"] = exact
     return {
@@ -532,6 +554,15 @@ def _failure(found: Comparison, allowed: Tolerance, routed: str = "") -> Failure
         else "Compare canonical and lowered: if they agree the difference is older than lowering"
     )
     return Failure(where, "; ".join(reasons), step)
+
+
+def _wrong_integers(case: str, tips: Tips) -> Failure:
+    return Failure(
+        f"the cache of lowered differs from that of canonical in case {case!r}",
+        f"the integers of {tips.where} are {tips.mean:.3g} steps from the canonical graph's on "
+        f"average, more than {_MEAN_STEPS:g}; {tips.share:.1%} of all differ, by up to {tips.most}",
+        "Look at what quantises that key or value in the lowered graph: its scale, or its middle",
+    )
 
 
 def _plain(data: object) -> object:

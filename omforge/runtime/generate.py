@@ -14,8 +14,9 @@ import numpy.typing as npt
 
 from omforge.ir.errors import InputError
 from omforge.lowering.manifest import Bucket, Manifest
+from omforge.lowering.manifest import KvCache as KvSpec
 from omforge.runtime.bundle import Bundle, Progress
-from omforge.runtime.cache import Cache, KvCache, cache_tensors, full, state_specs
+from omforge.runtime.cache import Cache, KvCache, States, cache_tensors, full, state_specs
 from omforge.runtime.masks import additive_mask, key_positions, positions
 from omforge.runtime.sampling import Sampler, Sampling
 from omforge.runtime.session import OrtSession, Session, check_interface
@@ -56,6 +57,8 @@ class LanguageModel:
         batch: B; the manifest's unless given. The canonical graph takes any.
         open_session: Opens a bucket of the lowered level on another backend.
         open_canonical: Opens the canonical graph otherwise than on ONNX Runtime as it is.
+        make_cache: Makes the cache of batch B, where no backend has its own.
+        chunks: In which numbers of tokens the canonical graph takes a prompt of a length.
         backend: Runs the lowered graphs with a cache of its own; closed with the model.
 
     Raises:
@@ -70,6 +73,8 @@ class LanguageModel:
         batch: int | None = None,
         open_session: Callable[[Bucket], Session] | None = None,
         open_canonical: Callable[[], Session] | None = None,
+        make_cache: Callable[[KvSpec, int, str | None, States], Cache] = KvCache,
+        chunks: Callable[[int], Sequence[int]] | None = None,
         backend: Backend | None = None,
     ) -> None:
         self.bundle = bundle
@@ -80,6 +85,8 @@ class LanguageModel:
             open_session = self._backend.open
         self._open_session = open_session or self._open_twin
         self._open_canonical = open_canonical or (lambda: OrtSession(bundle.canonical))
+        self._make_cache = make_cache
+        self._chunks = chunks or _canonical_chunks
         self._sessions: dict[str, Session] = {}
         self._buckets = _buckets(bundle, self.batch) if level == "lowered" else {}
         self._cache: Cache | None = None
@@ -230,8 +237,7 @@ class LanguageModel:
 
     def _plan(self, length: int) -> list[tuple[int, int]]:
         if self.level == "canonical":
-            whole, rest = divmod(length, CANONICAL_CHUNK)
-            return [(CANONICAL_CHUNK, CANONICAL_CHUNK)] * whole + [(rest, rest)] * bool(rest)
+            return [(count, count) for count in self._chunks(length)]
         if self.manifest.states:
             return self._exact(length)
         prefill = [seq for kind, seq in self._buckets if kind == "prefill"]
@@ -275,7 +281,7 @@ class LanguageModel:
             for state in self.manifest.states
         ]
         kv, batch = self.manifest.kv, self.batch
-        return KvCache(kv, batch, dtypes.get(name), state_specs(states, batch))
+        return self._make_cache(kv, batch, dtypes.get(name), state_specs(states, batch))
 
     def _feeds(self, session: Session, cache: Cache, tokens: Array, seq: int) -> dict[str, Array]:
         count = tokens.shape[1]
@@ -426,6 +432,11 @@ def plan_chunks(length: int, sizes: Sequence[int]) -> list[tuple[int, int]]:
         chunks.append((fitting, fitting))
         length -= fitting
     return chunks
+
+
+def _canonical_chunks(length: int) -> list[int]:
+    whole, rest = divmod(length, CANONICAL_CHUNK)
+    return [CANONICAL_CHUNK] * whole + [rest] * bool(rest)
 
 
 def _buckets(bundle: Bundle, batch: int) -> dict[tuple[str, int], Bucket]:
