@@ -71,13 +71,19 @@ class QuantizeOptions:
             keep = [f"keep={'+'.join(self.keep)}"] * bool(self.keep)
             return ":".join([KIND, *self.activations.words(), *keep])
         words = [f"int{self.bits}", *[f"g{self.group}"] * bool(self.group)]
-        words += [*["asym"] * (not self.symmetric), self.method]
+        words += ["asym"] * (not self.symmetric) + ["sym"] * (
+            self.symmetric and self.method == "hqq"
+        )
+        words += [self.method]
         words += [f"keep={'+'.join(self.keep)}"] * bool(self.keep)
         return ":".join(words)
 
 
 def parse_quantize(text: str) -> QuantizeOptions | None:
     """Return what `--quantize` says; None where it is empty.
+
+    Without `sym` or `asym`, hqq has zero points: they are what it chooses. (SmolLM2-135M, int4,
+    groups of 128, all layers: perplexity 15.9 with them; without, 19.5, where rtn has 17.4.)
 
     Raises:
         InputError: A word is not known.
@@ -94,7 +100,7 @@ def parse_quantize(text: str) -> QuantizeOptions | None:
             f"For example {_EXAMPLE}",
         )
     bits = _BITS[kind]
-    found: dict[str, Any] = {"group": _GROUPS[bits]}
+    found: dict[str, Any] = {"group": _GROUPS[bits], "symmetric": "hqq" not in words}
     for word in words:
         if word[:1] == "g" and word[1:].isdigit():
             name, value = "group", int(word[1:])

@@ -25,7 +25,8 @@ from omforge.lowering.target import target
         ("int4", QuantizeOptions(4, 128)),
         ("int4:g32", QuantizeOptions(4, 32)),
         ("int4:g0:asym", QuantizeOptions(4, 0, symmetric=False)),
-        ("int8:g64:hqq", QuantizeOptions(8, 64, method="hqq")),
+        ("int8:g64:hqq", QuantizeOptions(8, 64, symmetric=False, method="hqq")),
+        ("int8:g64:sym:hqq", QuantizeOptions(8, 64, method="hqq")),
         ("int4:gptq:g64:sym", QuantizeOptions(4, 64, method="gptq")),
         (
             "int4:awq:keep=*down*+head",
