@@ -596,4 +596,5 @@ def main() -> None:
     """Run the command line; what the `omforge` script calls."""
     console.quieten()
     console.collect_seldom()
+    console.return_large_blocks()
     app()

@@ -112,3 +112,21 @@ def test_exit_status(
 def test_a_bug_is_not_told_as_a_user_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert console.report(ValueError("a bug"), as_json=True) is None
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's mallopt")
+def test_large_blocks_go_back_where_the_library_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, int]] = []
+
+    class Glibc:
+        @staticmethod
+        def mallopt(parameter: int, value: int) -> int:
+            asked.append((parameter, value))
+            return 1
+
+    monkeypatch.setattr("ctypes.CDLL", lambda _: Glibc())
+    console.return_large_blocks()
+    assert asked == [(-3, 4 << 20)]
+    monkeypatch.setattr("ctypes.CDLL", lambda _: object())  # a library without it
+    console.return_large_blocks()
+    assert len(asked) == 1

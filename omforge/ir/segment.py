@@ -151,7 +151,9 @@ class Walk:
         inputs = sorted(_name(v) for v in read - constants)
         folder = _folder(v for v in constants if v not in replaced)
         proto = self._proto(nodes, inputs, kept, constants, replaced, folder)
-        return _Segment(_session(proto, folder), inputs, [_name(v) for v in kept])
+        integers = any(node.op_type == "DequantizeLinear" for node in nodes)
+        session = _session(proto, folder, folded=not integers)
+        return _Segment(session, inputs, [_name(v) for v in kept])
 
     def _needed(self, *values: ir.Value) -> list[ir.Node]:
         """The nodes left to run for some values, in the graph's order."""
@@ -270,7 +272,7 @@ def _initializer(value: ir.Value, numbers: Array | None, folder: str | None) -> 
     return proto
 
 
-def _session(proto: onnx.ModelProto, folder: str | None) -> Any:
+def _session(proto: onnx.ModelProto, folder: str | None, *, folded: bool) -> Any:
     import onnxruntime  # slow to import, and most of `ir` never runs a model
 
     runtime: Any = onnxruntime  # its stub is incomplete
@@ -286,8 +288,12 @@ def _session(proto: onnx.ModelProto, folder: str | None) -> Any:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if folder is not None:
         options.add_session_config_entry(EXTERNAL_FOLDER, folder)
+    # Folding would make floats of all quantised weights ahead of the first node.
     return runtime.InferenceSession(
-        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        proto.SerializeToString(),
+        options,
+        providers=["CPUExecutionProvider"],
+        disabled_optimizers=[] if folded else ["ConstantFolding"],
     )
 
 
