@@ -317,7 +317,7 @@ def show_verified(report: VerifyReport) -> None:
         show(f"note: {note}")
     for failure in report.failures:
         show(f"failed: {failure.what}\n  why:  {failure.why}\n  next: {failure.next_step}")
-    show("verified" if report.ok else f"{len(report.failures)} comparisons failed")
+    show("verified" if report.ok else f"{len(report.failures)} checks failed")
 
 
 def _verified_row(found: Comparison) -> tuple[object, ...]:

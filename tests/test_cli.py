@@ -460,7 +460,7 @@ def test_verify_fails_with_1_and_says_where(bundle: Path, monkeypatch: pytest.Mo
     result = Result("verify", bundle, "--steps", "2")
     assert result.status == 1
     assert "failed: lowered differs from exported in case" in result.out
-    assert "comparisons failed" in result.out
+    assert "checks failed" in result.out
 
 
 def test_verify_measures_the_quality(bundle: Path, tmp_path: Path) -> None:

@@ -348,7 +348,8 @@ def test_a_wrong_scale_of_an_int8_cache_fails(
     for bucket in made.buckets:
         model = ir.load(tmp_path / "b" / bucket.file)
         rounding = next(node for node in model.graph if node.op_type == "Round")
-        scale = rounding.inputs[0].producer().inputs[1]
+        division = rounding.inputs[0].producer().inputs[0].producer()  # behind a Clip
+        scale = division.inputs[1]
         scale.const_value = ir.Tensor(
             scale.const_value.numpy() * np.float16(factor), name=scale.name
         )
@@ -359,6 +360,38 @@ def test_a_wrong_scale_of_an_int8_cache_fails(
     limits = report.tolerances
     assert limits["lowered, unrounded"] == limits["lowered"] == tolerance("float16")
     assert any("the cache is int8" in note for note in report.notes)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gemma2", "llama_gqa"])
+@pytest.mark.parametrize("kv", ["int8", "int8:head"])
+def test_keys_beyond_a_poor_calibration_text_are_cut_off_alike_in_all_chunks(
+    exported: Exported, tmp_path: Path, family: str, kv: Literal["int8"]
+) -> None:
+    np.save(tmp_path / "tokens.npy", np.array([[7, 9]]))
+    options = dataclasses.replace(
+        SMALL, kv_dtype=kv, calibration=tmp_path / "tokens.npy", context=64
+    )
+    compile_bundle(exported("optimum", family), tmp_path / "b", options)
+    report = verify_bundle(Bundle.open(tmp_path / "b"), steps=2)
+    assert report.ok, report.failures
+
+
+@pytest.mark.parametrize("layout", ["stacked", "per-layer"])
+def test_a_cache_that_is_not_rounded_to_nearest_fails(
+    exported: Exported, tmp_path: Path, text: Path, layout: Literal["stacked"]
+) -> None:
+    options = dataclasses.replace(SMALL, kv_dtype="int8", calibration=text, layout=layout)
+    made = compile_bundle(exported("optimum", "llama_gqa"), tmp_path / "b", options).manifest
+    for bucket in made.buckets:
+        model = ir.load(tmp_path / "b" / bucket.file)
+        next(node for node in model.graph if node.op_type == "Round").op_type = "Floor"
+        ir.save(model, tmp_path / "b" / bucket.file, external=None)
+    report = verify_bundle(Bundle.open(tmp_path / "b"), steps=2)
+    (unknown,) = [each for each in report.failures if "without the rounding" in each.what]
+    assert "Cast(Round(Clip(x)))" in unknown.next_step
+    tips = max(report.tips.values(), key=lambda tips: tips.mean)
+    assert tips.mean == pytest.approx(0.5, abs=0.1)
+    assert tips.where.endswith("row 0" if layout == "stacked" else "0.key, row 0")
 
 
 @pytest.mark.parametrize("reader", ["keys", "values"])

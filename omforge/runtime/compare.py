@@ -10,9 +10,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -20,10 +20,11 @@ import numpy as np
 import numpy.typing as npt
 
 from omforge import ir
-from omforge.ir.errors import InputError
+from omforge.ir.errors import CheckError, InputError, OmforgeError
 from omforge.ir.numerics import Tolerance, max_abs_diff, tolerance
 from omforge.lowering.manifest import Manifest, TensorSpec
 from omforge.runtime.bundle import Bundle, Progress
+from omforge.runtime.cases import Case, make_cases, room
 from omforge.runtime.export import ExportModel
 from omforge.runtime.generate import LanguageModel, Level
 from omforge.runtime.routing import first_other_choice
@@ -42,10 +43,10 @@ _UNROUNDED = ", unrounded"
 _SAME_CACHE = "canonical, same cache"
 """The canonical graph on the integers that the lowered graphs wrote into their cache."""
 
-_MEAN_STEPS = 1.0
+_MEAN_STEPS = 0.5
 """How many steps the integers of a cache tensor may be from the canonical graph's on average.
-Rounding puts some of them one step away, the more the deeper the layer; a wrong scale most of them
-many."""
+Rounding puts a few of them one step away, the more the deeper the layer; a wrong scale puts most of
+them many, and another rounding half of them one."""
 
 
 class Decoder(Protocol):
@@ -62,14 +63,6 @@ class Decoder(Protocol):
     def close(self) -> None:
         """Free what it holds."""
         ...
-
-
-@dataclass(frozen=True)
-class Case:
-    """One run: a batch of prompts."""
-
-    name: str
-    prompts: tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -132,6 +125,8 @@ class VerifyReport:
     comparisons: tuple[Comparison, ...]
     failures: tuple[Failure, ...]
     notes: tuple[str, ...]
+    tips: Mapping[str, Tips] = field(default_factory=dict[str, Tips])
+    """By case, how an int8 cache's integers differ between lowered and canonical graph."""
 
     @property
     def ok(self) -> bool:
@@ -186,16 +181,9 @@ def verify_bundle(
         )
     int8_inputs, int8_cache = manifest.quantization.int8_inputs, manifest.kv.dtype == "int8"
     rounds = int8_inputs or int8_cache
-    if rounds and "lowered" in levels:
-        what = "layers read int8" if int8_inputs else "the cache is int8"
-        behind = "" if int8_inputs else ", and behind the same integers"
-        notes.append(
-            f"{what}: a number near the middle of two integers goes either way between canonical "
-            f"and lowered, so what is judged is their distance without that rounding{behind}"
-        )
     cases = make_cases(bundle, steps, seed, prompts)
     longest = max((len(row) for case in cases for row in case.prompts), default=0)
-    steps = max(0, min(steps, _room(bundle) - longest))
+    steps = max(0, min(steps, room(bundle) - longest))
     order = ["canonical"] if export is None else [EXPORT]
     order += [level for level in ("canonical", "lowered") if level in levels and level not in order]
     if len(order) == 1 or not cases:
@@ -209,27 +197,18 @@ def verify_bundle(
     if rounds and {"canonical", "lowered"} <= set(order):
         order += [_SAME_CACHE] * (int8_cache and not int8_inputs)
         order += [f"canonical{_UNROUNDED}", f"lowered{_UNROUNDED}"]
-
-    floats = _with_a_float_cache(bundle)
-    written = Written()
+        what = "layers read int8" if int8_inputs else "the cache is int8"
+        behind = "" if int8_inputs else ", and behind the same integers"
+        notes.append(
+            f"{what}: a number near the middle of two integers goes either way between canonical "
+            f"and lowered, so what is judged is their distance without that rounding{behind}"
+        )
+    written = Written() if _SAME_CACHE in order else None
 
     def opener(name: str, batch: int) -> Decoder:
         if name == EXPORT and export is not None:
             return ExportModel(export, manifest.export, manifest.kv)
-        if name == _SAME_CACHE:
-            return Follower(bundle, batch, written)
-        if name == "lowered" and _SAME_CACHE in order:
-            return Recorder(bundle, batch, written)
-        level = cast("Level", name.removesuffix(_UNROUNDED))
-        if name == level:
-            return LanguageModel(bundle, level, batch=batch)
-        return LanguageModel(
-            floats,
-            level,
-            batch=batch,
-            open_session=lambda bucket: _without_rounding(bundle.graph(bucket), lowered=True),
-            open_canonical=lambda: _without_rounding(bundle.canonical, lowered=False),
-        )
+        return _opened(bundle, name, batch, written)
 
     logits: dict[str, dict[str, list[Array]]] = {}
     comparisons: list[Comparison] = []
@@ -243,8 +222,13 @@ def verify_bundle(
                 progress(f"{name}: {case}", order.index(name) * len(cases) + done, total)
 
         # One level at a time, so that no two hold their sessions together.
-        logits[name] = _run_cases(name, cases, steps, logits.get(order[0]), opener, report)
-        for level, reference in _pairs(name, order):
+        try:
+            logits[name] = _run_cases(name, cases, steps, logits.get(order[0]), opener, report)
+        except CheckError as error:
+            if not name.endswith(_UNROUNDED):
+                raise
+            failures.append(Failure(error.what, error.why, error.next_step))
+        for level, reference in _pairs(name, logits):
             for case in cases:
                 found = _compare(
                     (level, reference),
@@ -257,31 +241,57 @@ def verify_bundle(
                 comparisons.append(found)
                 if not found.ok:
                     routed = ""
-                    if level == "lowered" and np.isfinite(found.excess):
+                    # Which experts are chosen is looked up where each level has its own cache.
+                    freely = level == "lowered" and reference != _SAME_CACHE
+                    if freely and np.isfinite(found.excess):
                         if case.name not in routes:
                             leader = logits[order[0]][case.name]
                             routes[case.name] = first_other_choice(bundle, case.prompts, leader)
                         routed = routes[case.name] or ""
                     failures.append(_failure(found, allowed[level], routed))
-    tips = {case: written.tips[case.prompts] for case in cases if case.prompts in written.tips}
-    failures += [_wrong_integers(c.name, tip) for c, tip in tips.items() if tip.mean > _MEAN_STEPS]
+    tips = {} if written is None else {case.name: written.tips[case.prompts] for case in cases}
+    failures += [_wrong_integers(name, tip) for name, tip in tips.items() if tip.mean > _MEAN_STEPS]
     if tips:
         share, most = max(t.share for t in tips.values()), max(t.most for t in tips.values())
         notes.append(
             f"lowered and canonical graph write other integers into the cache for up to {share:.1%}"
             f" of a case's keys and values, by up to {most} steps"
         )
+    if not any(each.judged for each in comparisons):
+        notes.append("nothing was judged: a quantised bundle needs both canonical and lowered")
     return VerifyReport(
-        order[0], steps, seed, allowed, tuple(comparisons), tuple(failures), tuple(notes)
+        order[0], steps, seed, allowed, tuple(comparisons), tuple(failures), tuple(notes), tips
     )
 
 
-def _pairs(name: str, order: Sequence[str]) -> list[tuple[str, str]]:
-    """The levels and references to compare when `name` has run."""
+def _opened(bundle: Bundle, name: str, batch: int, written: Written | None) -> Decoder:
+    """A level of the bundle by its name in the report."""
+    if name == _SAME_CACHE and written is not None:
+        return Follower(bundle, batch, written)
+    if name == "lowered" and written is not None:
+        return Recorder(bundle, batch, written)
+    level = cast("Level", name.removesuffix(_UNROUNDED))
+    if name == level:
+        return LanguageModel(bundle, level, batch=batch)
+    return LanguageModel(
+        _with_a_float_cache(bundle),
+        level,
+        batch=batch,
+        open_session=lambda bucket: _without_rounding(bundle.graph(bucket), lowered=True),
+        open_canonical=lambda: _without_rounding(bundle.canonical, lowered=False),
+        chunks=LanguageModel(bundle, "lowered", batch=batch).chunk_sizes,
+    )
+
+
+def _pairs(name: str, done: Iterable[str]) -> list[tuple[str, str]]:
+    """The levels and references to compare when `name` has run, the last of those that are done."""
+    names = list(done)
+    if names[-1] != name:
+        return []
     if name == _SAME_CACHE:
         return [("lowered", name)]
     unrounded = name.endswith(_UNROUNDED)
-    before = [each for each in order[: order.index(name)] if each != _SAME_CACHE]
+    before = [each for each in names[:-1] if each != _SAME_CACHE]
     # Between a level with a rounding and one without it, the rounding is no more than noise.
     return [(name, each) for each in before if each.endswith(_UNROUNDED) == unrounded]
 
@@ -293,8 +303,21 @@ def _judged(level: str, reference: str, *, quantized: bool, rounds: bool) -> boo
 
 
 def _without_rounding(path: Path, *, lowered: bool) -> OrtSession:
-    model = without_rounding(ir.load(path))
-    return OrtSession(model, lowered=lowered, name=f"{path.name}{_UNROUNDED}")
+    name = f"{path.name}{_UNROUNDED}"
+    try:
+        session = OrtSession(without_rounding(ir.load(path)), lowered=lowered, name=name)
+        left = [spec.name for spec in (*session.inputs, *session.outputs) if spec.dtype == "int8"]
+        why = f"{', '.join(left)} stays int8" if left else ""
+    except OmforgeError as error:
+        why = str(error)
+    else:
+        if not left:
+            return session
+    raise CheckError(
+        f"{path.name} cannot be run without the rounding to int8",
+        why,
+        "Look at how it writes its cache: it is Cast(Round(Clip(x))) that is known",
+    )
 
 
 def _with_a_float_cache(bundle: Bundle) -> Bundle:
@@ -319,79 +342,6 @@ def is_quantized(bundle: Bundle) -> bool:
     """Whether weights or the cache are integers, which costs accuracy on purpose."""
     found = bundle.manifest.quantization
     return bool(found.weights or found.kv)
-
-
-def make_cases(
-    bundle: Bundle,
-    steps: int = 8,
-    seed: int = 0,
-    prompts: Sequence[Sequence[int]] | None = None,
-) -> list[Case]:
-    """Return the cases of a bundle: each kind of prompt that takes another way through its graphs.
-
-    One token; shorter than a prefill bucket; longer than the largest (in chunks); longer than each
-    sliding window; and, where a batch has rows, rows of different lengths, padded on the left (but
-    for models with recurrent states, which are never padded).
-
-    Args:
-        bundle: The bundle.
-        steps: Room to leave behind each prompt, if the context allows.
-        seed: Of the random tokens.
-        prompts: Use these instead.
-    """
-    manifest = bundle.manifest
-    if prompts is not None:
-        rows = [tuple(prompt) for prompt in prompts]
-        if manifest.states and len(set(map(len, rows))) > 1:
-            # Rows of a batch have one length, or padding would go into the states of the shorter.
-            return [
-                Case(f"batch {batch}, prompt {number}", _filled([row], batch))
-                for batch in bundle.batches
-                for number, row in enumerate(rows)
-            ]
-        return [
-            Case(f"batch {batch}, prompts {start} to {start + batch - 1}", chunk)
-            for batch in bundle.batches
-            for start in range(0, len(rows), batch)
-            # A last, smaller chunk is filled with its first prompt: exports have no idle rows.
-            for chunk in [_filled(rows[start : start + batch], batch)]
-        ]
-    lengths = {seq for b in manifest.buckets for seq in (b.gears or (b.seq,))}
-    sizes = sorted(lengths - {1}) or [8]
-    windows = sorted({mask.window for mask in manifest.masks if mask.window is not None})
-    kinds = {
-        "one token": 1,
-        "shorter than a bucket": max(2, sizes[0] * 3 // 4),
-        "in chunks": sizes[-1] + sizes[0] // 2 + 1,
-        **{f"beyond the window of {window}": window + 3 for window in windows},
-    }
-    longest = max(1, _room(bundle) - steps)
-    kinds = {name: min(length, longest) for name, length in kinds.items()}
-    stream = np.random.default_rng(seed)
-
-    def prompt(length: int) -> tuple[int, ...]:
-        return tuple(stream.integers(0, manifest.model.vocab_size, length).tolist())
-
-    cases: list[Case] = []
-    for batch in bundle.batches:
-        for name, length in kinds.items():
-            label = name if batch == 1 else f"{name}, batch {batch}"
-            cases.append(Case(label, tuple(prompt(length) for _ in range(batch))))
-        if batch > 1 and not manifest.states:
-            lengths = sorted(kinds.values(), reverse=True)
-            mixed = tuple(prompt(lengths[row % len(lengths)]) for row in range(batch))
-            cases.append(Case(f"padded on the left, batch {batch}", mixed))
-    return cases
-
-
-def _filled(rows: Sequence[tuple[int, ...]], batch: int) -> tuple[tuple[int, ...], ...]:
-    return (*rows, *[rows[0]] * (batch - len(rows)))
-
-
-def _room(bundle: Bundle) -> int:
-    limit = bundle.manifest.model.max_positions
-    capacity = bundle.manifest.kv.capacity
-    return capacity if limit is None else min(capacity, limit)
 
 
 def _export(bundle: Bundle, source: str | os.PathLike[str] | None, notes: list[str]) -> Path | None:
@@ -548,12 +498,17 @@ def _failure(found: Comparison, allowed: Tolerance, routed: str = "") -> Failure
             "; ".join([*reasons, routed]),
             "Build with --dtype fp32: if that agrees, rounding in the router is all there is to it",
         )
-    step = (
-        "Run the pipeline with --compare-each to find the pass"
-        if found.level == "canonical"
-        else "Compare canonical and lowered: if they agree the difference is older than lowering"
-    )
-    return Failure(where, "; ".join(reasons), step)
+    return Failure(where, "; ".join(reasons), _next_step(found))
+
+
+def _next_step(found: Comparison) -> str:
+    if found.level == "canonical":
+        return "Run the pipeline with --compare-each to find the pass"
+    if found.reference == EXPORT:
+        return "Compare canonical and lowered: if they agree the difference is older than lowering"
+    if found.reference == _SAME_CACHE:
+        return "Look at what reads the cache in the lowered graph: its scales, its mask"
+    return "Compile with --compare-each to find the pass"
 
 
 def _wrong_integers(case: str, tips: Tips) -> Failure:

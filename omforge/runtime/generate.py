@@ -110,6 +110,10 @@ class LanguageModel:
         """How many tokens of the longest row are in the cache."""
         return 0 if self._cache is None else self._cache.length
 
+    def chunk_sizes(self, length: int) -> list[int]:
+        """Return how many of `length` tokens each step of a prefill takes."""
+        return [count for _, count in self._plan(length)]
+
     def prefill(
         self, prompts: Sequence[Sequence[int]], *, progress: Progress | None = None
     ) -> Array:

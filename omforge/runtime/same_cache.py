@@ -11,7 +11,8 @@ Letters: B batch, S new tokens, K kv heads, D head size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,9 +50,16 @@ class Tips:
 
 @dataclass
 class Written:
-    """What `Recorder` wrote into its cache, by prompts, and what `Follower` found beside it."""
+    """What `Recorder` wrote into its cache, and what `Follower` found beside it.
 
-    chunks: dict[Prompts, list[Chunk]] = field(default_factory=dict[Prompts, list[Chunk]])
+    Attributes:
+        runs: The runs that nobody followed yet, and their chunks.
+        tips: By prompts, what differed.
+    """
+
+    runs: deque[tuple[Prompts, list[Chunk]]] = field(
+        default_factory=deque[tuple[Prompts, list[Chunk]]]
+    )
     tips: dict[Prompts, Tips] = field(default_factory=dict[Prompts, Tips])
 
 
@@ -71,7 +79,8 @@ class Recorder:
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> Array:
         """As `LanguageModel.prefill`."""
-        self._chunks = self._written.chunks[_key(prompts)] = []
+        self._chunks = []
+        self._written.runs.append((_key(prompts), self._chunks))
         return self._model.prefill(prompts)
 
     def decode(self, tokens: Array) -> Array:
@@ -90,27 +99,38 @@ class Recorder:
 
 
 class Follower:
-    """The canonical graph, in the chunks of a lowered run and reading its integers.
+    """The canonical graph, in the chunks of the lowered ones and reading their integers.
 
     Args:
         bundle: As the recorder had it.
         batch: B.
-        written: What the recorder kept of the same prompts and tokens; gets the `Tips`.
+        written: What the recorder kept of the same prompts and tokens, in the same order; what was
+            followed is dropped, and its `Tips` are added.
     """
 
     def __init__(self, bundle: Bundle, batch: int, written: Written) -> None:
         self._written = written
         self._key: Prompts = ()
-        self._given: Iterator[Chunk] = iter(())
-        self._counts: _Counts | None = None
+        self._given: deque[Chunk] = deque()
+        self._counts = _Counts(())
         self._model = LanguageModel(
-            bundle, "canonical", batch=batch, make_cache=self._make_cache, chunks=self._chunks
+            bundle,
+            "canonical",
+            batch=batch,
+            make_cache=self._make_cache,
+            chunks=LanguageModel(bundle, "lowered", batch=batch).chunk_sizes,
         )
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> Array:
-        """As `LanguageModel.prefill`, of prompts that the recorder had."""
-        self._key = _key(prompts)
-        self._given = iter(self._written.chunks[self._key])
+        """As `LanguageModel.prefill`.
+
+        Raises:
+            CheckError: These are not the prompts that the recorder had next.
+        """
+        self._key, chunks = self._written.runs.popleft() if self._written.runs else ((), [])
+        if self._key != _key(prompts):
+            raise CheckError("the canonical graph has other prompts than the lowered ones had")
+        self._given = deque(chunks)
         self._counts = _Counts(prompts)
         return self._model.prefill(prompts)
 
@@ -122,20 +142,16 @@ class Follower:
         """Free the sessions."""
         self._model.close()
 
-    def _chunks(self, length: int) -> list[int]:
-        sizes: list[int] = []
-        for chunk in self._written.chunks[self._key]:
-            if sum(sizes) == length:
-                break
-            sizes.append(next(iter(chunk.values())).shape[2])
-        return sizes
-
     def _make_cache(self, spec: KvSpec, batch: int, dtype: str | None, states: States) -> KvCache:
         def replace(chunk: Chunk) -> None:
-            given = next(self._given, None)
-            assert self._counts is not None
-            if given is None:
-                raise CheckError("the canonical graph took more steps than the lowered ones")
+            given = self._given.popleft() if self._given else {}
+            for name, array in chunk.items():
+                if name not in given or given[name].shape != array.shape:
+                    raise CheckError(
+                        f"the canonical graph extends {name} in other chunks than the lowered ones",
+                        f"it writes {list(array.shape)}, they wrote "
+                        f"{list(given[name].shape) if name in given else 'nothing'}",
+                    )
             self._written.tips[self._key] = self._counts.add(chunk, given)
             for name, array in chunk.items():
                 array[:] = given[name]
@@ -165,10 +181,13 @@ class _TappedCache(KvCache):
 
 
 class _Counts:
-    """Adds up how integers differ, chunk by chunk; padding on the left of a row does not count."""
+    """Adds up how integers differ, chunk by chunk; padding on the left of a row does not count.
+
+    As many prompts as the batch has rows.
+    """
 
     def __init__(self, prompts: Sequence[Sequence[int]]) -> None:
-        longest = max(map(len, prompts))
+        longest = max(map(len, prompts), default=0)
         self._first = np.array([longest - len(row) for row in prompts])
         self._past = self._differing = self._all = self._most = 0
         self._sums: dict[str, Array] = {}

@@ -30,6 +30,7 @@ def without_rounding(model: ir.Model) -> ir.Model:
         model: As the bundle has it; shares its tensors with the copy.
     """
     copy = model.clone()
+    infer_model(copy)
     for node in list(copy.graph):
         if node.op_type == "QuantizeLinear":
             # An export's own, with a zero point or for another reader, is the same in both graphs.
@@ -61,15 +62,13 @@ def _keep_floats(model: ir.Model) -> bool:
     """
     written: set[ir.DataType] = set()
     for node in list(model.graph):
-        clip = _clip_of_integers(node)
-        if clip is None:
+        rounding = _rounding(node)
+        if rounding is None:
             continue
-        rounding = _input(clip, 0).producer()
-        assert rounding is not None
         exact = _input(rounding, 0)
         assert exact.dtype is not None
         written.add(exact.dtype)
-        clip.replace_input_with(0, exact)
+        node.replace_input_with(0, exact)
         if not rounding.outputs[0].uses():
             model.graph.remove(rounding, safe=True)
         node.attributes["to"] = ir.AttrInt64("to", int(exact.dtype))
@@ -80,17 +79,15 @@ def _keep_floats(model: ir.Model) -> bool:
     return bool(written)
 
 
-def _clip_of_integers(node: ir.Node) -> ir.Node | None:
-    """The Clip of `Cast<int8>(Clip(Round(x)))` that leaves the graph."""
+def _rounding(node: ir.Node) -> ir.Node | None:
+    """The Round of `Cast<int8>(Round(Clip(x)))` that leaves the graph."""
     if node.op_type != "Cast" or attribute(node, "to", 0) != int(ir.DataType.INT8):
         return None
-    clip = _input(node, 0).producer()
-    if clip is None or clip.op_type != "Clip":
+    rounding = _input(node, 0).producer()
+    if rounding is None or rounding.op_type != "Round" or not _leaves(node.outputs[0]):
         return None
-    maker = _input(clip, 0).producer()
-    if maker is None or maker.op_type != "Round" or not _leaves(node.outputs[0]):
-        return None
-    return clip
+    clip = _input(rounding, 0).producer()
+    return rounding if clip is not None and clip.op_type == "Clip" else None
 
 
 def _leaves(value: ir.Value) -> bool:

@@ -1,5 +1,6 @@
 """Opening a bundle: every number that two files state is compared."""
 
+import hashlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -66,6 +67,17 @@ def test_missing_and_empty_files_are_all_named(folder: Path):
     (folder / "canonical.onnx").unlink()
     (folder / "weights.bin").write_bytes(b"")
     with pytest.raises(InputError, match=r"canonical.onnx is missing, weights.bin is empty"):
+        Bundle.open(folder)
+
+
+def test_weights_that_were_nothing_from_the_beginning_may_be_so(folder: Path):
+    small = folder / "tokens.bin"
+    small.write_bytes(b"")
+    nothing = hashlib.sha256(b"").hexdigest()
+    change_manifest(folder, lambda data: data["files"].update({"tokens.bin": nothing}))
+    Bundle.open(folder, verify_hashes=True)
+    change_manifest(folder, lambda data: data["files"].update({"tokens.bin": "0" * 64}))
+    with pytest.raises(InputError, match=r"tokens.bin is empty"):
         Bundle.open(folder)
 
 

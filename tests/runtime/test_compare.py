@@ -14,7 +14,9 @@ from omforge.ir.errors import InputError
 from omforge.ir.numerics import Tolerance, tolerance
 from omforge.runtime import compare
 from omforge.runtime.bundle import Bundle
-from omforge.runtime.compare import Case, make_cases, verify_bundle
+from omforge.runtime.cases import Case, make_cases
+from omforge.runtime.compare import verify_bundle
+from omforge.runtime.generate import LanguageModel
 from tests.runtime.tiny import Tiny, canonical_graph, change_manifest, digest
 
 Bundles = Callable[[Tiny], Bundle]
@@ -63,14 +65,32 @@ def test_the_cases_take_every_way_through_the_graphs(tiny_bundle: Bundles):
         "shorter than a bucket": (3,),
         "in chunks": (11,),
         "beyond the window of 12": (15,),
+        "ends in the bucket of 8": (16,),
         "one token, batch 3": (1, 1, 1),
         "shorter than a bucket, batch 3": (3, 3, 3),
         "in chunks, batch 3": (11, 11, 11),
         "beyond the window of 12, batch 3": (15, 15, 15),
+        "ends in the bucket of 8, batch 3": (16, 16, 16),
         "padded on the left, batch 3": (15, 11, 3),
     }
     assert make_cases(tiny_bundle(Tiny())) == make_cases(tiny_bundle(Tiny()))
     assert make_cases(tiny_bundle(Tiny()), seed=1) != make_cases(tiny_bundle(Tiny()))
+
+
+def test_every_bucket_is_run_behind_a_past(tiny_bundle: Bundles):
+    bundle = tiny_bundle(Tiny(prefill=(2, 4, 6), capacity=40))
+    with LanguageModel(bundle) as model:
+        plans = [model._plan(len(case.prompts[0])) for case in make_cases(bundle)]
+    assert {size for plan in plans for size, _ in plan[1:]} == {2, 4, 6}
+
+
+def test_no_prompt_holds_padding(folder: Path):
+    before = make_cases(Bundle.open(folder))
+    token = before[1].prompts[0][0]
+    change_manifest(folder, lambda data: data["model"].update(pad_token_id=token))
+    cases = make_cases(Bundle.open(folder))
+    assert token not in {each for case in cases for row in case.prompts for each in row}
+    assert [each.name for each in cases] == [each.name for each in before]
 
 
 def test_prompts_can_be_given_and_steps_are_cut_at_the_context(tiny_bundle: Bundles):
