@@ -49,7 +49,10 @@ def test_every_export_compiles_and_agrees(
     report = verify_bundle(Bundle.open(tmp_path / "bundle", verify_hashes=True), steps=8)
     assert report.ok, report.failures
     assert report.worst("canonical").max_abs < 1e-4
-    assert all(found.divergence is None for found in report.comparisons)
+    # Of float16, `report.ok` says that another token was chosen only where two were a tie.
+    canonical = [found for found in report.comparisons if found.level == "canonical"]
+    assert canonical
+    assert all(found.divergence is None for found in canonical)
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "fp16"])
