@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 
 from omforge import ir
-from omforge.ir.numerics import EXACT, TOLERANCES, Tolerance, max_abs_diff, run, tolerance, within
+from omforge.ir.numerics import (
+    EXACT,
+    TOLERANCES,
+    Tolerance,
+    at_full_accuracy,
+    max_abs_diff,
+    run,
+    tolerance,
+    within,
+)
 
 INF, NAN = np.inf, np.nan
 
@@ -139,3 +148,24 @@ def test_runs_a_model_with_external_weights_from_any_folder(tmp_path, monkeypatc
     monkeypatch.chdir("/")
     assert run(loaded, {"x": np.ones((1, 2), np.float32)})["y"].tolist() == [[4, 6]]
     assert sorted(child.name for child in tmp_path.iterdir()) == ["m.onnx", "m.weights"]
+
+
+NBITS = """<ir_version: 10, opset_import: ["" : 20, "com.microsoft" : 1]>
+    g (float[n, 32] x, uint8[4, 1, 16] w, float[4, 1] s) => (float[n, 4] y) {
+        y = com.microsoft.MatMulNBits <K = 32, N = 4, bits = 4, block_size = 32%s> (x, w, s)
+    }"""
+
+
+def test_what_layers_read_is_not_rounded_where_the_model_allows_it():
+    random = np.random.default_rng(0)
+    feeds = {
+        "x": random.standard_normal((3, 32)).astype(np.float32),
+        "w": random.integers(0, 256, (4, 1, 16)).astype(np.uint8),
+        "s": np.full((4, 1), 0.1, np.float32),
+    }
+    exact, coarse = (ir.from_onnx_text(NBITS % text) for text in ("", ", accuracy_level = 4"))
+    assert at_full_accuracy(exact) is exact
+    copy = at_full_accuracy(coarse)
+    assert "accuracy_level" not in next(iter(copy.graph)).attributes
+    assert "accuracy_level" in next(iter(coarse.graph)).attributes
+    np.testing.assert_array_equal(run(coarse, feeds)["y"], run(exact, feeds)["y"])
