@@ -104,10 +104,14 @@ def _head(logits: ir.Value) -> list[ir.Node]:
     while steps and steps[-1].op_type in _RESHAPES:
         steps.pop()  # it would only be bypassed
     if not steps:
+        producer = value.producer()
         raise ir.InputError(
             f"no head makes the output {logits.name}",
-            "its producer does not work row by row, or others use it too",
-            "Export with a language-model head",
+            "nothing does"
+            if producer is None
+            else f"{ir.describe(producer)} is no product with a "
+            "weight, or others use its result too",
+            "Export with a language-model head; `omforge explain` says what was not raised",
         )
     return steps
 
