@@ -52,7 +52,7 @@ from omforge.passes.instruments import Instrument, VerifyEach
 from omforge.passes.interface import CacheLayer, cache_layers, find_interface
 from omforge.passes.last_token_logits import LastTokenLogits
 from omforge.passes.pipeline import Pipeline
-from omforge.passes.quantization.linear import find_linears
+from omforge.passes.quantization.linear import find_linears, stored_as_integers
 from omforge.passes.quantization.report import BudgetPlan, budget_plan
 from omforge.passes.recurrent_states import find_states, is_state, renewed
 from omforge.passes.tabulate_rotary import TabulateRotary
@@ -191,6 +191,7 @@ def compile_bundle(
             steps.meter("quantise weights"),
             budget=options.budget,
             footprint=footprint,
+            stored=bool(stored_as_integers(model)),
         ),
         LastTokenLogits(),
         FuseKvIo(options.layout),
@@ -381,9 +382,9 @@ def _require_legal(model: ir.Model, soc: Target, name: str) -> None:
     found = [offence for offence in check_legal(model, soc) if offence.level == "error"]
     if found:
         raise ir.CheckError(
-            f"{name} has {len(found)} illegal nodes for {soc.soc_version}",
-            "; ".join(str(diagnostic) for diagnostic in found[:20]),
-            "`omforge check` lists them all",
+            f"{name} has {len(found)} things that are illegal on {soc.soc_version}",
+            f"\n{ir.format_diagnostics(found)}\n",
+            "Change the export as the lines above say, or compile for another SoC",
         )
 
 

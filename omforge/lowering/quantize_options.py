@@ -214,10 +214,21 @@ def weight_passes(
     *,
     budget: str = "",
     footprint: Callable[[ir.Model], int] | None = None,
+    stored: bool = False,
 ) -> tuple[Pass, ...]:
-    """Return the passes that quantise weights, and store them as the SoC's kernel wants them."""
+    """Return the passes that quantise weights, and store them as the SoC's kernel wants them.
+
+    Args:
+        options: How to quantise; None leaves the weights as they are.
+        soc: The SoC.
+        tokens: The calibration text.
+        progress: Told the bytes of weights done and in all.
+        budget: As `QuantizeWeights` takes it.
+        footprint: As `QuantizeWeights` takes it.
+        stored: Whether the export has integers in place of weights already.
+    """
     if options is None:
-        return ()
+        return (turn_weights(soc),) if stored else ()
     if options.activations is not None:
         told = activation_pass(options.activations, options.keep, soc, tokens, progress)
         return told, turn_weights(soc)

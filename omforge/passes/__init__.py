@@ -33,6 +33,7 @@ from omforge.passes.quantize_weights import QuantizeWeights
 from omforge.passes.raise_contrib_ops import RaiseContribOps
 from omforge.passes.remove_no_ops import RemoveNoOps
 from omforge.passes.rewrite import ANY, Builder, Match, NoMatch, Pat, PatternOps, RewritePass
+from omforge.passes.sign_weights import SignWeights
 from omforge.passes.tabulate_rotary import TabulateRotary
 from omforge.passes.turn_weights import TurnWeights
 from omforge.passes.unflatten_gemm import UnflattenGemm
@@ -85,6 +86,7 @@ PASSES: dict[str, type[Pass]] = {
         QuantizeWeights,
         RaiseContribOps,
         RemoveNoOps,
+        SignWeights,
         TabulateRotary,
         TurnWeights,
         UnflattenGemm,
@@ -100,6 +102,7 @@ PIPELINES: dict[str, str] = {
             "raise-contrib-ops",  # after the opset: it writes operators of 23 and 24
             "name-dims",  # before folding: shapes of different inputs become comparable
             "fold-constants",
+            "sign-weights",
             "remove-no-ops",
             # Equal shape arithmetic has been folded by now, and no-ops told nothing else apart.
             "eliminate-common-subexpressions",

@@ -34,6 +34,7 @@ from omforge.passes.pipeline import Pass
 from omforge.passes.quantization.activations import Int8Layers, choose_int8
 from omforge.passes.quantization.linear import (
     Linear,
+    check_linears,
     check_quantizable,
     find_linears,
     kept_layers,
@@ -85,6 +86,7 @@ class QuantizeActivations(Pass):
         """
         infer_model(model)
         linears = find_linears(model)
+        check_linears(model, linears, self.name)
         kept = kept_layers(linears, self.keep)
         wanted = [linear for linear in linears if linear.name not in kept]
         check_quantizable(wanted, len(linears))

@@ -25,8 +25,7 @@ import numpy.typing as npt
 from omforge import ir
 from omforge.ir.edit import add_initializer
 from omforge.ir.elementwise import ElementwiseTensor
-from omforge.ir.infer import infer_model, tensor_shape
-from omforge.ir.streamed import ViewTensor
+from omforge.ir.infer import infer_model
 from omforge.passes.builder import Builder
 from omforge.passes.events import record
 from omforge.passes.feeds import weight_bytes
@@ -34,9 +33,11 @@ from omforge.passes.pipeline import Pass
 from omforge.passes.quantization.blockwise import Clip, Quantizer, Scheme, quantize
 from omforge.passes.quantization.budget import parse_size
 from omforge.passes.quantization.calibrate import StoredWeight, calibrate
+from omforge.passes.quantization.dequantize import Weight, dequantized, gathered_rows
 from omforge.passes.quantization.hqq import quantize_hqq
 from omforge.passes.quantization.linear import (
     Linear,
+    check_linears,
     check_quantizable,
     find_linears,
     kept_layers,
@@ -53,8 +54,6 @@ log = logging.getLogger(__name__)
 
 Method = Literal["rtn", "hqq", "gptq", "awq"]
 _QUANTIZERS: dict[str, Quantizer] = {"rtn": quantize, "hqq": quantize_hqq}
-
-Weight = QuantizedWeight | StoredWeight
 
 
 @dataclass(frozen=True)
@@ -99,13 +98,15 @@ class QuantizeWeights(Pass):
         """Quantise; the number of weights that became integers.
 
         Raises:
-            InputError: The options make no sense, a name in `keep` is no layer's, or the budget
-                does not hold the model.
+            InputError: The options make no sense, a name in `keep` is no layer's, there is nothing
+                to quantise, or the budget does not hold the model.
             CheckError: A linear layer that should be quantised cannot be.
         """
         scheme = self._scheme()
         infer_model(model)
         linears = find_linears(model)
+        if self.given is None:
+            check_linears(model, linears, self.name)
         kept = kept_layers(linears, self.keep)
         wanted = [
             linear
@@ -216,7 +217,7 @@ class QuantizeWeights(Pass):
         stored = [weight.codes, *parameters]
         with Builder(model) as op:
             made = [op.constant(part, part.name or "") for part in stored]
-            float_weight = _dequantized(op, weight, made)
+            float_weight = dequantized(op, weight, made)
             insert(op, linear.users[0], by=self.name, names=names)
         for user in linear.users:
             for index, value in enumerate(user.inputs):
@@ -224,7 +225,9 @@ class QuantizeWeights(Pass):
                     user.replace_input_with(index, float_weight)
         for gather in linear.gathers:
             with Builder(model) as op:
-                rows = _gathered_rows(op, gather, weight, made)
+                ids = gather.inputs[1]
+                assert ids is not None
+                rows = gathered_rows(op, ids, weight, made)
                 splice(op, [gather.outputs[0]], [rows], by=self.name, names=names)
         return QuantizedLayer(
             name=linear.name,
@@ -261,68 +264,6 @@ def _scale(weight: Weight, dtype: ir.DataType) -> ir.TensorProtocol:
     if dtype == weight.scale.dtype:
         return weight.scale
     return ElementwiseTensor(weight.scale, lambda part: part.astype(dtype.numpy()), dtype)
-
-
-def _dequantized(op: Builder, weight: Weight, made: Sequence[ir.Value]) -> ir.Value:
-    if weight.per_channel and len(weight.shape) == 2:
-        return op.DequantizeLinear(*made, axis=1 - weight.axis)
-    size = weight.scheme.size(weight.shape[weight.axis])
-    return op.DequantizeLinear(*made, axis=weight.axis, block_size=size)
-
-
-def _gathered_rows(
-    op: Builder, gather: ir.Node, weight: Weight, made: Sequence[ir.Value]
-) -> ir.Value:
-    """Rows [.., H] of an embedding [V, H] that is stored as integers, without the other rows."""
-    ids, dtype = gather.inputs[1], made[1].dtype
-    assert ids is not None
-    assert dtype is not None
-
-    def along_row(parameters: ir.Value) -> ir.Value:
-        """One number for each row and group, repeated for the row's weights."""
-        rows = op.Gather(parameters, ids, axis=0)
-        if weight.per_channel:
-            return op.Unsqueeze(rows, [-1])
-        groups = np.arange(weight.shape[1]) // weight.scheme.group
-        return op.Gather(rows, groups, axis=-1)
-
-    if weight.scheme.bits == 8:
-        codes = op.Cast(op.Gather(made[0], ids, axis=0), to=int(dtype))
-    else:
-        codes = _unpacked(op, weight, ids, dtype)
-    if weight.zero_point is not None:
-        # Gather takes no 4-bit integers.
-        zero = op.constant(_floats(weight.zero_point, dtype), f"{weight.zero_point.name}_float")
-        codes = op.Sub(codes, along_row(zero))
-    return op.Mul(codes, along_row(made[1]))
-
-
-def _floats(tensor: ir.TensorProtocol, dtype: ir.DataType) -> ir.TensorProtocol:
-    return ir.LazyTensor(
-        lambda: ir.Tensor(tensor.numpy().astype(dtype.numpy())),
-        dtype=dtype,
-        shape=ir.Shape(tensor_shape(tensor)),
-    )
-
-
-def _unpacked(op: Builder, weight: Weight, ids: ir.Value, dtype: ir.DataType) -> ir.Value:
-    """Rows of 4-bit integers, by arithmetic that is exact in float16 too.
-
-    Gather takes bytes, so the integers are seen as bytes: the same memory under another type.
-    """
-    rows, width = weight.shape
-    view = ViewTensor(weight.codes, ir.DataType.UINT8, (rows, width // 2))
-    pairs = op.Cast(
-        op.Gather(op.constant(view, f"{weight.codes.name}_bytes"), ids, axis=0), to=int(dtype)
-    )
-    sixteen = op.constant(np.array(16, dtype.numpy()))
-    eight = op.constant(np.array(8, dtype.numpy()))
-    second = op.Floor(op.Div(pairs, sixteen))
-    first = op.Sub(pairs, op.Mul(second, sixteen))
-    halves = op.Concat(op.Unsqueeze(first, [-1]), op.Unsqueeze(second, [-1]), axis=-1)
-    flat = op.Reshape(halves, [0, 0, width])
-    # Two's complement: 8 to 15 stand for -8 to -1.
-    return op.Sub(flat, op.Mul(op.Floor(op.Div(flat, eight)), sixteen))
 
 
 class _Meter:

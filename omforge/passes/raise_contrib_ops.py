@@ -2,8 +2,8 @@
 
 onnxruntime-genai's builder and ONNX Runtime's optimizer write `GroupQueryAttention`,
 `SkipSimplifiedLayerNormalization` and others. ATC registers none of that domain, and the standard
-has had an operator for each since opset 24. What each computes is in
-microsoft/onnxruntime:docs/ContribOperators.md.
+has had a form of each since opset 24. What each computes is in
+microsoft/onnxruntime:docs/ContribOperators.md; those of quantised weights are in `block_quantized`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 from omforge import ir
 from omforge.ir.infer import attribute, dims, infer_model, infer_nodes, to_shape
 from omforge.passes import masks
+from omforge.passes.block_quantized import gather_block_quantized, matmul_nbits
 from omforge.passes.builder import Builder
 from omforge.passes.events import record
 from omforge.passes.interface import Interface, attention_mask_of
@@ -280,8 +281,10 @@ def _slots(op: Builder, interface: Interface) -> ir.Value:
 _RULES: Mapping[str, Callable[[Builder, ir.Node], Values]] = {
     "BiasGelu": _bias_gelu,
     "FastGelu": _fast_gelu,
+    "GatherBlockQuantized": gather_block_quantized,
     "Gelu": _gelu,
     "GroupQueryAttention": _group_query_attention,
+    "MatMulNBits": matmul_nbits,
     "QuickGelu": _quick_gelu,
     "RotaryEmbedding": _rotary,
     "SimplifiedLayerNormalization": _rms_norm,

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from omforge import ir
 from omforge.ir.errors import CheckError, InputError
 from omforge.ir.infer import attribute, tensor_shape
+from omforge.passes.events import record
 
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
@@ -82,6 +83,39 @@ def find_linears(model: ir.Model) -> list[Linear]:
             (linear.gathers if lookup and rows else linear.others).append(user)
         linear.users.sort(key=lambda node: order.get(node, 0))
     return list(found.values())
+
+
+def stored_as_integers(model: ir.Model) -> list[ir.Value]:
+    """The weights of products that are integers already, in the graph's order."""
+    found: dict[ir.Value, None] = {}
+    for node in model.graph:
+        if node.domain or node.op_type not in ("MatMul", "Gemm") or len(node.inputs) < 2:
+            continue
+        producer = None if node.inputs[1] is None else node.inputs[1].producer()
+        if producer is not None and producer.op_type == "Transpose" and producer.inputs[0]:
+            producer = producer.inputs[0].producer()
+        if producer is not None and producer.op_type == "DequantizeLinear" and producer.inputs[0]:
+            found[producer.inputs[0]] = None
+    return list(found)
+
+
+def check_linears(model: ir.Model, linears: Sequence[Linear], pass_name: str) -> None:
+    """Record what is stored as integers already, and refuse a model where nothing else is.
+
+    Raises:
+        InputError: There is nothing to quantise.
+    """
+    stored = stored_as_integers(model)
+    for weight in stored:
+        record(model, pass_name, weight, f"left as it is: it is stored as {weight.dtype} already")
+    if not linears:
+        raise InputError(
+            "there is nothing to quantise",
+            f"{len(stored)} weights of products are integers already, and none are floats"
+            if stored
+            else "no MatMul or Gemm multiplies by a constant matrix of floats",
+            "Leave the quantisation out, or start from an export with float weights",
+        )
 
 
 def check_quantizable(wanted: Sequence[Linear], count: int) -> None:

@@ -3,7 +3,8 @@
 import pytest
 
 from omforge import ir
-from omforge.passes.quantization.linear import find_linears
+from omforge.passes.events import events
+from omforge.passes.quantization.linear import check_linears, find_linears, stored_as_integers
 from tests.passes.quantization.weights import weighted
 
 MODEL = """<ir_version: 11, opset_import: ["" : 24]>
@@ -60,3 +61,18 @@ def test_linear_layers(body: str, found: dict[str, tuple[int, str]]) -> None:
 )
 def test_what_stands_in_the_way(body: str, name: str, why: str) -> None:
     assert why in linears(body)[name][1]
+
+
+def test_a_model_without_float_weights_is_refused_and_says_what_it_has() -> None:
+    integers = """<ir_version: 11, opset_import: ["" : 24]>
+    g (float[N, 2] x) => (float[N, 2] y) <int8[2, 2] q = {1, 2, 3, 4}, float s = {2.0}> {
+        w = DequantizeLinear (q, s) t = Transpose <perm = [1, 0]> (w) a = MatMul (x, t)
+        y = MatMul (a, w) }"""
+    model = ir.from_onnx_text(integers)
+    assert [value.name for value in stored_as_integers(model)] == ["q"]
+    with pytest.raises(ir.InputError, match="1 weights of products are integers already"):
+        check_linears(model, find_linears(model), "quantize-weights")
+    assert any("stored as INT8 already" in event.reason for event in events(model))
+    model = ir.from_onnx_text(MODEL % "y = MatMul (x, x)")
+    with pytest.raises(ir.InputError, match="no MatMul or Gemm multiplies by a constant matrix"):
+        check_linears(model, find_linears(model), "quantize-weights")

@@ -1,0 +1,88 @@
+"""Store quantised weights as signed integers.
+
+Before::
+
+    w = DequantizeLinear(q, scale, zero_point)                  q uint4 or uint8, constant
+
+After::
+
+    w = DequantizeLinear(q', scale, zero_point')                both int4 or int8, less 8 or 128
+
+A zero point that is 0 then goes. The kernels of products with quantised weights take signed
+integers (hicann/ops-nn:matmul/weight_quant_batch_matmul_v2); ONNX Runtime's quantisers write
+unsigned ones where groups have zero points.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from omforge import ir
+from omforge.ir.infer import constant_tensor, tensor_shape
+from omforge.passes.builder import Builder
+from omforge.passes.events import record
+from omforge.passes.pipeline import Pass
+from omforge.passes.quantization.signed import packed_integers, signed_initializer
+from omforge.passes.splice import Names, splice
+
+Array = npt.NDArray[Any]
+
+_SIGNED = {ir.DataType.UINT4: ir.DataType.INT4, ir.DataType.UINT8: ir.DataType.INT8}
+
+
+@dataclass(frozen=True)
+class SignWeights(Pass):
+    """Store weights of unsigned integers as signed ones, with other zero points."""
+
+    name: ClassVar[str] = "sign-weights"
+
+    def run(self, model: ir.Model) -> int:
+        """Rewrite; the number of weights."""
+        names = Names(model)
+        count = 0
+        for node in list(model.graph):
+            codes = constant_tensor(node.inputs[0]) if _is_unsigned(node) else None
+            if codes is None:
+                continue
+            scale, zero = node.inputs[1], node.inputs[2] if len(node.inputs) > 2 else None
+            shape = _parameters_shape(scale)
+            zeros = constant_tensor(zero)
+            if shape is None or (zero is not None and zeros is None):
+                record(model, self.name, node, "its scales or zero points are not known")
+                continue
+            with Builder(model) as op:
+                kind, name = _SIGNED[codes.dtype], f"{codes.name or 'weight'}_signed"
+                operands = [signed_initializer(op, codes, kind, tensor_shape(codes), name), scale]
+                lower = _zero_points(zeros, codes, shape)
+                if lower.any():
+                    tensor = packed_integers(lower, kind, f"{name}_zero_point")
+                    operands.append(op.constant(tensor, tensor.name or ""))
+                options = {name: attribute.value for name, attribute in node.attributes.items()}
+                made = op.node("DequantizeLinear", operands, options).outputs[0]
+                splice(op, [node.outputs[0]], [made], by=self.name, names=names)
+            count += 1
+        return count
+
+
+def _is_unsigned(node: ir.Node) -> bool:
+    found = node.op_type == "DequantizeLinear" and not node.domain
+    return found and node.inputs[0] is not None and node.inputs[0].dtype in _SIGNED
+
+
+def _parameters_shape(scale: ir.Value | None) -> tuple[int, ...] | None:
+    if scale is None or scale.shape is None or not scale.shape.is_static():
+        return None
+    return tuple(int(size) for size in scale.shape.numpy())
+
+
+def _zero_points(
+    zeros: ir.TensorProtocol | None, codes: ir.TensorProtocol, shape: tuple[int, ...]
+) -> Array:
+    """int8 of the scales' shape; ONNX's zero point is 0 where none is given."""
+    half = 1 << (codes.dtype.bitwidth - 1)
+    given = np.zeros(shape, np.int16) if zeros is None else zeros.numpy().astype(np.int16)
+    return (given - half).astype(np.int8)
