@@ -141,6 +141,12 @@ def test_a_changed_weight_fails_in_the_lowered_level_only(folder: Path):
     }
 
 
+def test_without_a_tolerance_a_difference_is_told_as_one(tiny_bundle: Bundles):
+    exact = {"lowered": Tolerance(0, 0)}
+    report = verify_bundle(tiny_bundle(Tiny(dtype="float16")), steps=1, tolerances=exact)
+    assert "inf times the tolerance (rtol 0, atol 0)" in report.failures[0].why
+
+
 def test_nan_fails_and_is_named(folder: Path):
     data = np.frombuffer((folder / "weights.bin").read_bytes(), np.float32).copy()
     data[:] = np.nan
