@@ -16,7 +16,7 @@ from omforge.lowering.atc import find_atc
 from omforge.lowering.canonical import float_canonical
 from omforge.lowering.compile import SCRIPT, CompileResult
 from omforge.lowering.footprint import budget_text
-from omforge.lowering.quantize_options import quantization_text
+from omforge.lowering.quantize_options import memory_text, quantization_text
 from omforge.passes.coverage import Coverage
 from omforge.passes.events import Event
 from omforge.passes.pipeline import Pass, PassRun
@@ -164,6 +164,7 @@ def show_compiled(result: CompileResult, source: Path, output: Path, remark: str
     )
     if made.quantization.weights or made.quantization.kv:
         show(f"quantised  {quantization_text(made)}")
+    show(f"memory     {memory_text(made)}")
     show_budget(result)
     show(f"atc        {_atc_hint(result, output)}")
     folder = shlex.quote(str(output))

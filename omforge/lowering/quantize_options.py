@@ -307,16 +307,24 @@ def quantization_json(model: ir.Model) -> dict[str, Any]:
 
 
 def quantization_text(made: m.Manifest) -> str:
-    """Return one line for a report: matrices, bytes, and what a device holds."""
+    """Return one line for a report: how weights and cache are stored, matrices, bytes."""
     found = made.quantization
-    size = (found.graph_bytes + found.cache_bytes) / 2**30
     parts = [
         f"{found.weights}: {found.matrices} of {found.all_matrices} matrices, "
         f"{found.bytes_before:,} bytes -> {found.bytes_after:,}"
     ] * bool(found.weights)
     parts += ["int8 cache"] * bool(found.kv)
-    parts.append(f"weights + cache of {made.context} tokens = {size:.2f} GiB")
     return "; ".join(parts)
+
+
+def memory_text(made: m.Manifest) -> str:
+    """Return one line for a report: the constants of one graph and the cache of all rows."""
+    weights, cache = made.quantization.graph_bytes, made.quantization.cache_bytes
+    unit, size = ("GiB", 2**30) if weights + cache >= 2**30 else ("MiB", 2**20)
+    return (
+        f"weights {weights / size:.2f} {unit} + cache of {made.context} tokens "
+        f"{cache / size:.2f} {unit} = {(weights + cache) / size:.2f} {unit}"
+    )
 
 
 def _nbytes(spec: m.TensorSpec) -> int:
