@@ -4,6 +4,7 @@ ONNX Runtime's quantiser makes them, in both of its spellings: com.microsoft ope
 of unsigned integers, and `DequantizeLinear`. onnxruntime-genai's builder calls it too.
 """
 
+import dataclasses
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -96,6 +97,23 @@ def test_the_bundle_is_as_small_as_the_export(exported: Exported, tmp_path: Path
     assert written < 1.5 * source.stat().st_size
 
 
+def test_what_stays_as_onnxruntime_has_it_is_named(exported: Exported, tmp_path: Path) -> None:
+    """Without the product behind it attention is not raised either, and that is not the reason."""
+    source = quantized(
+        exported("genai", "llama_gqa"),
+        tmp_path / "export",
+        4,
+        symmetric=True,
+        spelling=QuantFormat.QOperator,
+    )
+    model = onnx.load(source)
+    node = next(node for node in model.graph.node if node.op_type == "MatMulNBits")
+    next(given for given in node.attribute if given.name == "bits").i = 2
+    onnx.save(model, source)
+    with pytest.raises(ir.CheckError, match=r"MatMulNBits .*is not standard ONNX: .*have 2 bits"):
+        compile_bundle(source, tmp_path / "bundle", OPTIONS)
+
+
 def test_a_soc_without_such_a_kernel_says_what_it_has(exported: Exported, tmp_path: Path) -> None:
     source = quantized(
         exported("genai", "llama_gqa"),
@@ -104,10 +122,13 @@ def test_a_soc_without_such_a_kernel_says_what_it_has(exported: Exported, tmp_pa
         symmetric=True,
         spelling=QuantFormat.QOperator,
     )
-    with pytest.raises(ir.CheckError, match="310P has no int4 weights in groups: it has int8"):
-        compile_bundle(
-            source, tmp_path / "bundle", CompileOptions("Ascend310P3", context=48, prefill=(4,))
-        )
+    for options, message in (
+        (dataclasses.replace(OPTIONS, soc="Ascend310P3"), "11 int4 weights, and Ascend310P3 has"),
+        (dataclasses.replace(OPTIONS, soc="Ascend310B1"), "11 int4 weights, and Ascend310B1 has"),
+        (dataclasses.replace(OPTIONS, dtype="fp32"), "11 int4 weights, with --dtype fp32"),
+    ):
+        with pytest.raises(ir.InputError, match=message):
+            compile_bundle(source, tmp_path / "bundle", options)
     assert not (tmp_path / "bundle").exists()
 
 

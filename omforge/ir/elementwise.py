@@ -32,6 +32,11 @@ class ElementwiseTensor(StreamedTensor):
         self._source = source
         self._function = function
 
+    @property
+    def sources(self) -> tuple[ir.TensorProtocol, ...]:
+        """The tensor that the function is applied to."""
+        return (self._source,)
+
     def pieces(self) -> Iterator[bytes]:
         """The result's bytes in order, a piece at a time: memory stays at a few pieces."""
         flat = self._source.numpy().reshape(-1)

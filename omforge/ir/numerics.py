@@ -86,8 +86,9 @@ def at_full_accuracy(model: onnx_ir.Model) -> onnx_ir.Model:
     Runtime makes int8 of it at level 4. That is its choice and not what the graph computes.
     """
 
-    def leaves(graph: onnx_ir.Model) -> list[onnx_ir.Node]:
-        return [node for node in graph.graph.all_nodes() if _LEVEL in node.attributes]
+    def leaves(given: onnx_ir.Model) -> list[onnx_ir.Node]:
+        graphs = (given.graph, *given.functions.values())
+        return [node for each in graphs for node in each.all_nodes() if _LEVEL in node.attributes]
 
     if not leaves(model):
         return model

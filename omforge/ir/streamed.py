@@ -34,6 +34,11 @@ class StreamedTensor(ir.LazyTensor):
         self._sizes = tuple(shape)
         super().__init__(self._whole, dtype=dtype, shape=ir.Shape(self._sizes), name=name)
 
+    @property
+    def sources(self) -> tuple[ir.TensorProtocol, ...]:
+        """The tensors that it reads when it is read or written."""
+        return ()
+
     def pieces(self) -> Iterator[bytes]:
         """The bytes in order, as ONNX stores them: little endian, 4-bit elements two a byte."""
         raise NotImplementedError(f"{type(self).__name__}.pieces")
@@ -90,6 +95,11 @@ class ViewTensor(StreamedTensor):
             )
         self.source = source
         self.start = start or 0
+
+    @property
+    def sources(self) -> tuple[ir.TensorProtocol, ...]:
+        """The other tensor."""
+        return (self.source,)
 
     def pieces(self) -> Iterator[bytes]:
         """The source's own bytes."""

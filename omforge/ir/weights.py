@@ -443,7 +443,11 @@ class WeightWriter:
         """
         if not self.path.exists():
             return
-        for _, tensor in all_tensors(model):
+        left = [tensor for _, tensor in all_tensors(model)]
+        while left:
+            tensor = left.pop()
+            if isinstance(tensor, StreamedTensor):
+                left.extend(tensor.sources)
             external = isinstance(tensor, ir.ExternalTensor)
             if external and tensor.raw is None and tensor.nbytes and self._replaces(tensor.path):
                 tensor.numpy()

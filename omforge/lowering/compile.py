@@ -29,6 +29,7 @@ from omforge.lowering.quantize_options import (
     KvDtype,
     QuantizeOptions,
     check_quantize,
+    check_stored,
     kv_passes,
     measure_quantization,
     parse_quantize,
@@ -54,6 +55,7 @@ from omforge.passes.last_token_logits import LastTokenLogits
 from omforge.passes.pipeline import Pipeline
 from omforge.passes.quantization.linear import find_linears, stored_as_integers
 from omforge.passes.quantization.report import BudgetPlan, budget_plan
+from omforge.passes.raise_contrib_ops import RaiseContribOps
 from omforge.passes.recurrent_states import find_states, is_state, renewed
 from omforge.passes.tabulate_rotary import TabulateRotary
 
@@ -173,9 +175,11 @@ def compile_bundle(
     if not coverage.complete and not options.allow_partial:
         raise ir.CheckError(
             "coverage is not complete",
-            "; ".join(coverage.problems()),
-            "Compile with --allow-partial to go on regardless",
+            "; ".join([*coverage.problems(), *_not_standard(model)]),
+            "`omforge explain` says what stopped each; --allow-partial goes on regardless",
         )
+    stored = stored_as_integers(model)
+    check_stored(stored, soc, options.dtype)
     export = _export(model, found)
     layers = cache_layers(model, find_interface(model))
     kv_heads, head_size, value_size = _heads(layers)
@@ -191,7 +195,7 @@ def compile_bundle(
             steps.meter("quantise weights"),
             budget=options.budget,
             footprint=footprint,
-            stored=bool(stored_as_integers(model)),
+            stored=bool(stored),
         ),
         LastTokenLogits(),
         FuseKvIo(options.layout),
@@ -375,6 +379,13 @@ def _footprint(options: CompileOptions, soc: Target, plan: _Plan, spare: int) ->
 
 def _float(options: CompileOptions) -> str:
     return {"fp16": "float16", "fp32": "float32"}[options.dtype]
+
+
+def _not_standard(model: ir.Model) -> list[str]:
+    """The first operator that has no standard form, behind which little can be raised."""
+    found = [event for event in events(model) if event.pass_name == RaiseContribOps.name]
+    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    return [f"{event.where} is not standard ONNX: {event.reason}{more}" for event in found[:1]]
 
 
 def _require_legal(model: ir.Model, soc: Target, name: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -173,6 +173,35 @@ def check_quantize(
                 "atc refuses dynamic shapes for a graph with quantised inputs",
                 "Compile without --gears: one static graph a bucket",
             )
+
+
+def check_stored(stored: Sequence[ir.Value], soc: Target, dtype: str) -> None:
+    """Refuse an export's own int4 weights where nothing multiplies by them.
+
+    (What may be done with int8 ones depends on what they are multiplied by; legality tells.)
+
+    Args:
+        stored: The weights of products that are integers.
+        soc: The SoC.
+        dtype: Of the lowered graphs, as `--dtype` says it.
+
+    Raises:
+        InputError: Names what the SoC has.
+    """
+    count = sum(value.dtype == ir.DataType.INT4 for value in stored)
+    what = f"the export has {count} int4 weights"
+    if count and (soc.family.name == "310p" or not choices(QUANTIZED_MATMUL, soc.family.name)):
+        raise InputError(
+            f"{what}, and {soc.soc_version} has no kernel for them",
+            f"{OP} is on 310P (int8 per channel) and on A2, A3 and 950 (int8, int4, groups)",
+            "Start from an export with float weights, with --quantize int8 or w8a8",
+        )
+    if count and dtype != "fp16":
+        raise InputError(
+            f"{what}, with --dtype {dtype}",
+            f"{OP} takes float16 beside its weights",
+            "Use --dtype fp16",
+        )
 
 
 def _check_weights(weights: QuantizeOptions, soc: Target, dtype: str) -> None:

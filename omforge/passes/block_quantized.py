@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from omforge import ir
+from omforge.ir.errors import InputError
 from omforge.ir.infer import attribute, constant_tensor, dims
 from omforge.ir.streamed import ViewTensor
 from omforge.passes.builder import Builder
@@ -36,6 +37,9 @@ from omforge.passes.quantization.signed import packed_integers, signed_initializ
 
 Array = npt.NDArray[Any]
 
+_BLOCKED = 21
+"""The opset that gave DequantizeLinear blocks and integers of 4 bits."""
+
 
 def matmul_nbits(op: Builder, node: ir.Node) -> list[ir.Value | None]:
     """Raise `MatMulNBits`.
@@ -43,13 +47,17 @@ def matmul_nbits(op: Builder, node: ir.Node) -> list[ir.Value | None]:
     Raises:
         NoMatch: It has what `DequantizeLinear` has no counterpart of.
     """
-    inputs, outputs = int(attribute(node, "K")), int(attribute(node, "N"))
+    inputs, outputs = int(attribute(node, "K", 0)), int(attribute(node, "N", 0))
+    if inputs < 1 or outputs < 1:
+        raise NoMatch(f"its weight is {inputs} x {outputs}", node)
     if attribute(node, "weight_prepacked", 0):
         raise NoMatch("its weight is laid out for one GPU", node)
     x = node.inputs[0]
     if x is None:
         raise NoMatch("its input 0 is absent", node)
     made, weight = _weight(op, node, (outputs, inputs), of_weight=1, of_scales=2, of_zeros=3)
+    if x.dtype is not None and x.dtype != weight.scale.dtype:
+        raise NoMatch(f"its scales are {weight.scale.dtype}, and what it reads is {x.dtype}", node)
     group = _optional(node, 4)
     if group is not None:
         order = np.arange(inputs) // weight.scheme.group
@@ -73,8 +81,8 @@ def gather_block_quantized(op: Builder, node: ir.Node) -> list[ir.Value | None]:
     axes = attribute(node, "gather_axis", 0) % 2, attribute(node, "quantize_axis", 1) % 2
     if axes != (0, 1):
         raise NoMatch(f"it gathers along axis {axes[0]}, with groups along axis {axes[1]}", node)
-    if len(dims(ids) or ()) != 2:
-        raise NoMatch("its row numbers are not [B, S]", ids)
+    if dims(ids) is None:
+        raise NoMatch("how many dimensions its row numbers have is not known", ids)
     rows, width = shape
     if not isinstance(rows, int) or not isinstance(width, int):
         raise NoMatch("the shape of its data is not known", data)
@@ -95,6 +103,8 @@ def _weight(
 ) -> tuple[list[ir.Value], StoredWeight]:
     """The initializers of integers, scales and zero points, and how they are stored."""
     block = int(attribute(node, "block_size", 128))
+    if block < 1:
+        raise NoMatch(f"its blocks have {block} integers", node)
     source = _constant(_stored(_need(node, of_weight)))
     scales = _constant(_stored(_need(node, of_scales)))
     zeros = _optional(node, of_zeros)
@@ -103,17 +113,25 @@ def _weight(
         raise NoMatch(f"its integers are {source.dtype}, not UINT8, UINT4 or INT4", node)
     scheme = Scheme(bits, block)
     groups = scheme.groups(shape[1])
-    uneven = shape[1] * bits % 8 or source.nbytes % shape[0]
-    if uneven or shape[0] * shape[1] * bits // 8 > source.nbytes:
+    if not all(shape) or shape[1] * bits % 8:
+        raise NoMatch(f"a row of {shape[1]} integers of {bits} bits is no number of bytes", node)
+    if source.nbytes % shape[0] or shape[0] * shape[1] * bits // 8 > source.nbytes:
         raise NoMatch(f"its weight has {source.nbytes} bytes for {shape[0]} x {shape[1]}", node)
     if scales.size != shape[0] * groups:
         raise NoMatch(f"it has {scales.size} scales for {shape[0]} x {groups} groups", node)
+    opset = op.model.opset_imports.get("", 0)
+    if opset < _BLOCKED and (bits == 4 or groups > 1):
+        raise InputError(
+            "a rewrite makes a blocked DequantizeLinear",
+            f"it came with opset {_BLOCKED}, and the model has opset {opset}",
+            "Run convert-opset before",
+        )
     name = source.name or "weight"
     of_scale = (shape[0],) if groups == 1 else (shape[0], groups)
     codes = signed_initializer(op, source, scheme.dtype, shape, f"{name}_int{bits}")
     scale = ViewTensor(scales, scales.dtype, of_scale, f"{scales.name}_blocks")
     made = [codes, op.constant(scale, scale.name or "")]
-    zero = _zero_points(node, source, zeros, (shape[0], groups), bits)
+    zero = _zero_points(node, source, scales.dtype, zeros, (shape[0], groups), bits)
     if zero is not None:
         tensor = packed_integers(zero.reshape(of_scale), scheme.dtype, f"{name}_zero_point")
         made.append(op.constant(tensor, tensor.name or ""))
@@ -131,6 +149,7 @@ def _weight(
 def _zero_points(
     node: ir.Node,
     source: ir.TensorProtocol,
+    floats: ir.DataType,
     value: ir.Value | None,
     shape: tuple[int, int],
     bits: int,
@@ -144,13 +163,17 @@ def _zero_points(
         return None
     tensor = _constant(_stored(value))
     numbers = tensor.numpy()
-    if tensor.dtype == ir.DataType.UINT8:
+    packed = tensor.dtype == ir.DataType.UINT8
+    if not packed and tensor.dtype not in (source.dtype, floats):
+        raise NoMatch(f"its zero points are {tensor.dtype}", node)
+    expected = shape[0] * (-(-shape[1] * bits // 8) if packed else shape[1])
+    if numbers.size != expected:
+        raise NoMatch(f"it has {numbers.size} zero points, and {expected} belong to it", node)
+    if packed:
         rows = numbers.reshape(shape[0], -1)
         if bits == 4:
             rows = np.stack([rows & 15, rows >> 4], axis=-1).reshape(shape[0], -1)
         numbers = rows[:, : shape[1]]
-    if numbers.size != shape[0] * shape[1]:
-        raise NoMatch(f"it has {numbers.size} zero points for {shape[0]} x {shape[1]} groups", node)
     signed = numbers.reshape(shape).astype(np.float32) - middle
     if (signed != np.round(signed)).any() or (np.abs(signed + 0.5) > half).any():
         raise NoMatch(f"its zero points are no integers of {bits} bits", node)

@@ -45,19 +45,18 @@ class SignWeights(Pass):
         names = Names(model)
         count = 0
         for node in list(model.graph):
-            codes = constant_tensor(node.inputs[0]) if _is_unsigned(node) else None
+            codes = _unsigned(node)
             if codes is None:
                 continue
             scale, zero = node.inputs[1], node.inputs[2] if len(node.inputs) > 2 else None
-            shape = _parameters_shape(scale)
-            zeros = constant_tensor(zero)
-            if shape is None or (zero is not None and zeros is None):
-                record(model, self.name, node, "its scales or zero points are not known")
+            scales, zeros = constant_tensor(scale), constant_tensor(zero)
+            if scales is None or (zero is not None and zeros is None):
+                record(model, self.name, node, "its scales or zero points are no constants")
                 continue
             with Builder(model) as op:
                 kind, name = _SIGNED[codes.dtype], f"{codes.name or 'weight'}_signed"
                 operands = [signed_initializer(op, codes, kind, tensor_shape(codes), name), scale]
-                lower = _zero_points(zeros, codes, shape)
+                lower = _zero_points(zeros, codes, tensor_shape(scales))
                 if lower.any():
                     tensor = packed_integers(lower, kind, f"{name}_zero_point")
                     operands.append(op.constant(tensor, tensor.name or ""))
@@ -68,15 +67,12 @@ class SignWeights(Pass):
         return count
 
 
-def _is_unsigned(node: ir.Node) -> bool:
-    found = node.op_type == "DequantizeLinear" and not node.domain
-    return found and node.inputs[0] is not None and node.inputs[0].dtype in _SIGNED
-
-
-def _parameters_shape(scale: ir.Value | None) -> tuple[int, ...] | None:
-    if scale is None or scale.shape is None or not scale.shape.is_static():
+def _unsigned(node: ir.Node) -> ir.TensorProtocol | None:
+    """The constant integers of a DequantizeLinear, if they have no sign."""
+    if node.op_type != "DequantizeLinear" or node.domain:
         return None
-    return tuple(int(size) for size in scale.shape.numpy())
+    tensor = constant_tensor(node.inputs[0])
+    return tensor if tensor is not None and tensor.dtype in _SIGNED else None
 
 
 def _zero_points(

@@ -97,8 +97,9 @@ def _turned(op: Builder, node: ir.Node) -> ir.Value:
             continue
         tensor = value.const_value
         parts.append(op.constant(_turn(tensor), value.name or "") if _rank(tensor) == 2 else value)
-    axis, block = 1 - attribute(node, "axis", 1), attribute(node, "block_size", 0)
-    return op.DequantizeLinear(*parts, axis=axis, block_size=block or None)
+    options = {name: given.value for name, given in node.attributes.items()}
+    options["axis"] = 1 - attribute(node, "axis", 1) % 2
+    return op.node("DequantizeLinear", parts, options).outputs[0]
 
 
 def _rank(tensor: ir.TensorProtocol) -> int:
@@ -116,6 +117,11 @@ class _Turned(StreamedTensor):
         rows, columns = tensor_shape(source)
         super().__init__(source.dtype, (columns, rows), source.name or "")
         self._source = source
+
+    @property
+    def sources(self) -> tuple[ir.TensorProtocol, ...]:
+        """The other matrix."""
+        return (self._source,)
 
     def pieces(self) -> Iterator[bytes]:
         """All of the source is in memory meanwhile, one byte an element."""

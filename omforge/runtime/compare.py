@@ -87,6 +87,8 @@ class Comparison:
             that distance is the loss that was asked for (see `quality`). Nor does it where layers
             or the cache are int8, which float16 tips either way, unless both levels are without
             that rounding (see `unrounded`) or behind the same integers (see `same_cache`).
+        finite: Whether no logit of either is infinite or NaN. (`excess` is infinite, too, where the
+            tolerance is 0.)
     """
 
     level: str
@@ -103,6 +105,7 @@ class Comparison:
     gap: float | None
     ok: bool
     judged: bool = True
+    finite: bool = True
 
 
 @dataclass(frozen=True)
@@ -435,6 +438,7 @@ def _compare(
         gap=gap,
         ok=(excess <= 1 and tie) if judged else bool(np.isfinite(excess)),
         judged=judged,
+        finite=all(bool(np.isfinite(logits).all()) for logits in (*actual, *expected)),
     )
 
 
@@ -475,8 +479,7 @@ def _divergence(
 def _failure(found: Comparison, allowed: Tolerance, routed: str = "") -> Failure:
     """The failure, with what `routing` found of it."""
     where = f"{found.level} differs from {found.reference} in case {found.case!r}"
-    # Without a tolerance, any difference is infinitely many times what is allowed.
-    if not np.isfinite(found.excess) and (allowed.atol or allowed.rtol):
+    if not found.finite:
         return Failure(
             where,
             f"the logits of step {found.worst_step} hold NaN or infinity",

@@ -15,6 +15,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -54,13 +55,7 @@ class ExportModel:
     def __init__(self, path: str | os.PathLike[str], export: Export, kv: KvCache) -> None:
         self.export = export
         self._kv = kv
-        model = ir.load(path)
-        whole = at_full_accuracy(model)
-        # Of a file that runs as it is, ONNX Runtime maps the weights by itself.
-        self._session = OrtSession(path if whole is model else whole, name=os.fspath(path))
-        if whole is not model:
-            log.info("%s lets its runtime round what layers read; here it does not", path)
-        del model, whole
+        self._session = OrtSession(_at_full_accuracy(Path(path)), name=os.fspath(path))
         self._inputs = {spec.name: spec for spec in self._session.inputs}
         self._check_interface()
         self._groups: list[_Rows] = []
@@ -213,6 +208,19 @@ class ExportModel:
         outputs += [name for _, name in export.states]
         _require(self._session.name, "inputs", names, self._session.inputs)
         _require(self._session.name, "outputs", outputs, self._session.outputs)
+
+
+def _at_full_accuracy(path: Path) -> Path | ir.Model:
+    """The file, or its model where it would let ONNX Runtime round what layers read.
+
+    A file is best handed over as it is: ONNX Runtime then maps its weights by itself.
+    """
+    model = ir.load(path)
+    whole = at_full_accuracy(model)
+    if whole is model:
+        return path
+    log.info("%s lets its runtime round what layers read; here it does not", path)
+    return whole
 
 
 def _require(

@@ -169,3 +169,17 @@ def test_what_layers_read_is_not_rounded_where_the_model_allows_it():
     assert "accuracy_level" not in next(iter(copy.graph)).attributes
     assert "accuracy_level" in next(iter(coarse.graph)).attributes
     np.testing.assert_array_equal(run(coarse, feeds)["y"], run(exact, feeds)["y"])
+
+
+def test_a_function_s_layers_run_at_full_accuracy_too():
+    model = ir.from_onnx_text("""<ir_version: 10, opset_import: ["" : 20, "f" : 1]>
+        g (float[n, 32] x, uint8[4, 1, 16] w, float[4, 1] s) => (float[n, 4] y) {
+            y = f.product (x, w, s)
+        }
+        <opset_import: ["" : 20, "com.microsoft" : 1], domain: "f">
+        product (x, w, s) => (y) {
+            y = com.microsoft.MatMulNBits <K = 32, N = 4, bits = 4, block_size = 32,
+                accuracy_level = 4> (x, w, s)
+        }""")
+    (body,) = at_full_accuracy(model).functions.values()
+    assert "accuracy_level" not in next(iter(body)).attributes

@@ -1,5 +1,6 @@
 """raise-contrib-ops on com.microsoft's quantised weights: the numbers of the blocks, exactly."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -124,7 +125,22 @@ def test_a_bias_and_groups_in_their_order() -> None:
         (lambda: product(4, 32, 64, 5, g=np.zeros(64, np.int32)), "g_idx puts inputs"),
         (lambda: product(4, 32, 64, 5, more=", weight_prepacked = 1"), "laid out for one GPU"),
         (lambda: product(2, 32, 64, 5), "have 2 bits"),
-        (lambda: product(4, 32, 63, 5), "bytes for 5 x 63"),
+        (lambda: product(4, 32, 63, 5), "a row of 63 integers of 4 bits"),
+        (lambda: product(4, 32, 0, 5), "weight is 0 x 5"),
+        (lambda: product(4, 32, 64, 0), "weight is 64 x 0"),
+        (
+            lambda: product(4, 32, 64, 5, "packed", z=np.zeros((5, 2), np.uint8)),
+            "10 zero points, and 5 belong",
+        ),
+        (
+            lambda: product(4, 32, 64, 5, "packed", z=np.zeros(7, np.uint8)),
+            "7 zero points, and 5 belong",
+        ),
+        (
+            lambda: product(4, 32, 64, 5, "packed", z=np.zeros((5, 2), np.int8)),
+            "zero points are INT8",
+        ),
+        (lambda: product(4, 32, 64, 5, s=np.ones((5, 2), np.float16)), "scales are FLOAT16"),
         (
             lambda: product(4, 32, 64, 5, "float", z=np.full((5, 2), 7.5, np.float32)),
             "no integers of 4 bits",
@@ -141,6 +157,44 @@ def test_what_has_no_counterpart_is_left_alone_and_said(model: Any, reason: str)
     assert RaiseContribOps().run(made) == 0
     assert [node.op_type for node in made.graph] == ["MatMulNBits"]
     assert any(reason in event.reason for event in events(made))
+
+
+def test_an_opset_without_blocks_is_an_error_that_says_what_to_run() -> None:
+    model = product(4, 32, 64, 5)
+    model.opset_imports[""] = 20
+    with pytest.raises(ir.InputError, match="Run convert-opset before"):
+        RaiseContribOps().run(model)
+
+
+@pytest.mark.parametrize("shape", [(3,), (1, 2, 3)])
+def test_row_numbers_of_any_rank(shape: tuple[int, ...]) -> None:
+    text = LOOKUP.format(
+        kind="uint8", bits=4, block=32, width=64, groups=2, stored=32, zeros="", used=""
+    )
+    names = ", ".join(f"D{axis}" for axis in range(len(shape)))
+    text = text.replace("int64[B, S]", f"int64[{names}]").replace("[B, S, 64]", f"[{names}, 64]")
+    random = np.random.default_rng(0)
+    scales = random.uniform(0.01, 0.1, (6, 2)).astype(np.float32)
+    model = filled(text, w=random_bytes(random, 6, 32), s=scales)
+    assert_raised(model, {"ids": random.integers(0, 6, shape)})
+
+
+def test_a_model_that_is_saved_over_its_own_file_stays_as_it_was(tmp_path: Path) -> None:
+    """Its integers are turned when they are read, out of a file that is another one by then."""
+    model = product(4, 32, 640, 64)
+    ir.save(model, tmp_path / "m.onnx", external="m.bin", threshold=1)
+    expected = run(model, x(640))["y"]
+    model = ir.load(tmp_path / "m.onnx")
+    assert RaiseContribOps().run(model) == 1
+    # Another tensor comes first, so that the integers are at another place.
+    first = ir.Value(name="a", const_value=ir.tensor(np.ones(5000, np.float32), name="a"))
+    rest = dict(model.graph.initializers)
+    model.graph.initializers.clear()
+    for value in (first, *rest.values()):
+        model.graph.initializers.add(value)
+    ir.save(model, tmp_path / "m.onnx", external="m.bin", threshold=1)
+    for each in (model, ir.load(tmp_path / "m.onnx")):
+        assert within(run(each, x(640))["y"], expected, tolerance("float32"))
 
 
 def test_a_weight_that_is_no_constant_is_left_alone() -> None:

@@ -93,6 +93,20 @@ def test_two_nodes_that_read_the_same_integers_still_do() -> None:
     assert sum(v.dtype == ir.DataType.INT8 for v in model.graph.initializers.values()) == 1
 
 
+def test_constant_nodes_are_constants() -> None:
+    model = parse(
+        HEADER
+        + """g (float[N, 2] x) => (float[N, 2] y) {
+        q = Constant <value = uint8[2, 2] {1, 2, 3, 4}> () s = Constant <value_float = 2.0> ()
+        z = Constant <value = uint8 {128}> ()
+        w = DequantizeLinear (q, s, z) y = MatMul (x, w) }"""
+    )
+    feeds = {"x": np.ones((1, 2), np.float32)}
+    expected = run(model, feeds)["y"]
+    assert SignWeights().run(model) == 1
+    np.testing.assert_array_equal(run(model, feeds)["y"], expected)
+
+
 def test_activations_and_signed_weights_are_left_alone() -> None:
     model = parse(
         HEADER
@@ -112,4 +126,4 @@ def test_an_unknown_zero_point_is_left_alone_and_said() -> None:
         { w = DequantizeLinear (q, s, z) y = MatMul (x, w) }"""
     )
     assert SignWeights().run(model) == 0
-    assert any("are not known" in event.reason for event in events(model))
+    assert any("are no constants" in event.reason for event in events(model))

@@ -46,6 +46,25 @@ def test_the_numbers_stay(bits: int, group: int, symmetric: bool, tmp_path: Path
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("axis", [1, -1])
+def test_an_export_s_own_spelling(axis: int) -> None:
+    """Its axis may count from the end, and its result be of another dtype than its scales."""
+    random = np.random.default_rng(0)
+    model = ir.from_onnx_text(f"""<ir_version: 11, opset_import: ["" : 24]>
+        g (float16[3, 8] x) => (float16[3, 6] y) <float[6] s = {{1, 2, 3, 4, 5, 6}}>
+        {{ w = DequantizeLinear <axis = {axis}, output_dtype = 10> (q, s) y = MatMul (x, w) }}""")
+    codes = ir.tensor(random.integers(-9, 9, (8, 6)).astype(np.int8), name="q")
+    dequantize = next(iter(model.graph))
+    value = ir.Value(name="q", const_value=codes, type=ir.TensorType(codes.dtype))
+    model.graph.register_initializer(value)
+    dequantize.replace_input_with(0, value)
+    feeds = {"x": random.standard_normal((3, 8)).astype(np.float16)}
+    expected = run(model, feeds)["y"]
+    assert TurnWeights().run(model) == 1
+    ir.check(model)
+    np.testing.assert_allclose(run(model, feeds)["y"], expected, rtol=1e-2, atol=1e-2)
+
+
 @pytest.mark.parametrize(
     ("inputs", "outputs", "bits", "turned"),
     [(64, 100, 8, 1), (64, 40, 8, 0), (64, 12, 4, 1), (60, 12, 4, 0), (64, 12, 8, 0)],

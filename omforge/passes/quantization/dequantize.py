@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from omforge import ir
-from omforge.ir.infer import tensor_shape
+from omforge.ir.infer import dims, tensor_shape
 from omforge.ir.streamed import ViewTensor
 from omforge.passes.builder import Builder
 from omforge.passes.quantization.calibrate import StoredWeight
@@ -84,6 +84,6 @@ def _unpacked(op: Builder, weight: Weight, ids: ir.Value, dtype: ir.DataType) ->
     second = op.Floor(op.Div(pairs, sixteen))
     first = op.Sub(pairs, op.Mul(second, sixteen))
     halves = op.Concat(op.Unsqueeze(first, [-1]), op.Unsqueeze(second, [-1]), axis=-1)
-    flat = op.Reshape(halves, [0, 0, width])
+    flat = op.Reshape(halves, [*[0] * len(dims(ids) or (0, 0)), width])
     # Two's complement: 8 to 15 stand for -8 to -1.
     return op.Sub(flat, op.Mul(op.Floor(op.Div(flat, eight)), sixteen))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from omforge import ir
 from omforge.ir.errors import CheckError, InputError
-from omforge.ir.infer import attribute, tensor_shape
+from omforge.ir.infer import attribute, constant_tensor, tensor_shape
 from omforge.passes.events import record
 
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
@@ -94,8 +94,11 @@ def stored_as_integers(model: ir.Model) -> list[ir.Value]:
         producer = None if node.inputs[1] is None else node.inputs[1].producer()
         if producer is not None and producer.op_type == "Transpose" and producer.inputs[0]:
             producer = producer.inputs[0].producer()
-        if producer is not None and producer.op_type == "DequantizeLinear" and producer.inputs[0]:
-            found[producer.inputs[0]] = None
+        if producer is None or producer.domain or producer.op_type != "DequantizeLinear":
+            continue
+        stored = producer.inputs[0]
+        if stored is not None and constant_tensor(stored) is not None:
+            found[stored] = None
     return list(found)
 
 

@@ -45,6 +45,11 @@ class SignedCodes(StreamedTensor):
         signed = source.dtype == ir.DataType.INT4
         self._turn = np.uint8(0 if signed else _TURN[dtype.bitwidth])
 
+    @property
+    def sources(self) -> tuple[ir.TensorProtocol, ...]:
+        """The unsigned integers."""
+        return (self.source,)
+
     def pieces(self) -> Iterator[bytes]:
         """Some rows at a time."""
         if not self.nbytes:

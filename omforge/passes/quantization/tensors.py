@@ -326,6 +326,11 @@ class _Codes(StreamedTensor):
         super().__init__(weight.scheme.dtype, weight.shape, name)
         self._weight = weight
 
+    @property
+    def sources(self) -> tuple[ir.TensorProtocol, ...]:
+        """The weight itself."""
+        return (self._weight.source,)
+
     def pieces(self) -> Iterator[bytes]:
         """Computed from the weight."""
         return self._weight.pieces()

@@ -73,6 +73,10 @@ def test_a_model_without_float_weights_is_refused_and_says_what_it_has() -> None
     with pytest.raises(ir.InputError, match="1 weights of products are integers already"):
         check_linears(model, find_linears(model), "quantize-weights")
     assert any("stored as INT8 already" in event.reason for event in events(model))
+    model = ir.from_onnx_text(
+        MODEL % "k = Cast <to = 3> (up) w = DequantizeLinear (k, scale) y = MatMul (x, w)"
+    )
+    assert stored_as_integers(model) == []  # what is computed is no weight
     model = ir.from_onnx_text(MODEL % "y = MatMul (x, x)")
     with pytest.raises(ir.InputError, match="no MatMul or Gemm multiplies by a constant matrix"):
         check_linears(model, find_linears(model), "quantize-weights")
