@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -411,7 +412,7 @@ def _export(model: ir.Model, source: Source) -> m.Export:
         return key, value
 
     return m.Export(
-        path=str(source.graph.resolve()),
+        path=os.path.abspath(source.graph),  # a link stays one: its weights lie beside it
         sha256=sha256(source.graph),
         input_ids=interface.input_ids.name,
         attention_mask=interface.attention_mask.name if interface.attention_mask else None,

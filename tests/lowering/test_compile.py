@@ -108,6 +108,21 @@ def test_attention_that_is_not_raised_compiles_and_agrees(
     assert report.worst("canonical").max_abs < 1e-4
 
 
+def test_an_export_behind_links_is_found_again(exported: Exported, tmp_path: Path) -> None:
+    """The Hugging Face cache: a folder of links into a store, where no file has its own name."""
+    (tmp_path / "store").mkdir()
+    (tmp_path / "export").mkdir()
+    ir.save(ir.load(exported("optimum", "llama_gqa")), tmp_path / "whole.onnx", external="w.data")
+    for name, stored in (("whole.onnx", "a1"), ("w.data", "b2")):
+        (tmp_path / name).rename(tmp_path / "store" / stored)
+        (tmp_path / "export" / name).symlink_to(Path("..") / "store" / stored)
+    result = compile_bundle(tmp_path / "export", tmp_path / "bundle", SMALL)
+    assert result.manifest.export.path == str(tmp_path / "export" / "whole.onnx")
+    report = verify_bundle(Bundle.open(tmp_path / "bundle"), steps=2)
+    assert report.reference == "exported"
+    assert report.ok, report.failures
+
+
 def test_the_same_input_gives_the_same_bytes(exported: Exported, tmp_path: Path) -> None:
     source = exported("optimum", "llama_gqa")
     for name in ("one", "two"):

@@ -11,6 +11,7 @@ import pytest
 from omforge import ir
 from omforge.ir import numerics
 from omforge.ir.errors import CheckError, InputError
+from omforge.ir.infer import dims
 from omforge.passes import Pass, Pipeline, make_pipeline
 from omforge.passes.feeds import HIDDEN, STEPS, make_feeds, weight_bytes
 from omforge.passes.instruments import CompareEach
@@ -149,3 +150,24 @@ def test_they_find_a_mask_that_is_right_for_short_texts_only(exported: Exports) 
     make_pipeline("raise").run(model)
     with pytest.raises(CheckError, match="drop-window moves the numbers"):
         Pipeline((DropWindow(),)).run(model, [CompareEach(make_feeds)])
+
+
+def test_a_graph_of_contrib_ops_is_fed_what_their_kernels_take(
+    exported: Exports,
+) -> None:
+    """GroupQueryAttention hides the cache's head size, and takes no rows of different lengths."""
+    model = ir.load(exported("genai", "llama_gqa"))
+    before = [(v.name, dims(v)) for v in model.graph.inputs]
+    feeds = make_feeds(model)
+    assert [(v.name, dims(v)) for v in model.graph.inputs] == before
+    raised = model.clone()
+    make_pipeline("convert-opset,raise-contrib-ops").run(raised)
+    sizes: set[tuple[int, ...]] = set()
+    for feed in feeds:
+        assert feed["attention_mask"].all()
+        past = feed["past_key_values.0.key"].shape
+        sizes.add((*feed["input_ids"].shape, past[2]))
+        expected, actual = numerics.run(model, feed), numerics.run(raised, feed)
+        for name, wanted in expected.items():
+            assert numerics.within(actual[name], wanted, numerics.tolerance("float32")), name
+    assert sizes == {(1, 1, 0), (1, 9, 0), (2, 17, 0), (1, 1, 11), (1, 4, 13)}
