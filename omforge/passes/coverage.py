@@ -273,7 +273,7 @@ def _lost(model: ir.Model, config: ModelConfig) -> Iterable[str]:
         yield (
             "the export computes in bfloat16, for which ONNX Runtime has no kernels, and what must "
             "be run to be recognised is not: export it in float16 or float32, or convert it first "
-            "(`omforge opt EXPORT -p 'convert-precision{dtype=fp32}'`)"
+            "(`omforge opt EXPORT -p 'canonicalize,convert-precision{dtype=fp32}'`)"
         )
     blocks = [node for node in model.graph if node.op_type == "Attention"]
     if config.window is not None and blocks:
