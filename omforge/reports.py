@@ -445,7 +445,9 @@ def show_quality(report: QualityReport) -> None:
 
 
 def _show_layers(found: LayerErrors) -> None:
-    """The layers that integers put off most; nothing where none holds any."""
+    """The layers that integers put off most; nothing where the export had no floats in any."""
+    if not found.layers:
+        return
     stored = sum(bool(layer.bits) for layer in found.layers)
     many = f"{stored} of {len(found.layers)} hold integers"
     if not stored:

@@ -62,6 +62,7 @@ class Builder:
         self.graph = model.graph if graph is None else graph
         self.nodes: list[ir.Node] = []
         self.constants: dict[str, ir.Value] = {}
+        self._names: set[str] | None = None
 
     def __getattr__(self, op_type: str) -> BuilderCall:
         if op_type.startswith("_"):
@@ -123,8 +124,10 @@ class Builder:
         tensor = _tensor(array)
         wanted = name or _content_name(tensor)
         unique, count = wanted, 0
-        while (known := self._initializer(unique)) is not None:
-            if not name and _holds(known, tensor):
+        while (known := self._initializer(unique)) is not None or (
+            name and unique in self._value_names()
+        ):
+            if not name and known is not None and _holds(known, tensor):
                 return known
             count += 1
             unique = f"{wanted}_{count}"
@@ -149,6 +152,13 @@ class Builder:
             if node.graph is None:
                 for index in range(len(node.inputs)):
                     node.replace_input_with(index, None)
+
+    def _value_names(self) -> set[str]:
+        """What inputs and nodes of the graph call their values; read when it is asked for first."""
+        if self._names is None:
+            made = (value for node in self.graph for value in node.outputs)
+            self._names = {value.name or "" for value in (*self.graph.inputs, *made)}
+        return self._names
 
     def _initializer(self, name: str) -> ir.Value | None:
         return self.constants.get(name) or self.graph.initializers.get(name)

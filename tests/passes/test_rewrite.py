@@ -531,3 +531,12 @@ def test_nodes_of_another_domain_import_it(model: ir.Model) -> None:
     assert model.opset_imports == {"": 24, "npu": 1}
     assert extra.producer() is new.producer()
     assert outline(model)[-2] == "y, %5 = npu.NPURmsNorm(a, a)"
+
+
+def test_a_named_constant_does_not_take_the_name_of_a_value() -> None:
+    model = parse("""<ir_version: 11, opset_import: ["" : 24]>
+        g (float[N] x) => (float[N] y) { w = Neg (x) y = Neg (w) }""")
+    op = Builder(model)
+    assert op.constant(np.ones(3, np.float32), "w").name == "w_1"
+    assert op.constant(np.ones(3, np.float32), "x").name == "x_1"
+    assert op.constant(np.ones(3, np.float32), "v").name == "v"
