@@ -1,5 +1,6 @@
 """The file that holds the large tensors, and what the system is told about mapped ones."""
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ import onnx_ir
 import pytest
 
 from omforge import ir
+from omforge.ir import weights
 from omforge.ir.streamed import StreamedTensor, Write
 from omforge.ir.weights import SAMPLE, STRIDE, TensorReader, external_like, release
 
@@ -78,6 +80,49 @@ def test_what_the_system_does_by_halves_is_finished(
     with ir.WeightWriter(tmp_path / "copy.bin") as writer:
         writer.add(onnx_ir.tensor(numbers))
     assert (tmp_path / "copy.bin").read_bytes() == numbers.tobytes()
+
+
+@pytest.mark.parametrize("offset", [0, 64, 4096, 5000])
+@pytest.mark.parametrize("in_memory", [False, True])
+@pytest.mark.parametrize("refused", [False, True])
+def test_a_file_that_is_large_beside_memory_is_read_past_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offset: int, in_memory: bool, refused: bool
+) -> None:
+    """In whole blocks, if that can be; what is in memory is taken from there."""
+    preadv, direct = os.preadv, os.open
+    seen: list[int] = []
+
+    def read(file: int, parts: list[memoryview], at: int, flags: int = 0) -> int:
+        (part,) = parts
+        if flags and not in_memory:
+            raise BlockingIOError
+        if flags:
+            return preadv(file, parts, at)
+        if file == reader._direct:
+            seen.append(len(part))
+            address = np.frombuffer(part, np.uint8).ctypes.data
+            assert (address % 4096, at % 4096, len(part) % 4096) == (0, 0, 0)
+            if refused:
+                raise OSError(errno.EINVAL, "no")
+        return preadv(file, parts, at)
+
+    monkeypatch.setattr(weights, "_memory", lambda: 0)
+    monkeypatch.setattr(weights, "_NOWAIT", 1)
+    monkeypatch.setattr(weights, "_open_direct", lambda path: direct(path, os.O_RDONLY))
+    monkeypatch.setattr(os, "preadv", read)
+    tensor, numbers = mapped(tmp_path, offset, 9000)
+    with TensorReader(tensor) as reader:
+        for first, last in ((0, 9000), (10, 5000), (4095, 4097), (8999, 9000)):
+            part = reader.read(4 * first, 4 * last, ahead=4 * last).view(np.float32)
+            np.testing.assert_array_equal(part, numbers[first:last])
+    assert bool(seen) is not in_memory
+
+
+def test_a_small_file_is_read_through_the_cache(tmp_path: Path) -> None:
+    """It may be read again."""
+    tensor, _ = mapped(tmp_path, 0, 100)
+    with TensorReader(tensor) as reader:
+        assert reader._direct is None
 
 
 def test_a_file_that_went_away_is_named(tmp_path: Path) -> None:
