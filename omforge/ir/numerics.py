@@ -86,14 +86,14 @@ def at_full_accuracy(model: onnx_ir.Model) -> onnx_ir.Model:
     Runtime makes int8 of it at level 4. That is its choice and not what the graph computes.
     """
 
-    def leaves(given: onnx_ir.Model) -> list[onnx_ir.Node]:
+    def coarse(given: onnx_ir.Model) -> list[onnx_ir.Node]:
         graphs = (given.graph, *given.functions.values())
         return [node for each in graphs for node in each.all_nodes() if _LEVEL in node.attributes]
 
-    if not leaves(model):
+    if not coarse(model):
         return model
     copy = model.clone()
-    for node in leaves(copy):
+    for node in coarse(copy):
         del node.attributes[_LEVEL]
     return copy
 

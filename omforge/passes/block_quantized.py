@@ -30,10 +30,10 @@ from omforge.ir.infer import attribute, constant_tensor, dims
 from omforge.ir.streamed import ViewTensor
 from omforge.passes.builder import Builder
 from omforge.passes.match import NoMatch
-from omforge.passes.quantization.blockwise import Scheme
+from omforge.passes.quantization.blockwise import Scheme, packed_integers
 from omforge.passes.quantization.calibrate import StoredWeight
 from omforge.passes.quantization.dequantize import dequantized, gathered_rows
-from omforge.passes.quantization.signed import packed_integers, signed_initializer
+from omforge.passes.quantization.signed import signed_initializer
 
 Array = npt.NDArray[Any]
 

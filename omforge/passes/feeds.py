@@ -23,11 +23,10 @@ from omforge.passes.fuse_kv_io import MASK, PAST
 from omforge.passes.interface import Interface, find_interface
 from omforge.passes.last_token_logits import LOGITS_INDEX
 from omforge.passes.masks import given_mask
+from omforge.passes.schema import CONTRIB_DOMAIN
 
 Array = npt.NDArray[Any]
 Feeds = dict[str, Array]
-
-CONTRIB = "com.microsoft"
 
 COMPARE_LIMIT = 1 << 30
 """Bytes of weights above which comparing after each pass takes minutes a pass."""
@@ -86,7 +85,7 @@ def make_feeds(model: ir.Model, longest: int = 2048, seed: int = 0) -> list[Feed
     Raises:
         InputError: An input has no shape, or a cache has heads of unknown size.
     """
-    contrib = any(node.domain == CONTRIB for node in model.graph)
+    contrib = any(node.domain == CONTRIB_DOMAIN for node in model.graph)
     if contrib:
         model = _canonicalized(model)
     inputs = [v for v in model.graph.inputs if v.name not in model.graph.initializers]

@@ -23,9 +23,8 @@ from omforge.passes.events import record
 from omforge.passes.interface import Interface, attention_mask_of
 from omforge.passes.match import NoMatch
 from omforge.passes.pipeline import Pass
+from omforge.passes.schema import CONTRIB_DOMAIN
 from omforge.passes.splice import Names, splice
-
-DOMAIN = "com.microsoft"
 
 Values = list[ir.Value | None]
 """What replaces the outputs of a node, in order; None for one that nobody uses."""
@@ -43,7 +42,7 @@ class RaiseContribOps(Pass):
 
     def run(self, model: ir.Model) -> int:
         """Raise; the number of nodes replaced. A node that cannot be is an event."""
-        if not any(_rule(node) or node.domain == DOMAIN for node in model.graph):
+        if not any(_rule(node) or node.domain == CONTRIB_DOMAIN for node in model.graph):
             return 0
         infer_model(model)
         names = Names(model)
@@ -52,7 +51,7 @@ class RaiseContribOps(Pass):
             rule = _rule(node)
             if rule is None:
                 infer_nodes([node])  # what stands behind a contrib op is known once that is raised
-                if node.domain == DOMAIN:
+                if node.domain == CONTRIB_DOMAIN:
                     record(model, self.name, node, f"no standard form of {node.op_type} is known")
                 continue
             try:
@@ -77,7 +76,7 @@ class RaiseContribOps(Pass):
 
 def _rule(node: ir.Node) -> Callable[[Builder, ir.Node], Values] | None:
     # SimplifiedLayerNormalization is of ONNX Runtime's default domain, and not in the standard.
-    if node.domain == DOMAIN or node.op_type == "SimplifiedLayerNormalization":
+    if node.domain == CONTRIB_DOMAIN or node.op_type == "SimplifiedLayerNormalization":
         return _RULES.get(node.op_type)
     return None
 

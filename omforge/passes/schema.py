@@ -15,6 +15,9 @@ from omforge import ir
 
 LATEST = defs.onnx_opset_version()
 
+CONTRIB_DOMAIN = "com.microsoft"
+"""Of ONNX Runtime's own operators."""
+
 
 @cache
 def find(op_type: str, domain: str, opset: int) -> defs.OpSchema | None:

@@ -26,7 +26,8 @@ from omforge.ir.infer import constant_tensor, tensor_shape
 from omforge.passes.builder import Builder
 from omforge.passes.events import record
 from omforge.passes.pipeline import Pass
-from omforge.passes.quantization.signed import packed_integers, signed_initializer
+from omforge.passes.quantization.blockwise import packed_integers
+from omforge.passes.quantization.signed import signed_initializer
 from omforge.passes.splice import Names, splice
 
 Array = npt.NDArray[Any]

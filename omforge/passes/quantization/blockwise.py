@@ -319,3 +319,11 @@ def pack(codes: Array, bits: int) -> bytes:
 
 Quantizer = Callable[[Array, int, Scheme], Quantized]
 """`quantize`, or another method of the same form."""
+
+
+def packed_integers(array: Array, dtype: ir.DataType, name: str) -> ir.TensorProtocol:
+    """Integers int8 of any shape as a tensor of INT8 or INT4."""
+    if dtype == ir.DataType.INT8:
+        return ir.Tensor(array, name=name)
+    data = np.frombuffer(pack(array, 4), np.uint8)
+    return ir.PackedTensor(data, dtype, shape=ir.Shape(array.shape), name=name)

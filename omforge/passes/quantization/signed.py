@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from omforge import ir
 from omforge.ir.infer import tensor_shape
 from omforge.ir.streamed import StreamedTensor, ViewTensor
-from omforge.ir.weights import TensorReader
+from omforge.ir.tensor_reader import TensorReader
 from omforge.passes.builder import Builder
-from omforge.passes.quantization.blockwise import pack
-
-Array = npt.NDArray[Any]
 
 _PIECE = 1 << 20
 """Bytes that are turned at once."""
@@ -86,14 +81,6 @@ def signed_initializer(
                 return value
             made = under
     return op.constant(made, name)
-
-
-def packed_integers(array: Array, dtype: ir.DataType, name: str) -> ir.TensorProtocol:
-    """Integers int8 of any shape as a tensor of INT8 or INT4."""
-    if dtype == ir.DataType.INT8:
-        return ir.Tensor(array, name=name)
-    data = np.frombuffer(pack(array, 4), np.uint8)
-    return ir.PackedTensor(data, dtype, shape=ir.Shape(array.shape), name=name)
 
 
 def _as_bytes(tensor: ir.TensorProtocol) -> ir.TensorProtocol:

@@ -23,11 +23,12 @@ from omforge import ir
 from omforge.ir.errors import InputError
 from omforge.ir.infer import tensor_shape
 from omforge.ir.streamed import StreamedTensor, Write, in_order
-from omforge.ir.weights import TensorReader
+from omforge.ir.tensor_reader import TensorReader
 from omforge.passes.quantization.blockwise import (
     Quantizer,
     Scheme,
     pack,
+    packed_integers,
     quantize,
     widened,
 )
@@ -132,7 +133,9 @@ class QuantizedWeight:
         self.zero_point: ir.TensorProtocol | None = None
         if not scheme.symmetric:
             self.zero_point = ir.LazyTensor(
-                lambda: _integers(self._parameters()[1], scheme, f"{name}_zero_point"),
+                lambda: packed_integers(
+                    self._parameters()[1].astype(np.int8), scheme.dtype, f"{name}_zero_point"
+                ),
                 dtype=scheme.dtype,
                 shape=ir.Shape(shape),
                 name=f"{name}_zero_point",
@@ -338,10 +341,3 @@ class _Codes(StreamedTensor):
     def store(self, write: Write) -> None:
         """Computed from the weight, and written where it is computed."""
         self._weight.store(write)
-
-
-def _integers(array: Array, scheme: Scheme, name: str) -> ir.TensorProtocol:
-    if scheme.bits == 8:
-        return ir.Tensor(array.astype(np.int8), name=name)
-    data = np.frombuffer(pack(array.astype(np.int8), 4), np.uint8)
-    return ir.PackedTensor(data, scheme.dtype, shape=ir.Shape(array.shape), name=name)
