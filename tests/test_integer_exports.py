@@ -8,6 +8,7 @@ import dataclasses
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -21,6 +22,7 @@ from omforge.lowering.target import target
 from omforge.passes import make_pipeline
 from omforge.passes.quantization.linear import stored_as_integers
 from omforge.passes.quantize_weights import QuantizeWeights
+from omforge.runtime import export as export_module
 from omforge.runtime.bundle import Bundle
 from omforge.runtime.compare import verify_bundle
 
@@ -81,6 +83,32 @@ def test_it_compiles_and_agrees(
     assert report.ok, report.failures
     assert all(found.judged for found in report.comparisons)
     assert report.worst("canonical").max_abs < 1e-4
+
+
+def test_the_reference_does_not_round_what_layers_read(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether ONNX Runtime does at level 4 depends on its options, and on the machine."""
+    source = quantized(
+        exported("optimum", "llama_gqa"),
+        tmp_path / "export",
+        4,
+        symmetric=True,
+        spelling=QuantFormat.QOperator,
+    )
+    made = compile_bundle(source, tmp_path / "bundle", OPTIONS).manifest
+    given: list[Any] = []
+    real = export_module.OrtSession
+    monkeypatch.setattr(
+        export_module,
+        "OrtSession",
+        lambda model, **more: given.append(model) or real(model, **more),
+    )
+    export_module.ExportModel(source, made.export, made.kv).close()
+    (model,) = given
+    products = [node for node in model.graph if node.op_type == "MatMulNBits"]
+    assert products
+    assert not any("accuracy_level" in node.attributes for node in products)
 
 
 def test_the_bundle_is_as_small_as_the_export(exported: Exported, tmp_path: Path) -> None:
