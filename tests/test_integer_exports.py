@@ -135,11 +135,20 @@ def test_what_stays_as_onnxruntime_has_it_is_named(exported: Exported, tmp_path:
         spelling=QuantFormat.QOperator,
     )
     model = onnx.load(source)
-    node = next(node for node in model.graph.node if node.op_type == "MatMulNBits")
+    node = next(n for n in model.graph.node if n.op_type == "MatMulNBits" and "gate" in n.name)
     next(given for given in node.attribute if given.name == "bits").i = 2
     onnx.save(model, source)
-    with pytest.raises(ir.CheckError, match=r"MatMulNBits .*is not standard ONNX: .*have 2 bits"):
+    with pytest.raises(
+        ir.CheckError, match=r"MatMulNBits .*is not standard ONNX.*: its integers have 2 bits"
+    ):
         compile_bundle(source, tmp_path / "bundle", OPTIONS)
+    # In the MLP it hides no block that is counted, but the size of all that is behind it.
+    node.op_type = "MatMulBnb4"
+    onnx.save(model, source)
+    partial = dataclasses.replace(OPTIONS, allow_partial=True)
+    for options in (OPTIONS, partial):
+        with pytest.raises(ir.CheckError, match=r"MatMulBnb4 .*: no standard form of MatMulBnb4"):
+            compile_bundle(source, tmp_path / "bundle", options)
 
 
 def test_a_soc_without_such_a_kernel_says_what_it_has(exported: Exported, tmp_path: Path) -> None:

@@ -58,6 +58,7 @@ from omforge.passes.quantization.linear import find_linears, stored_as_integers
 from omforge.passes.quantization.report import BudgetPlan, budget_plan
 from omforge.passes.raise_contrib_ops import RaiseContribOps
 from omforge.passes.recurrent_states import find_states, is_state, renewed
+from omforge.passes.schema import CONTRIB_DOMAIN
 from omforge.passes.tabulate_rotary import TabulateRotary
 
 MASK_VALUE = -30000.0
@@ -172,11 +173,12 @@ def compile_bundle(
     steps.begin("raise")
     passes = list(make_pipeline("raise").run(model, watch).passes)
     nodes["raised"] = model.graph.num_nodes()
+    _require_standard(model)
     coverage = measure(model, config)
     if not coverage.complete and not options.allow_partial:
         raise ir.CheckError(
             "coverage is not complete",
-            "; ".join([*coverage.problems(), *_not_standard(model)]),
+            "; ".join(coverage.problems()),
             "`omforge explain` says what stopped each; --allow-partial goes on regardless",
         )
     stored = stored_as_integers(model)
@@ -382,11 +384,17 @@ def _float(options: CompileOptions) -> str:
     return {"fp16": "float16", "fp32": "float32"}[options.dtype]
 
 
-def _not_standard(model: ir.Model) -> list[str]:
-    """The first operator that has no standard form, behind which little can be raised."""
-    found = [event for event in events(model) if event.pass_name == RaiseContribOps.name]
-    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-    return [f"{event.where} is not standard ONNX: {event.reason}{more}" for event in found[:1]]
+def _require_standard(model: ir.Model) -> None:
+    """Refuse operators that atc lacks, and behind whose unknown shapes little can be raised."""
+    left = [node for node in model.graph if node.domain == CONTRIB_DOMAIN]
+    if left:
+        told = [e.reason for e in events(model) if e.pass_name == RaiseContribOps.name]
+        more = f" (and {len(left) - 1} more)" if len(left) > 1 else ""
+        raise ir.CheckError(
+            f"{ir.describe(left[0])} is not standard ONNX{more}",
+            told[0] if told else "",
+            "Export without it; `omforge explain` names all of them",
+        )
 
 
 def _require_legal(model: ir.Model, soc: Target, name: str) -> None:

@@ -67,7 +67,7 @@ class LastTokenLogits(Pass):
                 return 0
             _check_all_tokens(interface)
         hidden, first = _moving(steps[-1]), steps[-1]
-        width = shape_of(hidden)[-1]
+        width = (shape_of(hidden) or ("unknown",))[-1]
         if not isinstance(width, int):
             raise ir.InputError(f"the hidden size is {width}, not a number", f"at {hidden.name}")
         index = ir.Value(
