@@ -22,13 +22,16 @@ class EliminateCommonSubexpressions(Pass):
     name: ClassVar[str] = "eliminate-common-subexpressions"
 
     def run(self, model: ir.Model) -> int:
-        """Merge; the number of nodes and initializers gone."""
+        """Merge; the number of nodes and initializers gone, or of operands put in order."""
         before = _size(model)
         ir.common_passes.DeduplicateInitializersPass(size_limit=SMALL)(model)
         ir.common_passes.CommonSubexpressionEliminationPass()(model)
-        while _align_operands(model):  # merging makes operands equal, and more nodes comparable
+        aligned = 0
+        # Merging makes operands equal, and more nodes comparable.
+        while count := _align_operands(model):
+            aligned += count
             ir.common_passes.CommonSubexpressionEliminationPass()(model)
-        return before - _size(model)
+        return before - _size(model) or aligned
 
 
 def _align_operands(model: ir.Model) -> int:
@@ -47,4 +50,4 @@ def _align_operands(model: ir.Model) -> int:
 
 
 def _size(model: ir.Model) -> int:
-    return model.graph.num_nodes() + len(model.graph.initializers)
+    return sum(len(graph) + len(graph.initializers) for graph in ir.all_graphs(model))

@@ -167,6 +167,10 @@ def _lift(model: ir.Model) -> int:
     ATC's plugin (hicann/ge:parser/parser/onnx/onnx_constant_parser.cc) reads a Constant's `value`,
     and nothing of its other spellings.
     """
-    before = len(model.graph.initializers)
+    before = _initializers(model)
     ir.common_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    return len(model.graph.initializers) - before
+    return _initializers(model) - before
+
+
+def _initializers(model: ir.Model) -> int:
+    return sum(len(graph.initializers) for graph in ir.all_graphs(model))

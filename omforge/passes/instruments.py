@@ -6,6 +6,7 @@ at the first pass that moves its numbers.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -86,11 +87,9 @@ class VerifyEach(Instrument):
         self._known = frozenset(found)
         interface = _interface(model)
         if interface != self._interface and not run.step.changes_interface:
-            lost = ", ".join(text for text in self._interface if text not in interface)
-            added = ", ".join(text for text in interface if text not in self._interface)
             raise CheckError(
                 f"{run.name} changed the model's interface",
-                f"it lost {lost or 'nothing'} and has {added or 'another order'}",
+                _interface_change(self._interface, interface),
                 "Declare changes_interface, or keep names, dtypes and order",
             )
 
@@ -100,6 +99,13 @@ def _interface(model: ir.Model) -> list[str]:
     return [f"input {value.name} ({value.dtype})" for value in graph.inputs] + [
         f"output {value.name} ({value.dtype})" for value in graph.outputs
     ]
+
+
+def _interface_change(before: list[str], after: list[str]) -> str:
+    lost, added = Counter(before) - Counter(after), Counter(after) - Counter(before)
+    said = [f"lost {', '.join(lost.elements())}"] if lost else []
+    said += [f"has a new {', '.join(added.elements())}"] if added else []
+    return f"it {' and '.join(said) or 'has them in another order'}"
 
 
 class PrintAfter(Instrument):

@@ -20,7 +20,8 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn
 
 from omforge import ir
-from omforge.ir.errors import InputError
+from omforge.ir.errors import CheckError, InputError
+from omforge.passes.fingerprint import Fingerprint, fingerprint
 
 if TYPE_CHECKING:
     from omforge.passes.instruments import Instrument
@@ -170,7 +171,8 @@ class Pipeline:
                 each pass if this is None, and nothing watches if it is empty.
 
         Raises:
-            OmforgeError: A pass or an instrument failed; the model is then in an undefined state.
+            OmforgeError: A pass or an instrument failed, or a pass that is watched changed the
+                model and returned 0; the model is then in an undefined state.
         """
         if instruments is None:
             from omforge.passes.instruments import VerifyEach  # it needs Pass from this module
@@ -178,18 +180,25 @@ class Pipeline:
             instruments = (VerifyEach(),)
         done: list[PassRun] = []
         nodes = _count(model)
+        state = fingerprint(model) if instruments else None
         for index, step in enumerate(self.passes, 1):
             run = PassRun(index, step, nodes_before=nodes, nodes_after=nodes)
             done.append(run)
             # A list, not a generator: every instrument is asked, also after one has said no.
             run.skipped = not all([watch.should_run(run) for watch in instruments])
             if not run.skipped:
-                _run_watched(run, model, instruments)
+                state = _run_watched(run, model, instruments, state)
                 nodes = run.nodes_after
         return PipelineResult(tuple(done))
 
 
-def _run_watched(run: PassRun, model: ir.Model, instruments: "Sequence[Instrument]") -> None:
+def _run_watched(
+    run: PassRun,
+    model: ir.Model,
+    instruments: "Sequence[Instrument]",
+    state: Fingerprint | None,
+) -> Fingerprint | None:
+    """Run one pass; `state` is the model before it, and what is returned the model after it."""
     try:
         for watch in instruments:
             watch.before(run, model)
@@ -198,6 +207,8 @@ def _run_watched(run: PassRun, model: ir.Model, instruments: "Sequence[Instrumen
         run.seconds = time.perf_counter() - start
         run.nodes_after = _count(model)
         log.debug("%s: %d rewrites in %.3f s", run.step, run.rewrites, run.seconds)
+        if state is not None:
+            state = _checked_count(run, state, fingerprint(model))
         for watch in instruments:
             watch.after(run, model)
     except Exception as error:  # whatever it is, instruments are told and it goes on up
@@ -205,6 +216,19 @@ def _run_watched(run: PassRun, model: ir.Model, instruments: "Sequence[Instrumen
             watch.failed(run, model, error)
         error.add_note(f"in pass {run.index}, {run.step}")
         raise
+    return state
+
+
+def _checked_count(run: PassRun, before: Fingerprint, after: Fingerprint) -> Fingerprint:
+    """Instruments look where a pass says that it changed something: it must not say otherwise."""
+    difference = "" if run.rewrites else before.difference(after)
+    if difference:
+        raise CheckError(
+            f"{run.name} changed the model and returned 0",
+            f"the first thing that differs: {difference}",
+            "Return the number of rewrites from its run(): 0 says that the model is untouched",
+        )
+    return after
 
 
 def _count(model: ir.Model) -> int:

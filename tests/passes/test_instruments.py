@@ -4,7 +4,7 @@ import io
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 
@@ -215,11 +215,36 @@ def test_verify_each_holds_the_interface() -> None:
     with pytest.raises(CheckError) as caught:
         run([RenameOutput()], VerifyEach())
     assert str(caught.value) == (
-        "rename-output changed the model's interface: it lost output y (FLOAT) and has output z "
-        "(FLOAT). Declare changes_interface, or keep names, dtypes and order"
+        "rename-output changed the model's interface: it lost output y (FLOAT) and has a new output "
+        "z (FLOAT). Declare changes_interface, or keep names, dtypes and order"
     )
     (new,) = run([NewInterface()], VerifyEach())
     assert new.changed
+
+
+TWO_OUTPUTS = """<ir_version: 11, opset_import: ["" : 24]>
+g (float[4] x) => (float[4] y, float[4] z) { y = Neg (x) z = Abs (x) }"""
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (lambda outputs: outputs.pop(), "it lost output z (FLOAT)."),
+        (lambda outputs: outputs.append(outputs[0]), "it has a new output y (FLOAT)."),
+        (lambda outputs: outputs.reverse(), "it has them in another order."),
+    ],
+)
+def test_verify_each_says_what_of_the_interface_changed(edit: Any, words: str) -> None:
+    class Edit(Pass):
+        name = "edit"
+
+        def run(self, model: ir.Model) -> int:
+            edit(model.graph.outputs)
+            return 1
+
+    with pytest.raises(CheckError) as caught:
+        Pipeline((Edit(),)).run(parse(TWO_OUTPUTS))
+    assert words in str(caught.value)
 
 
 # --- PrintAfter -------------------------------------------------------------------------------
