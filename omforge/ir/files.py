@@ -13,9 +13,11 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
-from onnx_ir.serde import SerdeError, TensorProtoTensor
+from onnx_ir.serde import SerdeError
 
 from omforge.ir.errors import InputError
+from omforge.ir.graph_order import settle
+from omforge.ir.read_check import check_loaded, check_message
 from omforge.ir.weights import (
     WeightWriter,
     all_tensors,
@@ -37,18 +39,21 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
 
     Raises:
         InputError: `path` is missing, a folder, not an ONNX model, or truncated; it needs an opset
-            or IR version that the installed onnx does not know; or external data is missing or too
-            short (every such file and tensor is named).
+            or IR version that the installed onnx does not know; it is no valid graph (see
+            `read_check` and `graph_order`); or external data is missing or too short (every such
+            file and tensor is named).
     """
     file = Path(path)
     proto = read_message(file)
     _check_versions(file, proto)
+    check_message(file, proto)
     try:
         with _uncollected():
             model = ir.from_proto(proto)
     except SerdeError as error:
         raise InputError(f"cannot read {file}", _root_cause(error), EXPORT_AGAIN) from error
     _check_weights(model, file)
+    check_loaded(file, model)
     return model
 
 
@@ -67,11 +72,16 @@ def _uncollected() -> Generator[None]:
 def read_message(path: str | os.PathLike[str]) -> onnx.ModelProto:
     """Read an ONNX file as its protobuf message: no external data, any opset and IR version.
 
+    Nodes that are out of order are sorted.
+
     Raises:
-        InputError: `path` is missing, a folder, not an ONNX model, or truncated.
+        InputError: `path` is missing, a folder, not an ONNX model, or truncated; or its nodes or
+            functions need each other in a circle.
     """
     file = Path(path)
-    return _parse(file, _read(file))
+    message = _parse(file, _read(file))
+    settle(file, message)
+    return message
 
 
 def _read(file: Path) -> bytes:
@@ -149,7 +159,6 @@ def _check_weights(model: ir.Model, file: Path) -> None:
     missing: dict[str, list[str]] = {}
     for label, tensor in all_tensors(model):
         if not isinstance(tensor, ir.ExternalTensor):
-            faults += _inline_fault(label, tensor)
             continue
         location = location_of(tensor)
         source = base / location
@@ -178,20 +187,6 @@ def _missing_text(name: str, labels: list[str], base: Path) -> str:
     if not name:
         return f"tensor {labels[0]}{others}: external data without a location"
     return f"{base / name} does not exist; it holds {labels[0]}{others}"
-
-
-def _inline_fault(label: str, tensor: ir.TensorProtocol) -> list[str]:
-    if not isinstance(tensor, TensorProtoTensor) or tensor.size == 0:
-        return []
-    proto = tensor.raw
-    if proto.HasField("raw_data"):
-        # ByteSize is known without copying the data out; name and shape add a few bytes to it.
-        held, needed = proto.ByteSize(), tensor.nbytes
-        return [f"tensor {label} holds {held} bytes, its shape needs {needed}"] * (held < needed)
-    typed = (proto.float_data, proto.int32_data, proto.int64_data, proto.double_data)
-    if any(typed) or proto.uint64_data or proto.string_data:
-        return []
-    return [f"tensor {label} has shape {tensor.shape} and no data"]
 
 
 def _external_fault(
