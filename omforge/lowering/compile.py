@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from omforge.lowering.atc_cache import AtcCache
 from omforge.lowering.atc_find import choose_atc
 from omforge.lowering.build_om import BuildOptions, build_om
 from omforge.lowering.destination import MadeFolder, destination_of
+from omforge.lowering.export_interface import export_interface, tensor_spec
 from omforge.lowering.footprint import Footprint, check_budget, spare_bytes
 from omforge.lowering.legality import check_legal
 from omforge.lowering.legalize import check_forms, legalize
@@ -39,9 +39,9 @@ from omforge.lowering.quantize_options import (
     turn_weights,
     weight_passes,
 )
-from omforge.lowering.source import Source, find_source, sha256
+from omforge.lowering.source import find_source, sha256
 from omforge.lowering.steps import Progress, Steps
-from omforge.lowering.target import Target, dtype_name, target
+from omforge.lowering.target import Target, target
 from omforge.passes import PassRun, make_pipeline
 from omforge.passes.bind_shapes import BindShapes
 from omforge.passes.config import ModelConfig, read_config
@@ -57,7 +57,7 @@ from omforge.passes.pipeline import Pipeline
 from omforge.passes.quantization.linear import find_linears, stored_as_integers
 from omforge.passes.quantization.report import BudgetPlan, budget_plan
 from omforge.passes.raise_contrib_ops import RaiseContribOps
-from omforge.passes.recurrent_states import find_states, is_state, renewed
+from omforge.passes.recurrent_states import is_state, renewed
 from omforge.passes.schema import CONTRIB_DOMAIN
 from omforge.passes.tabulate_rotary import TabulateRotary
 
@@ -183,7 +183,7 @@ def compile_bundle(
         )
     stored = stored_as_integers(model)
     check_stored(stored, soc, options.dtype)
-    export = _export(model, found)
+    export = export_interface(model, found)
     layers = cache_layers(model, find_interface(model))
     kv_heads, head_size, value_size = _heads(layers)
     heads = _query_heads(layers, config, kv_heads)
@@ -408,33 +408,6 @@ def _require_legal(model: ir.Model, soc: Target, name: str) -> None:
         )
 
 
-def _export(model: ir.Model, source: Source) -> m.Export:
-    """The exporter's interface, layer by layer."""
-    interface = find_interface(model)
-    layers = cache_layers(model, interface)
-    states = find_states(model, interface)
-    carried = {state.past for state in states}
-
-    def names(values: Sequence[ir.Value]) -> tuple[str, str]:
-        key, value = (v.name or "" for v in values)
-        return key, value
-
-    return m.Export(
-        path=os.path.abspath(source.graph),  # a link stays one: its weights lie beside it
-        sha256=sha256(source.graph),
-        input_ids=interface.input_ids.name,
-        attention_mask=interface.attention_mask.name if interface.attention_mask else None,
-        position_ids=interface.position_ids.name if interface.position_ids else None,
-        past=tuple(names(layer.past) for layer in layers),
-        present=tuple(names(layer.present) for layer in layers),
-        logits=interface.logits.name or "",
-        extra=tuple(_spec(value) for value in interface.extra if value not in carried),
-        # The cache's: logits may be cast to float32 at the end of a model in half precision.
-        dtype=dtype_name((layers[0].past[0] if layers else interface.logits).dtype),
-        states=tuple(names((state.past, state.present)) for state in states),
-    )
-
-
 def _heads(layers: Sequence[CacheLayer]) -> tuple[int, int, int]:
     """K and the sizes of a key and a value of the cache; zeros where fuse-kv-io will refuse it.
 
@@ -509,13 +482,8 @@ def _masks(model: ir.Model) -> tuple[m.MaskSpec, ...]:
 
 
 def _states(model: ir.Model) -> tuple[m.StateSpec, ...]:
-    specs = [_spec(value) for value in model.graph.inputs if is_state(value)]
+    specs = [tensor_spec(value) for value in model.graph.inputs if is_state(value)]
     return tuple(m.StateSpec(s.name, renewed(s.name), s.dtype, s.shape) for s in specs)
-
-
-def _spec(value: ir.Value) -> m.TensorSpec:
-    shape = tuple(dim if isinstance(dim, int) else str(dim) for dim in dims(value) or ())
-    return m.TensorSpec(value.name or "", dtype_name(value.dtype), shape)
 
 
 def _bucket(
@@ -533,8 +501,8 @@ def _bucket(
         seq=plan.seq,
         capacity=options.context or 0,
         file=file,
-        inputs=tuple(_spec(value) for value in model.graph.inputs),
-        outputs=tuple(_spec(value) for value in model.graph.outputs),
+        inputs=tuple(tensor_spec(value) for value in model.graph.inputs),
+        outputs=tuple(tensor_spec(value) for value in model.graph.outputs),
         om=None,
         command=atc_command(
             file,

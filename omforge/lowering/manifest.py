@@ -117,12 +117,28 @@ class ModelFacts:
 
 
 @dataclass(frozen=True)
+class ExportCache:
+    """One tensor of the exported model's own cache.
+
+    Its shape is of numbers and of expressions of "batch" and "past". The output `returns` the
+    `whole` of past and new, or the new `rows` alone, which are appended along `axis`.
+    """
+
+    input: str
+    shape: tuple[int | str, ...]
+    output: str
+    returns: Literal["whole", "rows"]
+    axis: int
+
+
+@dataclass(frozen=True)
 class Export:
     """The exported model that the bundle was made from, so that the two can be compared.
 
     `past` and `present` are the (key, value) names of each layer; `extra` are inputs that the
     model does not use, and that are fed with zeros. `states` are the (input, output) names of its
-    recurrent states.
+    recurrent states. Where the cache is not one [B, K, P, D] for the keys and the values of each
+    layer that comes back whole, `caches` says what it is, and `past` and `present` are empty.
     """
 
     path: str
@@ -136,6 +152,7 @@ class Export:
     extra: tuple[TensorSpec, ...]
     dtype: str
     states: tuple[tuple[str, str], ...] = ()
+    caches: tuple[ExportCache, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -316,6 +333,7 @@ class Manifest:
             raise _wrong(
                 "export.states", f"are {len(self.export.states)}, the bundle's {len(self.states)}"
             )
+        _validate_caches(self.export.caches)
         for field in ("past", "present"):
             pairs: tuple[tuple[str, str], ...] = getattr(self.export, field)
             if len(pairs) not in (0, self.model.layers):
@@ -323,6 +341,17 @@ class Manifest:
                     f"export.{field}",
                     f"has {len(pairs)} layers, model.layers is {self.model.layers}",
                 )
+
+
+def _validate_caches(caches: tuple[ExportCache, ...]) -> None:
+    for index, cache in enumerate(caches):
+        where = f"export.caches[{index}]"
+        for dim in cache.shape:
+            names = symbols(parse_dim(dim))
+            if not names <= {"batch", "past"}:
+                raise _wrong(f"{where}.shape", f"has {dim!r}, which is not of batch and past")
+        if not 0 <= cache.axis < len(cache.shape):
+            raise _wrong(f"{where}.axis", f"is {cache.axis}, of {len(cache.shape)} axes")
 
 
 def _validate_model(model: ModelFacts) -> None:

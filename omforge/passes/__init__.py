@@ -5,6 +5,7 @@
 """
 
 from omforge.passes.bind_shapes import BindShapes
+from omforge.passes.canonicalize_cache import CanonicalizeCache
 from omforge.passes.convert_opset import ConvertOpset
 from omforge.passes.convert_precision import ConvertPrecision
 from omforge.passes.dense_experts import DenseExperts
@@ -62,6 +63,7 @@ PASSES: dict[str, type[Pass]] = {
     step.name: step
     for step in (
         BindShapes,
+        CanonicalizeCache,
         ConvertOpset,
         ConvertPrecision,
         DenseExperts,
@@ -106,9 +108,11 @@ PIPELINES: dict[str, str] = {
             "remove-no-ops",
             # Equal shape arithmetic has been folded by now, and no-ops told nothing else apart.
             "eliminate-common-subexpressions",
+            # Last: shapes are numbers and names by now, and movement is what it seems.
+            "canonicalize-cache",
         )
     ),
-    # From an export to the canonical level, its interface unchanged.
+    # From an export to the canonical level; of its interface only the cache's layout may change.
     "raise": ",".join(
         (
             "canonicalize",

@@ -81,11 +81,17 @@ class Chain:
         return array
 
 
-def trace(value: ir.Value, *, scalars: bool = False) -> Chain:
-    """Follow data movement (and, if asked, scalar multiplication) back as far as it goes."""
+def trace(value: ir.Value, *, scalars: bool = False, casts: bool = False) -> Chain:
+    """Follow data movement back as far as it goes.
+
+    Args:
+        value: The end.
+        scalars: Follow multiplication by a number too.
+        casts: Follow a Cast from one dtype of floats to another too.
+    """
     links: list[Link] = []
     current = value
-    while (link := _step(current, scalars)) is not None:
+    while (link := _step(current, scalars, casts)) is not None:
         links.append(link)
         current = link.before
     return Chain(value, tuple(links))
@@ -156,7 +162,7 @@ def is_identity(chain: Chain) -> bool:
     return dims(chain.source) == dims(chain.end) and is_same_movement(chain, lambda x, _: x)
 
 
-def _step(value: ir.Value, scalars: bool) -> Link | None:
+def _step(value: ir.Value, scalars: bool, casts: bool = False) -> Link | None:
     node = value.producer()
     if node is None or node.domain != "" or not node.inputs or node.inputs[0] is None:
         return None
@@ -164,8 +170,13 @@ def _step(value: ir.Value, scalars: bool) -> Link | None:
     if node.op_type in _MOVES:
         return Link(node, value, first) if _moves_one(node) else None
     if node.op_type == "Cast":
-        return Link(node, value, first) if first.dtype == value.dtype else None
+        same = first.dtype == value.dtype or (casts and _are_floats(first, value))
+        return Link(node, value, first) if same else None
     return _scalar_step(node, value) if scalars and node.op_type in ("Mul", "Div") else None
+
+
+def _are_floats(*values: ir.Value) -> bool:
+    return all(v.dtype is not None and v.dtype.is_floating_point() for v in values)
 
 
 def _moves_one(node: ir.Node) -> bool:

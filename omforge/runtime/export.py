@@ -22,9 +22,10 @@ import numpy as np
 import numpy.typing as npt
 
 from omforge import ir
+from omforge.ir.dims import evaluate, parse_dim
 from omforge.ir.errors import InputError
 from omforge.ir.numerics import at_full_accuracy
-from omforge.lowering.manifest import Export, KvCache, TensorSpec
+from omforge.lowering.manifest import Export, ExportCache, KvCache, TensorSpec
 from omforge.runtime.session import OrtSession, zeros
 
 Array = npt.NDArray[Any]
@@ -54,7 +55,7 @@ class ExportModel:
 
     def __init__(self, path: str | os.PathLike[str], export: Export, kv: KvCache) -> None:
         self.export = export
-        self._kv = kv
+        self._caches = export.caches or _caches_by_layer(export, kv)
         self._session = OrtSession(_at_full_accuracy(Path(path)), name=os.fspath(path))
         self._inputs = {spec.name: spec for spec in self._session.inputs}
         self._check_interface()
@@ -124,12 +125,12 @@ class ExportModel:
         self.close()
 
     def _empty_past(self, batch: int) -> dict[str, Array]:
-        kv = self._kv
-        sizes = (kv.head_size, kv.value_head_size)
         past = {
-            name: zeros(self._inputs[name], (batch, kv.kv_heads, 0, size))
-            for pair in self.export.past
-            for name, size in zip(pair, sizes, strict=True)
+            cache.input: zeros(
+                self._inputs[cache.input],
+                [evaluate(parse_dim(dim), {"batch": batch, "past": 0}) for dim in cache.shape],
+            )
+            for cache in self._caches
         }
         for name, _ in self.export.states:
             # What is open in a state's shape is the batch: others are not compiled.
@@ -161,11 +162,11 @@ class ExportModel:
             shape = [sizes.get(dim, 1) if isinstance(dim, str) else dim for dim in spec.shape]
             feeds[spec.name] = zeros(spec, shape)
         outputs = self._session.run(feeds)
-        pairs = zip(self.export.past, self.export.present, strict=True)
         rows.past = {
-            name: outputs[new]
-            for past, present in pairs
-            for name, new in zip(past, present, strict=True)
+            cache.input: outputs[cache.output]
+            if cache.returns == "whole"
+            else np.concatenate([rows.past[cache.input], outputs[cache.output]], axis=cache.axis)
+            for cache in self._caches
         }
         rows.past |= {name: outputs[new] for name, new in self.export.states}
         rows.length = end
@@ -194,20 +195,30 @@ class ExportModel:
 
     def _check_interface(self) -> None:
         export = self.export
-        if export.input_ids is None or not export.past:
+        if export.input_ids is None or not self._caches:
             raise InputError(
                 f"{self._session.name} cannot be the reference",
-                "the manifest names no token input" if export.past else "it has no KV cache",
+                "the manifest names no token input" if self._caches else "it has no KV cache",
                 "Export the model with input_ids and past key values",
             )
         names = [export.input_ids, export.attention_mask, export.position_ids]
-        names += [name for pair in export.past for name in pair]
+        names += [cache.input for cache in self._caches]
         names += [spec.name for spec in export.extra]
         names += [name for name, _ in export.states]
-        outputs = [export.logits, *(name for pair in export.present for name in pair)]
+        outputs = [export.logits, *(cache.output for cache in self._caches)]
         outputs += [name for _, name in export.states]
         _require(self._session.name, "inputs", names, self._session.inputs)
         _require(self._session.name, "outputs", outputs, self._session.outputs)
+
+
+def _caches_by_layer(export: Export, kv: KvCache) -> tuple[ExportCache, ...]:
+    """The cache of an export that has a past and a present for each layer's keys and values."""
+    sizes = (kv.head_size, kv.value_head_size)
+    return tuple(
+        ExportCache(past, ("batch", kv.kv_heads, "past", size), present, "whole", 2)
+        for pasts, presents in zip(export.past, export.present, strict=False)
+        for past, present, size in zip(pasts, presents, sizes, strict=True)
+    )
 
 
 def _at_full_accuracy(path: Path) -> Path | ir.Model:

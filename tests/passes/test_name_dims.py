@@ -10,6 +10,7 @@ from omforge.passes.events import events
 from omforge.passes.name_dims import NameDims
 from omforge.testing import parse
 from tests.passes.blocks import Block
+from tests.passes.cache_layouts import laid_out
 
 STRANGE = {"batch": "s0", "seq": "s1", "past": "s2", "total": "s3"}
 
@@ -96,3 +97,54 @@ def test_a_graph_that_is_no_language_model_keeps_its_names() -> None:
     model = parse(text)
     assert NameDims().run(model) == 0
     assert "no causal LM" in events(model)[0].reason
+
+
+@pytest.mark.parametrize(
+    ("keys", "shape"),
+    [
+        ("P B K D", "[past,batch,2,4]"),
+        ("B P K D", "[batch,past,2,4]"),
+        ("B K D P", "[batch,2,4,past]"),
+        ("BK D P", "[2*batch,4,past]"),
+    ],
+)
+def test_an_axis_is_the_past_where_the_graph_appends(keys: str, shape: str) -> None:
+    """Nothing is assumed from the place of an axis: ChatGLM, Qwen-1 and BLOOM differ."""
+    text = laid_out(keys, "B K P D")
+    head, _, body = text.partition("{\n")
+    for name, other in (*STRANGE.items(), ("rows", "s4")):
+        head = re.sub(rf"\b{name}\b", other, head)
+    model = parse(head + "{\n" + body)
+    NameDims().run(model)
+    found = shapes(model)
+    assert found["past_key"] == shape
+    assert found["past_value"] == "[batch,2,past,4]"
+    assert found["attention_mask"] == "[batch,past + seq]"
+
+
+def test_an_axis_of_which_nothing_is_known_keeps_its_own_name() -> None:
+    encoder = "float[batch, words, 8] encoder, float[1, past, 8] other, float[1, frames, 8] third"
+    text = strange(Block()).replace(
+        "int64[s0, s1] position_ids", f"{encoder}, int64[s0, s1] position_ids"
+    )
+    model = parse(text)
+    NameDims().run(model)
+    found = shapes(model)
+    # An exporter's name that is one of ours, for an axis that is not known to be that.
+    assert found["encoder"] == "[own_batch,words,8]"
+    assert found["other"] == "[1,own_past,8]"
+    assert found["third"] == "[1,frames,8]"
+    # What the exporter calls like an axis that is known is that axis.
+    again = parse(text.replace("float[batch, words, 8]", "float[s0, words, 8]"))
+    NameDims().run(again)
+    assert shapes(again)["encoder"] == "[batch,words,8]"
+
+
+def test_a_size_that_the_graph_fixes_is_a_number() -> None:
+    model = parse(
+        Block()
+        .text()
+        .replace("float[batch, 2, past, 4] past_key", "float[batch, heads, past, size] past_key")
+    )
+    NameDims().run(model)
+    assert shapes(model)["past_key"] == "[batch,2,past,4]"

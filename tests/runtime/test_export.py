@@ -10,11 +10,12 @@ import pytest
 
 from omforge import ir
 from omforge.ir.errors import InputError
-from omforge.lowering.manifest import Export, KvCache, TensorSpec
+from omforge.lowering.manifest import Export, ExportCache, KvCache, TensorSpec
 from omforge.runtime.bundle import Bundle
 from omforge.runtime.export import ExportModel
 from omforge.testing import parse
 from tests.passes.blocks import Block
+from tests.passes.cache_layouts import ROWS, in_one_tensor, laid_out, slices, transposed
 from tests.runtime.tiny import Tiny, reference_logits
 
 TEXT = [3, 5, 7, 9, 11, 2, 4, 6, 8]
@@ -96,6 +97,44 @@ def test_an_export_with_a_whole_mask_and_logits_of_the_last_token(tmp_path: Path
         np.testing.assert_allclose(exported.prefill([TEXT[:6]]), step_by_step, **CLOSE)
         with pytest.raises(InputError, match="the export makes those of 1 of 5 tokens"):
             exported.prefill([TEXT[:5]], all_logits=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "caches"),
+    [
+        (
+            laid_out("P B K D", "BK P D"),
+            (
+                ExportCache("past_key", ("past", "batch", 2, 4), "present_key", "whole", 0),
+                ExportCache("past_value", ("2*batch", "past", 4), "present_value", "whole", 1),
+            ),
+        ),
+        (
+            in_one_tensor(
+                "batch, past, 4, 4",
+                transposed(slices(2)),
+                ROWS.format("k4", "v4"),
+                1,
+            ),
+            (ExportCache("cache", ("batch", "past", 4, 4), "renewed", "rows", 1),),
+        ),
+    ],
+)
+def test_a_cache_of_another_layout(text: str, caches: tuple[ExportCache, ...], tmp_path: Path):
+    """Token by token it gives what the whole text at once does, for rows of one length and not."""
+    path = tmp_path / "model.onnx"
+    ir.save(parse(text), path)
+    export = Export(
+        path=str(path), sha256="", input_ids="input_ids", attention_mask="attention_mask",
+        position_ids="position_ids", past=(), present=(), logits="logits", extra=(),
+        dtype="float32", caches=caches,
+    )  # fmt: skip
+    kv = KvCache("per-layer", 1, 2, 4, 4, 32, "float32")
+    with ExportModel(path, export, kv) as exported:
+        whole = exported.prefill([TEXT, TEXT[::-1]], all_logits=True)
+        found = [exported.prefill([TEXT[:5], TEXT[::-1][:5]])]
+        found += [exported.decode([TEXT[at], TEXT[::-1][at]]) for at in range(5, 9)]
+        np.testing.assert_allclose(found, whole.swapaxes(0, 1)[4:], **CLOSE)
 
 
 @pytest.mark.parametrize("route", ["optimum", "dynamo", "hfexporter", "torchscript-op17"])
