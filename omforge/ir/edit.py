@@ -31,6 +31,14 @@ def replace_value(old: ir.Value, new: ir.Value) -> bool:
     return True
 
 
+def take_name(graph: ir.Graph, value: ir.Value, name: str) -> None:
+    """Give a value a name; what else bears it gets another."""
+    for other in list(all_values(graph)):
+        if other.name == name and other is not value:
+            other.name = fresh_name(graph, f"{name}_exported")
+    value.name = name
+
+
 def remove_dead(model: ir.Model) -> int:
     """Remove nodes and initializers that no output depends on; the number of nodes removed.
 

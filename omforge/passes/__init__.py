@@ -12,6 +12,7 @@ from omforge.passes.dense_experts import DenseExperts
 from omforge.passes.eliminate_common_subexpressions import EliminateCommonSubexpressions
 from omforge.passes.events import Event
 from omforge.passes.fold_constants import FoldConstants
+from omforge.passes.fold_defaults import FoldDefaults
 from omforge.passes.fold_shapes import FoldShapes
 from omforge.passes.fuse_attention import FuseAttention
 from omforge.passes.fuse_gelu import FuseGelu
@@ -69,6 +70,7 @@ PASSES: dict[str, type[Pass]] = {
         DenseExperts,
         EliminateCommonSubexpressions,
         FoldConstants,
+        FoldDefaults,
         FoldShapes,
         FuseAttention,
         FuseGelu,
@@ -100,6 +102,7 @@ PIPELINES: dict[str, str] = {
     "canonicalize": ",".join(
         (
             "inline-functions",  # first: nothing looks into function bodies
+            "fold-defaults",  # before anything asks what is constant
             "convert-opset",  # before any pattern: each op has one spelling from here on
             "raise-contrib-ops",  # after the opset: it writes operators of 23 and 24
             "name-dims",  # before folding: shapes of different inputs become comparable

@@ -10,8 +10,9 @@ After::
     attention_mask [B, 1, S, C+S] (additive), past_key_values [2*L*B, K, C, D]
       ->  present_key_values [2*L*B, K, S, D]
 
-and, with ALiBi, key_positions [1, 1, 1, C+S], which the slopes of the heads multiply. Recurrent
-states of fixed size stay what they are (`recurrent_states.py`).
+and, with ALiBi, key_positions [1, 1, 1, C+S], which the slopes of the heads multiply. Tokens,
+positions and logits are called input_ids, position_ids and logits, whatever the export calls them.
+Recurrent states of fixed size stay what they are (`recurrent_states.py`).
 
 A present that grows makes every shape dynamic, and no in-place update is reachable from ONNX
 through ATC (hicann/ge:docs/zh/design/features/tensormove_delete.md), so the cache lives outside:
@@ -28,7 +29,7 @@ import numpy as np
 
 from omforge import ir
 from omforge.ir.dims import Dim, symbol, symbols
-from omforge.ir.edit import all_values, fresh_name, remove_dead
+from omforge.ir.edit import all_values, fresh_name, remove_dead, take_name
 from omforge.ir.infer import attribute, dims, infer_model, to_shape
 from omforge.passes import alibi, masks, unraised_attention
 from omforge.passes.alibi import KEY_POSITIONS, Bias
@@ -58,6 +59,7 @@ from omforge.passes.views import shape_of
 
 BATCH, SEQ, CAPACITY = symbol("batch"), symbol("seq"), symbol("capacity")
 PAST, PRESENT, MASK = "past_key_values", "present_key_values", "attention_mask"
+INPUT_IDS, POSITION_IDS, LOGITS = "input_ids", "position_ids", "logits"
 
 _Kind: TypeAlias = tuple[int | None, Bias | None]
 """A mask's window, and what it adds to the scores of visible keys."""
@@ -119,10 +121,13 @@ class FuseKvIo(Pass):
         old_inputs = list(model.graph.inputs)
         index = [v for v in old_inputs if v.name == LOGITS_INDEX]
         model.graph.inputs.clear()
-        kept = [interface.input_ids, *([positions] if positions is not None else []), *index]
+        named = [(positions, POSITION_IDS)] if positions is not None else []
+        kept = [interface.input_ids, *(value for value, _ in named), *index]
         model.graph.inputs.extend([*kept, *mask_inputs.values(), *key_positions, *given.inputs])
         model.graph.inputs.extend(carried)
         remove_dead(model)
+        for value, name in ((interface.input_ids, INPUT_IDS), (logits, LOGITS), *named):
+            take_name(model.graph, value, name)
         if recurrent and interface.attention_mask is not None:
             runtimes = next(iter(mask_inputs.values()))
             see_no_padding(model, interface.attention_mask, runtimes, self.name)
@@ -308,7 +313,7 @@ def _positions(
     ids = interface.position_ids
     if derived and ids is None:
         tokens = interface.input_ids
-        ids = _input("position_ids", tokens.dtype, dims(tokens) or ())
+        ids = _input(POSITION_IDS, tokens.dtype, dims(tokens) or ())
     for value, found in zip(derived, counted, strict=True):
         assert ids is not None
         op = Builder(model)

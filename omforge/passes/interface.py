@@ -162,8 +162,7 @@ def find_interface(model: ir.Model) -> Interface:
     """
     graph = model.graph
     inputs = [value for value in graph.inputs if value.name not in graph.initializers]
-    integers = [value for value in inputs if value.dtype in _INTEGERS]
-    input_ids = _tokens(integers)
+    input_ids = tokens_of(graph)
     if input_ids is None:
         raise ir.InputError(
             "the graph is no causal LM that omforge can serve",
@@ -174,7 +173,7 @@ def find_interface(model: ir.Model) -> Interface:
         )
     caches = tuple(_caches(inputs))
     presents = {present for _, present in caches}
-    logits = _logits(graph, presents)
+    logits = _logits(graph, presents, input_ids)
     if logits is None:
         raise ir.InputError(
             "the graph is no causal LM that omforge can serve",
@@ -196,18 +195,28 @@ def find_interface(model: ir.Model) -> Interface:
     return Interface(input_ids, mask, positions, caches, logits, extra)
 
 
-def _tokens(integers: Sequence[ir.Value]) -> ir.Value | None:
-    # Learned positions are looked up like tokens; the name alone tells.
-    candidates = [v for v in integers if len(shape_of(v)) == 2 and "position" not in _words(v)]
-    return next((value for value in candidates if _looks_up_rows(value)), None)
+def tokens_of(graph: ir.Graph) -> ir.Value | None:
+    """The token numbers: integers [B, S] that look up rows of an embedding.
+
+    Learned positions, and the segments of an encoder, are looked up as well. The rows of the
+    tokens' table are what the model scores in the end; where that does not tell, it is the longest.
+    """
+    inputs = [v for v in graph.inputs if v.name not in graph.initializers]
+    integers = [v for v in inputs if v.dtype in _INTEGERS and len(shape_of(v)) == 2]
+    tables = {v: rows for v in integers if (rows := _rows_looked_up(v))}
+    candidates = [v for v in tables if "position" not in _words(v)]
+    scored = {shape_of(output)[-1] for output in graph.outputs if shape_of(output)}
+    return max(candidates, key=lambda v: (tables[v] in scored, tables[v]), default=None)
 
 
-def _looks_up_rows(value: ir.Value) -> bool:
+def _rows_looked_up(value: ir.Value) -> int:
+    """Rows of the table that an input looks up; 0 where it looks up none."""
     for node in _uses_through_movement(value):
         table = node.inputs[0] if node.op_type == "Gather" else None
         if table is not None and is_weight(table) and len(shape_of(table)) == 2:
-            return True
-    return False
+            rows = shape_of(table)[0]
+            return rows if isinstance(rows, int) else 1
+    return 0
 
 
 def is_weight(value: ir.Value) -> bool:
@@ -232,14 +241,17 @@ def _uses_through_movement(value: ir.Value) -> Iterator[ir.Node]:
             yield node
 
 
-def _logits(graph: ir.Graph, presents: set[ir.Value]) -> ir.Value | None:
+def _logits(graph: ir.Graph, presents: set[ir.Value], tokens: ir.Value) -> ir.Value | None:
+    """The output named so, else one with a score for each row of the embedding, else the first."""
     candidates = [
         value
         for value in graph.outputs
         if value not in presents and value.dtype in _FLOATS and len(shape_of(value)) in (2, 3)
     ]
     named = [value for value in candidates if "logits" in _words(value)]
-    return next(iter(named or candidates), None)
+    rows = _rows_looked_up(tokens)
+    scores = [value for value in candidates if shape_of(value)[-1] == rows]
+    return next(iter(named or scores or candidates), None)
 
 
 def _by_role(

@@ -20,7 +20,7 @@ from omforge.passes import masks
 from omforge.passes.block_quantized import gather_block_quantized, matmul_nbits
 from omforge.passes.builder import Builder
 from omforge.passes.events import record
-from omforge.passes.interface import Interface, attention_mask_of
+from omforge.passes.interface import Interface, attention_mask_of, tokens_of
 from omforge.passes.match import NoMatch
 from omforge.passes.pipeline import Pass
 from omforge.passes.schema import CONTRIB_DOMAIN
@@ -250,10 +250,8 @@ def _interface(
         if shape is None or len(shape) != 4:
             raise NoMatch("its cache is not [B, K, P, D]", past)
         past.shape = to_shape((shape[0], groups, shape[2], size))
-    tokens = next(
-        (v for v in model.graph.inputs if v.name == "input_ids" or "input_ids" in (v.name or "")),
-        None,
-    )
+    named = (v for v in model.graph.inputs if "input_ids" in (v.name or ""))
+    tokens = tokens_of(model.graph) or next(named, None)
     if tokens is None:
         raise NoMatch("the graph has no input_ids", node)
     logits = model.graph.outputs[0]

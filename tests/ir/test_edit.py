@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 
 from omforge import ir
-from omforge.ir.edit import add_initializer, fresh_name, remove_dead, replace_value, value_names
+from omforge.ir.edit import (
+    add_initializer,
+    fresh_name,
+    remove_dead,
+    replace_value,
+    take_name,
+    value_names,
+)
+from omforge.testing import parse
 from tests.ir.symbolic import inferred, value
 
 
@@ -166,3 +174,16 @@ def test_an_initializer_is_typed_registered_and_new(branching):
     assert add_initializer(branching.graph, "w", array, taken).name == "w_2"
     assert add_initializer(branching.graph, "w", np.float32(1), taken).shape == []
     ir.check(branching)
+
+
+def test_whatever_bears_a_name_gives_way() -> None:
+    text = """<ir_version: 11, opset_import: ["" : 24]>
+    g (float[2] x) => (float[2] y) <float[2] ids = {1, 2}> { z = Add (x, ids) y = Neg (z) }"""
+    model = parse(text)
+    graph = model.graph
+    take_name(graph, graph.inputs[0], "ids")
+    take_name(graph, graph.outputs[0], "z")
+    ir.check(model)
+    assert [value.name for value in (*graph.inputs, *graph.outputs)] == ["ids", "z"]
+    assert list(graph.initializers) == ["ids_exported"]
+    assert [node.outputs[0].name for node in graph] == ["z_exported", "z"]

@@ -19,6 +19,7 @@ from omforge.passes.fuse_kv_io import FuseKvIo, mask_name
 from omforge.passes.last_token_logits import LastTokenLogits
 from omforge.passes.splice import insert
 from omforge.testing import parse
+from tests.passes.blocks import Block
 from tests.passes.test_interface import RECURRENT
 
 Exported = Callable[[str, str], Path]
@@ -250,3 +251,28 @@ def test_a_cache_that_comes_back_in_another_dtype_is_refused() -> None:
         k = Concat <axis = 2> (a, new) v = Concat <axis = 2> (b, new) logits = Neg (x) }""")
     with pytest.raises(ir.CheckError, match="past_k in FLOAT16 and gives it back in FLOAT"):
         FuseKvIo().run(model)
+
+
+def test_the_interface_gets_the_names_that_the_runtime_knows() -> None:
+    """Whatever the export calls it, and whatever else bears these names."""
+    text = Block(rotary="half").text()
+    for old, new in (
+        ("hidden", "rest"),
+        ("input_ids", "tokens"),
+        ("position_ids", "pos"),
+        ("logits", "output"),
+        ("seq1", "input_ids"),
+        ("rest", "logits"),
+    ):
+        text = text.replace(old, new)
+    model = parse(text)
+    make_pipeline("raise,fuse-kv-io").run(model)
+    check(model)
+    assert _interface(model) == {
+        "input_ids": ["batch", "seq"],
+        "position_ids": ["batch", "seq"],
+        "attention_mask": ["batch", "1", "seq", "capacity + seq"],
+        "past_key_values": ["2*batch", "2", "capacity", "4"],
+        "logits": ["batch", "seq", "16"],
+        "present_key_values": ["2*batch", "2", "seq", "4"],
+    }

@@ -222,3 +222,21 @@ def test_a_cache_without_a_partner_is_refused() -> None:
     infer_model(model)
     with pytest.raises(ir.CheckError, match="no pairs of keys and values: pk"):
         cache_layers(model, find_interface(model))
+
+
+def test_tokens_are_what_the_model_scores_whatever_else_is_looked_up() -> None:
+    """Segments and learned positions are looked up, too, and their tables may be longer."""
+    text = """g (int64[B, S] segments, int64[B, S] places, int64[B, S] words)
+       => (float[B, S, 9] hidden, float[B, S, 3] scores)
+    <float[2, 9] a, float[5, 9] b, float[3, 9] c, float[9, 3] head> {
+        x = Gather (a, segments) y = Gather (b, places) z = Gather (c, words)
+        sum = Sum (x, y, z) hidden = Neg (sum) scores = MatMul (hidden, head)
+    }"""
+    for name, rows in (("a", 2), ("b", 5), ("c", 3)):
+        numbers = ", ".join("1" for _ in range(rows * 9))
+        text = text.replace(f"float[{rows}, 9] {name}", f"float[{rows}, 9] {name} = {{{numbers}}}")
+    text = text.replace("[9, 3] head", f"[9, 3] head = {{{', '.join('1' for _ in range(27))}}}")
+    model = parse(OPEN + text)
+    infer_model(model)
+    found = find_interface(model)
+    assert (found.input_ids.name, found.logits.name) == ("words", "scores")
