@@ -28,6 +28,7 @@ from omforge.options import (
     Budget,
     BundleFolder,
     Calibration,
+    CheckHashes,
     Forms,
     Json,
     KvDtype,
@@ -40,6 +41,7 @@ from omforge.options import (
     Quantize,
     ReportFile,
     Soc,
+    Trust,
     Verbose,
     atc_options,
     build_options,
@@ -193,6 +195,7 @@ def build(
     atc: Atc = "auto",
     atc_jobs: AtcJobs = 0,
     atc_cache: AtcCached = True,
+    trust: Trust = False,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -200,7 +203,7 @@ def build(
     from omforge.lowering.build_om import build_bundle
 
     with console.progress() as bar:
-        made = build_bundle(bundle, build_options(atc, atc_jobs, atc_cache), bar)
+        made = build_bundle(bundle, build_options(atc, atc_jobs, atc_cache, trusted=trust), bar)
     if as_json:
         console.show_json({"om": made})
     else:
@@ -271,6 +274,7 @@ def run(
     backend: Annotated[
         Literal["cpu", "sim", "acl"], typer.Option(help="acl: an NPU; sim: a simulated one.")
     ] = "cpu",
+    check: CheckHashes = True,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -282,8 +286,8 @@ def run(
     from omforge.runtime.text_stream import TextStream, chat_tokens
 
     sampling = Sampling(temperature, top_k, top_p, seed)
-    opened = Bundle.open(bundle)
     with console.progress() as bar:
+        opened = Bundle.open(bundle, verify_hashes=check, progress=bar)
         if bar is not None:
             bar("load the tokenizer", 0, 0)
         tokenizer = opened.tokenizer()
@@ -552,7 +556,7 @@ def verify(
     from omforge.runtime.compare import verify_bundle
 
     with console.progress() as bar:
-        opened = Bundle.open(bundle, verify_hashes=True, progress=bar)
+        opened = Bundle.open(bundle, remembered=False, progress=bar)
         graph = find_source(source).graph if source is not None else None
         report = verify_bundle(opened, graph, steps=steps, progress=bar)
         asked = reports.QualityAsked(quality, text, pieces, max_kl, max_perplexity_increase)

@@ -70,6 +70,16 @@ KvDtype = Annotated[
         help="Dtype of the cache; int8, with a scale per channel unless said, needs --calibration.",
     ),
 ]
+CheckHashes = Annotated[
+    bool,
+    typer.Option(
+        "--check/--no-check", help="Compare the bundle's files with the hashes in its manifest."
+    ),
+]
+Trust = Annotated[
+    bool,
+    typer.Option("--trust", help="Let the bundle's atc commands write outside of the bundle."),
+]
 Calibration = Annotated[
     Path | None,
     typer.Option(
@@ -124,13 +134,13 @@ def atc_options(flags: Sequence[str] | None, words: Sequence[str] | None) -> Atc
     return AtcOptions(extra=(*(flags or ()), *(words or ())))
 
 
-def build_options(atc: str, jobs: int, cached: bool) -> BuildOptions:
-    """Return what --atc, --atc-jobs and --atc-cache say."""
+def build_options(atc: str, jobs: int, cached: bool, *, trusted: bool = False) -> BuildOptions:
+    """Return what --atc, --atc-jobs, --atc-cache and --trust say."""
     from omforge.lowering.build_om import BuildOptions
 
     if cached:
-        return BuildOptions(atc, jobs)
-    return BuildOptions(atc, jobs, cache=None)
+        return BuildOptions(atc, jobs, trusted=trusted)
+    return BuildOptions(atc, jobs, cache=None, trusted=trusted)
 
 
 def forms(given: Sequence[str] | None) -> tuple[tuple[str, str], ...]:

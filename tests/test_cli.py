@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 
 import omforge
 from omforge import cli, ir
+from omforge.ir.digests import sha256
 from omforge.lowering import compile as compiling
 from omforge.lowering.manifest import Manifest
 from omforge.lowering.om.simulated import simulate_om
@@ -396,7 +397,9 @@ def test_run_on_the_simulated_device_says_the_same(bundle: Path, tmp_path: Path)
     ]
     for bucket in buckets:
         compile_om(folder, bucket)
-    dataclasses.replace(manifest, buckets=tuple(buckets)).save(folder)
+    made = {f"om/{file.name}": sha256(file) for file in (folder / "om").glob("*.om")}
+    files = {**manifest.files, **made}
+    dataclasses.replace(manifest, buckets=tuple(buckets), files=files).save(folder)
     simulated = omf("run", folder, *given, "--backend", "sim").json
     assert simulated["level"] == "sim"
     assert simulated["text"] == omf("run", bundle, *given).json["text"]

@@ -17,6 +17,7 @@ from onnx_ir.serde import SerdeError
 
 from omforge.ir.errors import InputError
 from omforge.ir.graph_order import settle
+from omforge.ir.paths import path_fault
 from omforge.ir.read_check import check_loaded, check_message
 from omforge.ir.weights import (
     WeightWriter,
@@ -162,7 +163,10 @@ def _check_weights(model: ir.Model, file: Path) -> None:
             continue
         location = location_of(tensor)
         source = base / location
-        if not source.is_file():
+        if location and path_fault(location):
+            faults.append(f"tensor {label}: its file {location!r} {path_fault(location)}")
+            continue
+        if not location or not source.is_file():
             missing.setdefault(location, []).append(label)
             continue
         fault = _external_fault(label, tensor, source, base, store)
@@ -205,8 +209,6 @@ def _external_fault(
             f"tensor {label}: needs bytes {offset} to {offset + length} of {source}, "
             f"which has {size}"
         )
-    if not _inside(Path(os.path.normpath(source)), base):
-        return f"tensor {label}: {location_of(tensor)} leads out of the model's folder {base}"
     target = source.resolve()
     if not (_inside(target, base.resolve()) or _inside(target, store)):
         return f"tensor {label}: {source} is a link that leads out of the model's folder"

@@ -225,6 +225,15 @@ def write_error(file: Path, error: OSError) -> OmforgeError:
 
 
 @contextlib.contextmanager
+def writing(file: Path) -> Generator[None, None, None]:
+    """Say of a write that the operating system refuses which file it was for."""
+    try:
+        yield
+    except OSError as error:
+        raise write_error(file, error) from error
+
+
+@contextlib.contextmanager
 def replacing(file: Path) -> Generator[Path, None, None]:
     """Yield a temporary name beside `file`; at the end it becomes `file`, on any error it goes."""
     temporary = temporary_sibling(file)

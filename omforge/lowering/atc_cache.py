@@ -13,18 +13,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from omforge.ir.digests import cache_root, sha256
+from omforge.ir.paths import path_fault
 from omforge.ir.weights import replacing
 from omforge.lowering.atc_find import Atc
 from omforge.lowering.atc_flags import flag_name
-from omforge.lowering.source import sha256
 
-_SCHEMA = 1
+_SCHEMA = 2  # 1 was keyed by hashes that a manifest said
 
 # Flags that change what atc says or where it works, not what it makes.
 _WITHOUT_EFFECT = frozenset(("log", "op_compiler_cache_mode", "op_compiler_cache_dir", "debug_dir"))
@@ -48,8 +50,7 @@ def cache_folder(environment: Mapping[str, str] | None = None) -> Path:
     environment = os.environ if environment is None else environment
     if environment.get("OMFORGE_CACHE"):
         return Path(environment["OMFORGE_CACHE"])
-    base = environment.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "omforge" / "atc"
+    return cache_root(environment) / "atc"
 
 
 def cache_key(
@@ -96,9 +97,11 @@ class AtcCache:
             files = {str(name): str(digest) for name, digest in entry["files"].items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None  # absent or damaged: it is made again
+        if not files or any(path_fault(name) for name in files):
+            return None  # somebody else wrote it
         for name, digest in files.items():
             blob = self._blob(digest)
-            if not blob.is_file():
+            if not re.fullmatch(r"[0-9a-f]{64}", digest) or not blob.is_file():
                 return None
             target = to / name
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -7,8 +7,10 @@ the bundle is complete whatever happens. A second run does only what is missing.
 from __future__ import annotations
 
 import dataclasses
+import glob
 import logging
 import os
+import secrets
 import shutil
 import threading
 from collections.abc import Callable, Sequence
@@ -17,19 +19,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from omforge import ir
-from omforge.lowering.atc_cache import AtcCache, cache_folder, cache_key, hashes_below
+from omforge.ir.digests import sha256
+from omforge.ir.folders import only_writer, recover
+from omforge.ir.paths import inside, path_fault
+from omforge.ir.weights import replacing, writing
+from omforge.lowering.atc_cache import AtcCache, cache_folder, hashes_below
 from omforge.lowering.atc_errors import diagnose
 from omforge.lowering.atc_find import Atc, at_path, choose_atc
-from omforge.lowering.atc_run import AtcResult, Children, run_atc
+from omforge.lowering.atc_run import SUCCESS, AtcResult, Children, run_atc
+from omforge.lowering.build_inputs import OM_FOLDER, BuildInputs
 from omforge.lowering.manifest import Bucket, Manifest
-from omforge.lowering.source import sha256
+from omforge.lowering.om import read_om
+from omforge.lowering.om.fit import require_fit
 
 log = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
 
-FOLDER = "om"
+FOLDER = OM_FOLDER
 _WORK = ".build"
+"""Where atc writes: a folder of each run's own, so that one that was orphaned disturbs nobody."""
 
 # Where atc keeps external weights until the .om is written, in its working folder
 # (hicann/ge:base/common/file_constant_utils/file_constant_utils.cc, GetTmpWeightDir). One that is
@@ -54,11 +63,13 @@ class BuildOptions:
         atc: "auto", "sim", "none" or a path, as `choose_atc` takes it.
         jobs: Compilations at a time; 0: as many as memory and processors allow.
         cache: Where earlier results are looked up and kept; None: nowhere.
+        trusted: Whether the bundle's commands may write outside of it.
     """
 
     atc: str = "auto"
     jobs: int = 0
     cache: Path | None = field(default_factory=cache_folder)
+    trusted: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,6 +77,7 @@ class _Failure:
     bucket: Bucket
     result: AtcResult
     diagnostics: Sequence[ir.Diagnostic]
+    said: str = ""
 
 
 def build_om(
@@ -75,12 +87,13 @@ def build_om(
     *,
     jobs: int = 0,
     cache: AtcCache | None = None,
+    trusted: bool = False,
 ) -> Manifest:
     """Compile every bucket to om/<bucket>.om; the bundle stays usable whatever atc does.
 
     A bucket that the manifest has an .om for, made by the same atc from the same files, is left
     alone. The others are compiled at the same time as far as memory goes; one that fails does not
-    stop them, and each is entered as soon as it is done.
+    stop them, and each is entered as soon as it is done. A second build of the same bundle waits.
 
     Args:
         folder: A bundle.
@@ -88,18 +101,21 @@ def build_om(
         progress: Told the step's name, steps done and steps in all.
         jobs: Compilations at a time; 0: as many as memory and processors allow.
         cache: Where earlier results are looked up and kept.
+        trusted: Whether the bundle's commands may write outside of it.
 
     Returns:
         The manifest, which names the files made.
 
     Raises:
-        CheckError: atc refused a graph; its log is in the bundle, and the other buckets are entered
-            in the manifest.
-        InputError: atc cannot be started, or refuses the folder's path.
+        CheckError: A file of the bundle is not the one that was built; or atc refused a graph: its
+            log is in the bundle, and the other buckets are entered in the manifest.
+        InputError: atc cannot be started, or refuses the folder's path; or the bundle has a path
+            or a command that leads out of it.
     """
     atc = program if isinstance(program, Atc) else at_path(program)
-    build = _Build(folder, atc, cache, progress)
-    return build.run(jobs)
+    folder = Path(os.path.abspath(folder))
+    with only_writer(folder):
+        return _Build(folder, atc, cache, progress, trusted=trusted).run(jobs)
 
 
 def build_bundle(
@@ -114,6 +130,7 @@ def build_bundle(
         CheckError: atc refused a graph.
         InputError: There is no atc, or the folder is no bundle.
     """
+    recover(folder)
     Manifest.load(folder)  # a folder that is no bundle is the nearer fault
     atc = choose_atc(options.atc)
     if atc is None:
@@ -123,7 +140,9 @@ def build_bundle(
             "Install CANN and source its set_env.sh, or simulate with --atc sim",
         )
     cache = None if options.cache is None else AtcCache(options.cache)
-    manifest = build_om(folder, atc, progress, jobs=options.jobs, cache=cache)
+    manifest = build_om(
+        folder, atc, progress, jobs=options.jobs, cache=cache, trusted=options.trusted
+    )
     return {bucket.name: bucket.om for bucket in manifest.buckets if bucket.om is not None}
 
 
@@ -131,21 +150,31 @@ class _Build:
     """One run over a bundle."""
 
     def __init__(
-        self, folder: Path, atc: Atc, cache: AtcCache | None, progress: Progress | None
+        self,
+        folder: Path,
+        atc: Atc,
+        cache: AtcCache | None,
+        progress: Progress | None,
+        *,
+        trusted: bool,
     ) -> None:
         self.folder = folder
         self.atc = atc
         self.cache = cache
         self.progress = progress
         self.manifest = Manifest.load(folder)
+        self.inputs = BuildInputs(folder, self.manifest, trusted=trusted)
         self.children = Children()
         self.lock = threading.Lock()
         self.done = 0
         self.before = set(folder.glob(_TEMPORARY))
+        for left in inside(folder, FOLDER).glob(f"{_WORK}*"):  # of a build that was killed
+            _remove(folder, left)
+        self.work = f"{FOLDER}/{_WORK}-{secrets.token_hex(4)}"
 
     def run(self, jobs: int) -> Manifest:
         buckets = self.manifest.buckets
-        keys = {bucket.name: self._key(bucket) for bucket in buckets}
+        keys = {bucket.name: self.inputs.key(bucket, self.atc) for bucket in buckets}
         todo = [bucket for bucket in buckets if not self._is_made(bucket, keys[bucket.name])]
         self.done = len(buckets) - len(todo)
         self._told(f"atc: {self.done} of {len(buckets)} are made")
@@ -160,9 +189,9 @@ class _Build:
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
             finally:
-                shutil.rmtree(self.folder / FOLDER / _WORK, ignore_errors=True)
+                _remove(self.folder, self.folder / self.work)
                 for left in set(self.folder.glob(_TEMPORARY)) - self.before:
-                    shutil.rmtree(left, ignore_errors=True)
+                    _remove(self.folder, left)
         if failures:
             order = [bucket.name for bucket in buckets]
             raise _refused(sorted(failures, key=lambda item: order.index(item.bucket.name)))
@@ -179,21 +208,8 @@ class _Build:
         if self.progress is not None:
             self.progress(step, self.done, len(self.manifest.buckets))
 
-    def _key(self, bucket: Bucket) -> str | None:
-        # The graph as it is; its weights are large, and what the bundle says of them is believed.
-        weights = self.manifest.weights
-        if not (self.folder / bucket.file).is_file():
-            raise ir.InputError(
-                f"the bundle {self.folder} is incomplete",
-                f"{bucket.file} is missing",
-                "Compile the model again, or copy the bundle as a whole",
-            )
-        files = {bucket.file: sha256(self.folder / bucket.file)}
-        files |= {weights: self.manifest.files.get(weights, "")}
-        return cache_key(bucket.command, files, self.atc, self.folder)
-
     def _stamp(self, bucket: Bucket) -> Path:
-        return self.folder / FOLDER / f"{bucket.name}.key"
+        return inside(self.folder, f"{FOLDER}/{bucket.name}.key")
 
     def _is_made(self, bucket: Bucket, key: str | None) -> bool:
         """Whether its .om is there, whole, and of this key, and its weights have their sizes."""
@@ -206,18 +222,18 @@ class _Build:
         for line in files:
             size, _, name = line.partition(" ")
             made = self.folder / FOLDER / name
-            if not made.is_file() or str(made.stat().st_size) != size:
+            if path_fault(name) or not made.is_file() or str(made.stat().st_size) != size:
                 return False
         file = self.folder / bucket.om
         return file.is_file() and sha256(file) == self.manifest.files.get(bucket.om)
 
     def _compile(self, bucket: Bucket, key: str | None) -> _Failure | None:
         """Make one bucket, from the cache or by running atc."""
-        work = self.folder / FOLDER / _WORK / bucket.name
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
+        work = inside(self.folder, f"{self.work}/{bucket.name}")
+        with writing(work):
+            work.mkdir(parents=True)
         self._told(f"atc {bucket.name}")
-        if self.cache is not None and key is not None and self.cache.restore(key, work):
+        if self.cache is not None and key is not None and self._restored(bucket, key, work):
             log.info("%s: from the cache %s", bucket.name, self.cache.folder)
             self._enter(bucket, work, key)
             return None
@@ -227,6 +243,11 @@ class _Build:
         for code, line in result.codes.items():
             if not code.startswith("E"):
                 log.warning("%s: %s", bucket.name, line)
+        self.inputs.require_unchanged(bucket)
+        try:
+            require_fit(read_om(result.om), bucket)
+        except ir.InputError as error:
+            return _Failure(bucket, result, (), f"{SUCCESS!r}, but {error.what}: {error.why}")
         if self.cache is not None and key is not None:
             try:
                 self.cache.store(key, work)
@@ -235,17 +256,32 @@ class _Build:
         self._enter(bucket, work, key)
         return None
 
+    def _restored(self, bucket: Bucket, key: str, work: Path) -> bool:
+        """Take the bucket's files from the cache, if it has them and they are what they should."""
+        if self.cache is None or self.cache.restore(key, work) is None:
+            return False
+        try:
+            require_fit(read_om(_om_in(work, bucket)), bucket)
+        except ir.InputError as error:
+            log.warning("%s: not taken from %s: %s", bucket.name, self.cache.folder, error)
+            shutil.rmtree(work)
+            work.mkdir()
+            return False
+        return True
+
     def _run(self, bucket: Bucket, work: Path) -> AtcResult:
         # The command as it is, but for the folder: the .om keeps its name and its weights' places.
-        output = f"--output={FOLDER}/{_WORK}/{bucket.name}/{bucket.name}"
+        output = f"--output={self.work}/{bucket.name}/{bucket.name}"
         command = [output if word.startswith("--output=") else word for word in bucket.command]
         if not any(word.startswith("--check_report") for word in command):
             # atc writes it where a check failed, else to check_result.json in the bundle.
-            command.append(f"--check_report={FOLDER}/{bucket.name}.check.json")
+            report = f"{FOLDER}/{bucket.name}.check.json"
+            inside(self.folder, report)
+            command.append(f"--check_report={report}")
         return run_atc(
             command,
             self.folder,
-            self.folder / FOLDER / f"{bucket.name}.log",
+            inside(self.folder, f"{FOLDER}/{bucket.name}.log"),
             program=self.atc,
             on_line=lambda line: log.info("%s: %s", bucket.name, line),
             children=self.children,
@@ -255,12 +291,13 @@ class _Build:
         """Move what was made into place, and enter it in the manifest."""
         made = hashes_below(work)
         sizes = {name: (work / name).stat().st_size for name in made}
+        om = f"{FOLDER}/{_om_in(work, bucket).name}"
         with self.lock:
             for name in made:
-                target = self.folder / FOLDER / name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(work / name, target)
-            om = next(f"{FOLDER}/{name}" for name in made if name.endswith(".om"))
+                target = inside(self.folder, f"{FOLDER}/{name}")
+                with writing(target):
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    os.replace(work / name, target)
             buckets = tuple(
                 dataclasses.replace(b, om=om) if b.name == bucket.name else b
                 for b in self.manifest.buckets
@@ -270,7 +307,9 @@ class _Build:
             self.manifest.save(self.folder)
             if key is not None:
                 lines = [key, *(f"{sizes[name]} {name}" for name in made)]
-                self._stamp(bucket).write_text("\n".join(lines) + "\n", encoding="utf-8")
+                stamp = self._stamp(bucket)
+                with writing(stamp), replacing(stamp) as temporary:
+                    temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
             self.done += 1
         self._told(f"atc {bucket.name} done")
 
@@ -308,6 +347,23 @@ def jobs_that_fit(
     return max(1, min(todo, processors, fit))
 
 
+def _om_in(work: Path, bucket: Bucket) -> Path:
+    """The .om of a bucket in the folder that atc wrote: it may name the host behind the bucket."""
+    found = sorted(work.glob(f"{glob.escape(bucket.name)}*.om"))
+    if not found:
+        raise ir.InputError(f"{work} has no .om of bucket {bucket.name}", "", "Run atc again")
+    return found[0]
+
+
+def _remove(folder: Path, left: Path) -> None:
+    """Delete a folder of ours; one that a link makes another's is left alone, and named."""
+    if left.is_symlink():
+        raise ir.InputError(
+            f"{left} is a link", f"{folder} should hold a folder there", "Remove it"
+        )
+    shutil.rmtree(left, ignore_errors=True)
+
+
 def _available_bytes() -> int:
     """Free memory; 0 where the system does not say."""
     try:
@@ -332,7 +388,12 @@ def _refused(failures: Sequence[_Failure]) -> ir.CheckError:
     told: list[str] = []
     for failure in failures:
         said = ir.format_diagnostics(failure.diagnostics) if failure.diagnostics else ""
-        said = said or "; ".join(failure.result.codes.values()) or failure.result.ending()
+        said = (
+            failure.said
+            or said
+            or "; ".join(failure.result.codes.values())
+            or failure.result.ending()
+        )
         told.append(f"{failure.bucket.file}: {said}" if len(failures) > 1 else said)
     return ir.CheckError(
         f"atc does not compile {files}",

@@ -11,16 +11,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from omforge import __version__, ir
+from omforge.ir.digests import sha256
 from omforge.ir.dims import evaluate, substitute
+from omforge.ir.folders import MadeFolder
 from omforge.ir.infer import attribute, dims, infer_model, to_shape
-from omforge.ir.weights import WeightWriter
+from omforge.ir.weights import WeightWriter, writing
 from omforge.lowering import manifest as m
 from omforge.lowering.activation_options import atc_for_int8
 from omforge.lowering.atc import AtcOptions, atc_command, check_path, compile_script
 from omforge.lowering.atc_cache import AtcCache
 from omforge.lowering.atc_find import choose_atc
 from omforge.lowering.build_om import BuildOptions, build_om
-from omforge.lowering.destination import MadeFolder, destination_of
+from omforge.lowering.destination import destination_of
 from omforge.lowering.export_interface import export_interface, tensor_spec
 from omforge.lowering.footprint import Footprint, check_budget, spare_bytes
 from omforge.lowering.legality import check_legal
@@ -39,7 +41,7 @@ from omforge.lowering.quantize_options import (
     turn_weights,
     weight_passes,
 )
-from omforge.lowering.source import find_source, sha256
+from omforge.lowering.source import find_source
 from omforge.lowering.steps import Progress, Steps
 from omforge.lowering.target import Target, target
 from omforge.passes import PassRun, make_pipeline
@@ -241,9 +243,12 @@ def compile_bundle(
             check_budget(options.budget, graph_bytes, made[-1].name)
             writer.close()
         for file in found.companions():
-            shutil.copyfile(file, folder / file.name)
-        (folder / SCRIPT).write_text(compile_script([b.command for b in made]), encoding="utf-8")
-        (folder / SCRIPT).chmod(0o755)
+            with writing(destination / file.name):
+                shutil.copyfile(file, folder / file.name)
+        with writing(destination / SCRIPT):
+            script = compile_script([b.command for b in made])
+            (folder / SCRIPT).write_text(script, encoding="utf-8")
+            (folder / SCRIPT).chmod(0o755)
         _write_report(folder / REPORT, passes, nodes, coverage, told, quantization_json(model))
         written = m.Manifest(
             schema_version=m.SCHEMA_VERSION,
@@ -277,7 +282,7 @@ def compile_bundle(
     if program is not None:
         cache = None if options.build.cache is None else AtcCache(options.build.cache)
         jobs = options.build.jobs
-        written = build_om(destination, program, progress, jobs=jobs, cache=cache)
+        written = build_om(destination, program, progress, jobs=jobs, cache=cache, trusted=True)
     return CompileResult(destination, written, coverage, passes, nodes, told, budget_plan(model))
 
 
@@ -561,4 +566,5 @@ def _write_report(
         "events": [dataclasses.asdict(event) for event in told],
         "quantization": quantization,
     }
-    path.write_text(json.dumps(report, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    with writing(path):
+        path.write_text(json.dumps(report, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -6,9 +6,10 @@ import os
 from collections.abc import Sequence
 
 from omforge import ir
+from omforge.ir.digests import sha256
 from omforge.ir.infer import dims
 from omforge.lowering import manifest as m
-from omforge.lowering.source import Source, sha256
+from omforge.lowering.source import Source
 from omforge.lowering.target import dtype_name
 from omforge.passes.exported_caches import exported_caches
 from omforge.passes.interface import CacheLayer, cache_layers, find_interface

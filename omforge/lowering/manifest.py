@@ -4,6 +4,10 @@ It is plain JSON with sorted keys, so the same bundle gives the same bytes. The 
 dataclasses below *are* the format: a field is added by adding it here, and `Manifest.load` checks
 every value against its annotation and names the field that is wrong.
 
+`files` has the sha256 of every file that the manifest names, and the field `sha256` that of the
+manifest itself without this field: a change of any of them is noticed. (Nobody is kept from making
+both anew: paths and names are checked for what a bundle of somebody else may have in them.)
+
 Letters: B batch, S new tokens, C cache capacity, N query heads, K kv heads, D head size, L layers,
 V vocabulary.
 """
@@ -11,6 +15,7 @@ V vocabulary.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -18,16 +23,21 @@ import pathlib
 import re
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from omforge.ir.dims import parse_dim, symbols
 from omforge.ir.errors import InputError
+from omforge.ir.paths import name_fault, path_fault
+from omforge.ir.weights import replacing, write_error
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 FILE_NAME = "manifest.json"
+SEAL = "sha256"
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_UNTRUSTED = "Build the bundle again, and do not use one that you do not trust"
 
 
 @dataclass(frozen=True)
@@ -231,7 +241,7 @@ class Manifest:
             ) from error
         try:
             data: object = json.loads(text, parse_constant=_refuse_constant)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{file} is not JSON", str(error), "Build the bundle again") from error
         try:
             return cls.from_json(data)
@@ -251,29 +261,36 @@ class Manifest:
             raise _wrong(
                 "schema_version",
                 f"is {version!r}, this omforge reads version {SCHEMA_VERSION}",
-                "Build the bundle with this version of omforge",
+                "Build the bundle again with this omforge",
             )
-        manifest = cast("Manifest", _decode(cls, data, ""))
+        entries = dict(_as_map(data, "manifest"))
+        stated = entries.pop(SEAL, None)
+        manifest = cast("Manifest", _decode(cls, entries, ""))
         manifest.validate()
+        if stated != _seal_of(entries):
+            raise _wrong(
+                SEAL,
+                f"is {stated!r}, its text makes it {_seal_of(entries)!r}: it was changed by hand",
+                "Copy the bundle again, or build it again",
+            )
         return manifest
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the manifest whole or not at all; `path` is the file, or the bundle's directory.
 
         Raises:
-            InputError: The manifest is inconsistent (nothing is written), or cannot be written.
+            InputError: The manifest is inconsistent; nothing is written.
+            OmforgeError: It cannot be written.
         """
         file = pathlib.Path(path)
         if file.is_dir():
             file = file / FILE_NAME
-        temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
         text = self.to_json()
         try:
-            temporary.write_text(text, encoding="utf-8")
-            temporary.replace(file)
+            with replacing(file) as temporary:
+                temporary.write_text(text, encoding="utf-8")
         except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise InputError(f"cannot write the manifest {file}", str(error)) from error
+            raise write_error(file, error) from error
 
     def to_json(self) -> str:
         """Return the JSON text: sorted keys, two spaces, a final newline.
@@ -281,8 +298,8 @@ class Manifest:
         Raises:
             InputError: The manifest would not load again.
         """
-        plain = dataclasses.asdict(self)
         try:
+            plain = sealed(dataclasses.asdict(self))
             text = json.dumps(plain, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise _wrong("manifest", f"does not fit in JSON: {error}") from error
@@ -323,11 +340,10 @@ class Manifest:
         _unique("buckets", [bucket.name for bucket in self.buckets])
         for index, bucket in enumerate(self.buckets):
             _validate_bucket(f"buckets[{index}]", bucket, self.masks)
-        for field in ("canonical", "weights"):
-            _inside(field, getattr(self, field))
         for name, digest in self.files.items():
             _inside("files", name)
             _hash(f"files[{name!r}]", digest)
+        self._validate_files()
         _hash("export.sha256", self.export.sha256)
         if len(self.export.states) != len(self.states):
             raise _wrong(
@@ -341,6 +357,33 @@ class Manifest:
                     f"export.{field}",
                     f"has {len(pairs)} layers, model.layers is {self.model.layers}",
                 )
+
+    def _validate_files(self) -> None:
+        """Every file that a field names is inside the bundle, its own, and has a hash."""
+        named = [("canonical", self.canonical), ("weights", self.weights)]
+        for index, bucket in enumerate(self.buckets):
+            named.append((f"buckets[{index}].file", bucket.file))
+            if bucket.om is not None:
+                named.append((f"buckets[{index}].om", bucket.om))
+        seen: dict[str, str] = {FILE_NAME: "the manifest"}
+        for field, name in named:
+            _inside(field, name)
+            if name in seen:
+                raise _wrong(field, f"{name!r} is {seen[name]} already")
+            if name not in self.files:
+                raise _wrong("files", f"have no sha256 of {name!r}, which {field} names")
+            seen[name] = field
+
+
+def sealed(data: Mapping[str, object]) -> dict[str, object]:
+    """Return a manifest's JSON data with the hash of itself."""
+    plain = {name: item for name, item in data.items() if name != SEAL}
+    return {**plain, SEAL: _seal_of(plain)}
+
+
+def _seal_of(data: Mapping[str, object]) -> str:
+    text = json.dumps(data, sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _validate_caches(caches: tuple[ExportCache, ...]) -> None:
@@ -388,9 +431,13 @@ def _validate_states(states: tuple[StateSpec, ...]) -> None:
 def _validate_bucket(where: str, bucket: Bucket, masks: tuple[MaskSpec, ...]) -> None:
     for field in ("batch", "seq", "capacity"):
         _positive(f"{where}.{field}", getattr(bucket, field))
-    _inside(f"{where}.file", bucket.file)
-    if bucket.om is not None:
-        _inside(f"{where}.om", bucket.om)
+    fault = name_fault(bucket.name)
+    if fault:
+        # Folders and files of the bundle are named after it.
+        raise _wrong(f"{where}.name", f"{bucket.name!r} {fault}", _UNTRUSTED)
+    for word in bucket.command:
+        if not word.isprintable():
+            raise _wrong(f"{where}.command", f"{word!r} cannot be printed", _UNTRUSTED)
     for kind, specs in (("inputs", bucket.inputs), ("outputs", bucket.outputs)):
         _unique(f"{where}.{kind}", [spec.name for spec in specs])
         for index, spec in enumerate(specs):
@@ -439,9 +486,9 @@ def _unique(field: str, names: list[str]) -> None:
 
 def _inside(field: str, name: str) -> None:
     """A bundle's file must lie inside the bundle: manifests are handed around."""
-    path = pathlib.PurePosixPath(name)
-    if not name or path.is_absolute() or ".." in path.parts or "\\" in name:
-        raise _wrong(field, f"{name!r} is not a relative path inside the bundle")
+    fault = path_fault(name)
+    if fault:
+        raise _wrong(field, f"{name!r} {fault}: it is no file inside the bundle", _UNTRUSTED)
 
 
 def _hash(field: str, digest: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,9 +74,3 @@ def find_source(given: str | Path) -> Source:
     raise ir.InputError(
         f"{path} holds no .onnx file", "", "Export the model to ONNX there, or pass the file"
     )
-
-
-def sha256(file: Path) -> str:
-    """The hash of a file, read in pieces."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

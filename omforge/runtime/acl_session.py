@@ -142,8 +142,8 @@ def _om(bundle: Bundle, bucket: Bucket, *, simulated: bool) -> OmFile:
         raise InputError(
             f"bucket {bucket.name} has no .om",
             "atc was not run on the bundle",
-            "Run its compile.sh where atc is (or compile with atc on the PATH); with "
-            "omforge-atc-sim in place of atc it makes files for --backend sim",
+            "Run `omforge build` on it where atc is; with --atc sim it makes files for "
+            "--backend sim",
         )
     om = read_om(bundle.folder / bucket.om)
     if om.simulated and not simulated:

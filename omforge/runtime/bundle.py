@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from omforge.ir.digests import require_digests
 from omforge.ir.dims import evaluate, parse_dim, symbols
-from omforge.ir.errors import CheckError, InputError
+from omforge.ir.errors import InputError
 from omforge.ir.files import load
+from omforge.ir.folders import recover
 from omforge.lowering.manifest import Bucket, Manifest, TensorSpec
 from omforge.runtime.cache import cache_specs, state_specs
 from omforge.runtime.session import describe
@@ -42,14 +44,17 @@ class Bundle:
         cls,
         folder: str | os.PathLike[str],
         *,
-        verify_hashes: bool = False,
+        verify_hashes: bool = True,
+        remembered: bool = True,
         progress: Progress | None = None,
     ) -> Bundle:
         """Open a bundle.
 
         Args:
             folder: The bundle's folder.
-            verify_hashes: Also read every file and compare its sha256 with the manifest's.
+            verify_hashes: Compare every file's sha256 with the manifest's.
+            remembered: Whether a large file that did not change since its hash was taken need not
+                be read again.
             progress: Told of each file that is hashed, in bytes.
 
         Raises:
@@ -58,6 +63,7 @@ class Bundle:
             CheckError: A file's hash is not the manifest's.
         """
         path = Path(folder)
+        recover(path)
         if not path.is_dir():
             raise InputError(f"{path} is not a folder", "a bundle is one", "Check the path")
         bundle = cls(path, Manifest.load(path))
@@ -65,7 +71,8 @@ class Bundle:
         for bucket in bundle.manifest.buckets:
             _check_bucket(bundle.manifest, bucket)
         if verify_hashes:
-            bundle._check_hashes(progress)
+            files = bundle.manifest.files
+            require_digests(path, files, remembered=remembered, progress=progress)
         return bundle
 
     @property
@@ -144,25 +151,6 @@ class Bundle:
         # The manifest has no sizes, but a graph says which bytes of the weight file it needs.
         graphs = [bucket.file for bucket in manifest.buckets] or [manifest.canonical]
         load(self.folder / graphs[0])
-
-    def _check_hashes(self, progress: Progress | None) -> None:
-        files = self.manifest.files
-        total = sum((self.folder / name).stat().st_size for name in files)
-        done = 0
-        for name, expected in sorted(files.items()):
-            digest = hashlib.sha256()
-            with (self.folder / name).open("rb") as stream:
-                while block := stream.read(1 << 22):
-                    digest.update(block)
-                    done += len(block)
-                    if progress is not None:
-                        progress(f"hashing {name}", done, total)
-            if digest.hexdigest() != expected:
-                raise CheckError(
-                    f"{self.folder / name} is not the file that was built",
-                    f"its sha256 is {digest.hexdigest()}, the manifest says {expected}",
-                    "Copy the bundle again, or build it again",
-                )
 
 
 def _check_bucket(manifest: Manifest, bucket: Bucket) -> None:

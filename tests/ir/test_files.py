@@ -145,7 +145,7 @@ def test_refuses_external_data_outside_the_models_folder(tmp_path):
         for entry in tensor.external_data:
             entry.value = "../m.weights" if entry.key == "location" else entry.value
     (tmp_path / "inner" / "m.onnx").write_bytes(proto.SerializeToString())
-    with pytest.raises(ir.InputError, match="leads out of the model's folder"):
+    with pytest.raises(ir.InputError, match=r"'\.\./m\.weights' leads out of the folder"):
         ir.load(tmp_path / "inner" / "m.onnx")
 
 

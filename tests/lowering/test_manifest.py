@@ -17,12 +17,13 @@ from omforge.lowering.manifest import (
     MaskSpec,
     ModelFacts,
     TensorSpec,
+    sealed,
 )
 
 
 def make_manifest() -> Manifest:
     return Manifest(
-        schema_version=1,
+        schema_version=2,
         omforge="0.1.0",
         target="Ascend310P3",
         dtype="float16",
@@ -63,7 +64,7 @@ def make_manifest() -> Manifest:
             extra=(TensorSpec("unused", "float32", ("batch", 3)),),
             dtype="float32",
         ),
-        files={"decode_c512.onnx": "a" * 64},
+        files={name: "a" * 64 for name in ("decode_c512.onnx", "canonical.onnx", "weights.bin")},
         coverage={"attention": [2, 2]},
     )
 
@@ -90,7 +91,7 @@ def test_the_same_manifest_gives_the_same_sorted_text(tmp_path: pathlib.Path) ->
         (("batch",), "1", "batch: is '1' (str), must be int"),
         (("batch",), True, "batch: is True (bool), must be int"),
         (("batch",), 0, "batch: is 0, must be 1 or more"),
-        (("schema_version",), 2, "schema_version: is 2, this omforge reads version 1"),
+        (("schema_version",), 1, "schema_version: is 1, this omforge reads version 2"),
         (("mask_value",), 0.0, "mask_value: is 0.0"),
         (("kv", "layout"), "inner", "kv.layout: is 'inner', must be one of 'stacked', 'per-layer'"),
         (("kv", "layers"), 3, "kv.layers: is 3, model.layers is 2"),
@@ -103,8 +104,24 @@ def test_the_same_manifest_gives_the_same_sorted_text(tmp_path: pathlib.Path) ->
         (("masks", 0, "window"), 0, "masks[0].window: is 0"),
         (("masks", 0, "name"), "other", "buckets[0].inputs: lack 'other', which masks[0] names"),
         (("buckets", 0, "kind"), "both", "buckets[0].kind: is 'both'"),
-        (("buckets", 0, "file"), "/etc/x", "buckets[0].file: '/etc/x' is not a relative path"),
-        (("buckets", 0, "om"), "../x.om", "buckets[0].om: '../x.om' is not a relative path"),
+        (("buckets", 0, "file"), "/etc/x", "buckets[0].file: '/etc/x' is absolute"),
+        (("buckets", 0, "file"), "manifest.json", "'manifest.json' is the manifest already"),
+        (("buckets", 0, "file"), "weights.bin", "'weights.bin' is weights already"),
+        (("buckets", 0, "om"), "../x.om", "buckets[0].om: '../x.om' leads out of the folder"),
+        (
+            ("buckets", 0, "om"),
+            "x.om",
+            "files: have no sha256 of 'x.om', which buckets[0].om names",
+        ),
+        (("buckets", 0, "name"), "../x", "buckets[0].name: '../x' leads out of the folder"),
+        (("buckets", 0, "name"), "/tmp/x", "buckets[0].name: '/tmp/x' is absolute"),
+        (("buckets", 0, "name"), "a/b", "buckets[0].name: 'a/b' has a slash"),
+        (("buckets", 0, "name"), "", "buckets[0].name: '' is empty"),
+        (("buckets", 0, "command"), ["a\0b"], "buckets[0].command: 'a\\x00b' cannot be printed"),
+        (("canonical",), "../m.onnx", "canonical: '../m.onnx' leads out of the folder"),
+        (("weights",), "a\\b", "weights: 'a\\\\b' holds a backslash"),
+        (("files",), {}, "files: have no sha256 of 'canonical.onnx', which canonical names"),
+        (("files",), {"../x": "a" * 64}, "files: '../x' leads out of the folder"),
         (("buckets", 0, "inputs", 0, "shape"), ["batch"], "buckets[0].inputs[0].shape[0]"),
         (("buckets", 0, "inputs", 1, "name"), "input_ids", "names 'input_ids' more than once"),
         (("export", "past"), [["a", "b"]], "export.past: has 1 layers, model.layers is 2"),
@@ -122,11 +139,42 @@ def test_a_wrong_field_is_named(
     for step in path[:-1]:
         where = where[step]
     where[path[-1]] = value
-    (tmp_path / "manifest.json").write_text(json.dumps(data))
+    (tmp_path / "manifest.json").write_text(json.dumps(sealed(data)))
     with pytest.raises(InputError) as caught:
         Manifest.load(tmp_path)
     assert message in str(caught.value)
     assert str(tmp_path / "manifest.json") in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ('"context": 512', '"context": 256'),
+        ('"eos_token_ids": [', '"eos_token_ids": [\n      9,'),
+        ("a" * 64, "b" * 64),
+        ('"omforge": "0.1.0"', '"omforge": "0.1.1"'),
+    ],
+)
+def test_a_change_by_hand_is_noticed(tmp_path: pathlib.Path, before: str, after: str) -> None:
+    text = make_manifest().to_json()
+    assert before in text
+    (tmp_path / "manifest.json").write_text(text.replace(before, after, 1))
+    with pytest.raises(InputError, match=r"sha256: is '[0-9a-f]{64}', .* it was changed by hand"):
+        Manifest.load(tmp_path)
+
+
+def test_spaces_and_order_are_no_change(tmp_path: pathlib.Path) -> None:
+    data = json.loads(make_manifest().to_json())
+    text = json.dumps(dict(reversed(data.items())))
+    (tmp_path / "manifest.json").write_text(text)
+    assert Manifest.load(tmp_path) == make_manifest()
+
+
+def test_a_manifest_without_its_own_hash_is_refused() -> None:
+    data: Any = json.loads(make_manifest().to_json())
+    del data["sha256"]
+    with pytest.raises(InputError, match="sha256: is None"):
+        Manifest.from_json(data)
 
 
 def with_gears(gears: list[int], kind: str = "gears", seq: int = 16, open_dim: str = "seq") -> Any:
@@ -134,7 +182,7 @@ def with_gears(gears: list[int], kind: str = "gears", seq: int = 16, open_dim: s
     data: Any = json.loads(make_manifest().to_json())
     data["buckets"][0] |= {"gears": gears, "kind": kind, "seq": seq}
     data["buckets"][0]["inputs"][0]["shape"] = [1, open_dim]
-    return data
+    return sealed(data)
 
 
 def test_a_graph_with_gears_may_leave_dims_open() -> None:
@@ -163,7 +211,7 @@ def test_gears_that_contradict_the_bucket_are_refused(data: Any, message: str) -
 def test_a_manifest_written_before_there_were_gears_has_none() -> None:
     data: Any = json.loads(make_manifest().to_json())
     del data["buckets"][0]["gears"]
-    assert Manifest.from_json(data).buckets[0].gears == ()
+    assert Manifest.from_json(sealed(data)).buckets[0].gears == ()
 
 
 def with_states(*states: Any, exported: int | None = None) -> Any:
@@ -175,7 +223,7 @@ def with_states(*states: Any, exported: int | None = None) -> Any:
     ]
     count = len(states) if exported is None else exported
     data["export"]["states"] = [[f"a.{i}", f"b.{i}"] for i in range(count)]
-    return data
+    return sealed(data)
 
 
 def test_a_manifest_may_have_states() -> None:
@@ -188,7 +236,7 @@ def test_a_manifest_may_have_states() -> None:
 def test_a_manifest_written_before_there_were_states_has_none() -> None:
     data: Any = json.loads(make_manifest().to_json())
     del data["states"], data["export"]["states"]
-    manifest = Manifest.from_json(data)
+    manifest = Manifest.from_json(sealed(data))
     assert (manifest.states, manifest.export.states) == ((), ())
 
 
@@ -217,7 +265,7 @@ def test_missing_and_unknown_fields_are_named() -> None:
         Manifest.from_json(data)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"mask_value": NaN}', "\udcff"])
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"mask_value": NaN}', "\udcff", "[" * 100_000])
 def test_a_file_that_is_no_manifest_is_refused(tmp_path: pathlib.Path, text: str) -> None:
     (tmp_path / "manifest.json").write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(InputError, match=r"manifest\.json"):

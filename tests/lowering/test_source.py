@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from omforge import ir
-from omforge.lowering.source import find_source, sha256
+from omforge.lowering.source import find_source
 
 
 def _touch(*files: Path) -> None:
@@ -50,8 +50,3 @@ def test_an_empty_folder_and_a_missing_one_are_refused(tmp_path: Path) -> None:
         find_source(tmp_path)
     with pytest.raises(ir.InputError, match="does not exist"):
         find_source(tmp_path / "nowhere")
-
-
-def test_the_hash_is_that_of_the_bytes(tmp_path: Path) -> None:
-    _touch(tmp_path / "f")
-    assert sha256(tmp_path / "f").startswith("2d711642b726b044")

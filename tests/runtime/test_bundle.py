@@ -75,7 +75,7 @@ def test_weights_that_were_nothing_from_the_beginning_may_be_so(folder: Path):
     small.write_bytes(b"")
     nothing = hashlib.sha256(b"").hexdigest()
     change_manifest(folder, lambda data: data["files"].update({"tokens.bin": nothing}))
-    Bundle.open(folder, verify_hashes=True)
+    Bundle.open(folder)
     change_manifest(folder, lambda data: data["files"].update({"tokens.bin": "0" * 64}))
     with pytest.raises(InputError, match=r"tokens.bin is empty"):
         Bundle.open(folder)
@@ -92,9 +92,9 @@ def test_a_changed_byte_is_found_by_the_hashes_only(folder: Path):
     data = bytearray((folder / "weights.bin").read_bytes())
     data[10] ^= 1
     (folder / "weights.bin").write_bytes(data)
-    Bundle.open(folder)
+    Bundle.open(folder, verify_hashes=False)
     with pytest.raises(CheckError, match=r"weights.bin is not the file that was built: its sha256"):
-        Bundle.open(folder, verify_hashes=True)
+        Bundle.open(folder)
 
 
 @pytest.mark.parametrize(

@@ -132,7 +132,7 @@ def test_a_lost_window_fails_where_the_text_is_longer(folder: Path):
 def test_a_changed_weight_fails_in_the_lowered_level_only(folder: Path):
     data = np.frombuffer((folder / "weights.bin").read_bytes(), np.float32).copy()
     (folder / "weights.bin").write_bytes((data * 1.01).tobytes())
-    report = verify_bundle(Bundle.open(folder), steps=1)
+    report = verify_bundle(Bundle.open(folder, verify_hashes=False), steps=1)
     ok = {(c.level, c.reference): c.ok for c in report.comparisons}
     assert ok == {
         ("canonical", "exported"): True,
@@ -152,7 +152,7 @@ def test_nan_fails_and_is_named(folder: Path, allowed: dict[str, Tolerance] | No
     data = np.frombuffer((folder / "weights.bin").read_bytes(), np.float32).copy()
     data[:] = np.nan
     (folder / "weights.bin").write_bytes(data.tobytes())
-    report = verify_bundle(Bundle.open(folder), steps=1, tolerances=allowed)
+    report = verify_bundle(Bundle.open(folder, verify_hashes=False), steps=1, tolerances=allowed)
     assert "hold NaN or infinity" in report.failures[0].why
     assert json.loads(json.dumps(report.to_dict(), allow_nan=False))["ok"] is False
 
@@ -160,7 +160,7 @@ def test_nan_fails_and_is_named(folder: Path, allowed: dict[str, Tolerance] | No
 def test_a_tolerance_can_be_given_by_level(folder: Path):
     data = np.frombuffer((folder / "weights.bin").read_bytes(), np.float32).copy()
     (folder / "weights.bin").write_bytes((data * 1.0001).tobytes())
-    bundle = Bundle.open(folder)
+    bundle = Bundle.open(folder, verify_hashes=False)
     assert not verify_bundle(bundle, steps=1).ok
     loose = {"lowered": Tolerance(rtol=1e-2, atol=1e-1)}
     assert verify_bundle(bundle, steps=1, tolerances=loose).ok

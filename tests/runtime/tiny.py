@@ -18,6 +18,7 @@ from omforge.ir.dims import evaluate, parse_dim
 from omforge.ir.files import save
 from omforge.ir.weights import WeightWriter
 from omforge.lowering.manifest import (
+    SCHEMA_VERSION,
     Bucket,
     Export,
     KvCache,
@@ -25,6 +26,7 @@ from omforge.lowering.manifest import (
     MaskSpec,
     ModelFacts,
     TensorSpec,
+    sealed,
 )
 from omforge.lowering.om.simulated import simulate_om
 from omforge.runtime.bundle import Bundle
@@ -369,9 +371,11 @@ def build(folder: Path, tiny: Tiny) -> Bundle:
                 buckets.append(bucket)
     for bucket in buckets if tiny.om else []:
         compile_om(folder, bucket)
-    files = sorted(
-        path for path in folder.iterdir() if path.is_file() and path.name != "manifest.json"
-    )
+    files = {
+        path.relative_to(folder).as_posix(): path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != "manifest.json"
+    }
     manifest_of(tiny, tuple(buckets), source, files).save(folder)
     return Bundle.open(folder)
 
@@ -391,14 +395,14 @@ def compile_om(folder: Path, bucket: Bucket) -> None:
 
 
 def manifest_of(
-    tiny: Tiny, buckets: tuple[Bucket, ...], source: Path, files: list[Path]
+    tiny: Tiny, buckets: tuple[Bucket, ...], source: Path, files: dict[str, Path]
 ) -> Manifest:
     pairs = [
         tuple((f"{word}.{layer}.key", f"{word}.{layer}.value") for layer in range(LAYERS))
         for word in ("past", "present")
     ]
     return Manifest(
-        schema_version=1,
+        schema_version=SCHEMA_VERSION,
         omforge="0",
         target="none",
         dtype=tiny.dtype,
@@ -443,7 +447,7 @@ def manifest_of(
             extra=(TensorSpec("unused", "float32", ("b", 3)),),
             dtype="float32",
         ),
-        files={path.name: digest(path) for path in files},
+        files={name: digest(path) for name, path in files.items()},
         coverage={},
     )
 
@@ -457,4 +461,4 @@ def change_manifest(folder: Path, change) -> None:
     file = folder / "manifest.json"
     data = json.loads(file.read_text())
     change(data)
-    file.write_text(json.dumps(data))
+    file.write_text(json.dumps(sealed(data)))

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import onnx
 
+from omforge.ir.paths import path_fault
 from omforge.lowering.legality.file_subject import FileSubject, StoredTensor
 from omforge.lowering.legality.subject import Finding, Rule
 
@@ -75,12 +76,12 @@ def external_location(subject: FileSubject) -> Iterator[Finding]:
     """External data is beside the model or below it."""
     for where, tensor, _ in _external(subject):
         location = _entries(tensor).get("location", "")
-        path = PurePosixPath(location)
+        fault = path_fault(location)
         code = ""
         if not location:
             what, code = "external data without a location", "E19999"
-        elif path.is_absolute() or ".." in path.parts:
-            what = f"external data at {location}"
+        elif fault:
+            what = f"external data at {location!r}, which {fault}"
         else:
             continue
         yield Finding(
@@ -99,7 +100,7 @@ def external_files(subject: FileSubject) -> Iterator[Finding]:
     for where, tensor, _ in _external(subject):
         entries = _entries(tensor)
         location = entries.get("location", "")
-        if not location:
+        if path_fault(location):
             continue  # reported by external_location
         if location not in sizes:
             file = folder / location
