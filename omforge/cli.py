@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -47,6 +47,7 @@ from omforge.options import (
     build_options,
     forms,
     numbers,
+    pass_names,
 )
 
 if TYPE_CHECKING:
@@ -372,7 +373,7 @@ def opt(
 
     steps = make_pipeline(pipeline)
     _require_folder_of(output)
-    names = _pass_names(print_after, [step.name for step in steps.passes])
+    names = pass_names(print_after, [step.name for step in steps.passes])
     loaded = ir.load(model)
     external = _has_external(loaded) or weight_bytes(loaded) > EXTERNAL_ABOVE
     clock, remark = Timing(), ""
@@ -404,24 +405,6 @@ def opt(
         console.show(remark)
     if timing:
         console.show(f"\n{clock.table()}")
-
-
-def _pass_names(text: str, known: Sequence[str]) -> list[str]:
-    """The passes of --print-after, each of which must be in the pipeline."""
-    from difflib import get_close_matches
-
-    from omforge.ir.errors import InputError
-
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    for name in names:
-        if name not in known:
-            near = get_close_matches(name, known, n=1)
-            raise InputError(
-                f"--print-after {name}",
-                f"the pipeline runs {', '.join(dict.fromkeys(known)) or 'nothing'}",
-                f"Did you mean {near[0]}?" if near else "Name one of these",
-            )
-    return names
 
 
 def _require_folder_of(file: Path) -> None:

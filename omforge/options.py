@@ -163,3 +163,25 @@ def numbers(text: str, option: str) -> tuple[int, ...]:
         raise InputError(
             f"{option} {text}", "it is no list of numbers", f"Write {option} 128,512"
         ) from None
+
+
+def pass_names(text: str, known: Sequence[str]) -> list[str]:
+    """Return the passes of --print-after.
+
+    Raises:
+        InputError: One is not in the pipeline, which runs those that are known.
+    """
+    from difflib import get_close_matches
+
+    from omforge.ir.errors import InputError
+
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            raise InputError(
+                f"--print-after {name}",
+                f"the pipeline runs {', '.join(dict.fromkeys(known)) or 'nothing'}",
+                f"Did you mean {near[0]}?" if near else "Name one of these",
+            )
+    return names

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from omforge import __version__, ir
 from omforge.ir.digests import sha256
@@ -22,6 +21,7 @@ from omforge.lowering.atc import AtcOptions, atc_command, check_path, compile_sc
 from omforge.lowering.atc_cache import AtcCache
 from omforge.lowering.atc_find import choose_atc
 from omforge.lowering.build_om import BuildOptions, build_om
+from omforge.lowering.compile_report import write_report
 from omforge.lowering.destination import destination_of
 from omforge.lowering.export_interface import export_interface, tensor_spec
 from omforge.lowering.footprint import Footprint, check_budget, spare_bytes
@@ -249,7 +249,7 @@ def compile_bundle(
             script = compile_script([b.command for b in made])
             (folder / SCRIPT).write_text(script, encoding="utf-8")
             (folder / SCRIPT).chmod(0o755)
-        _write_report(folder / REPORT, passes, nodes, coverage, told, quantization_json(model))
+        write_report(folder / REPORT, passes, nodes, coverage, told, quantization_json(model))
         written = m.Manifest(
             schema_version=m.SCHEMA_VERSION,
             omforge=__version__,
@@ -540,31 +540,3 @@ def _refuse_quantised(model: ir.Model) -> None:
                 f"it has {node.op_type} {node.name}",
                 "Compile without --gears: one static graph a bucket",
             )
-
-
-def _write_report(
-    path: Path,
-    passes: Sequence[PassRun],
-    nodes: dict[str, int],
-    coverage: Coverage,
-    told: Sequence[Event],
-    quantization: dict[str, Any],
-) -> None:
-    """What happened, without times: the same input gives the same bytes."""
-    report: dict[str, Any] = {
-        "passes": [
-            {
-                "pass": str(run.step),
-                "rewrites": run.rewrites,
-                "nodes_before": run.nodes_before,
-                "nodes_after": run.nodes_after,
-            }
-            for run in passes
-        ],
-        "nodes": nodes,
-        "coverage": coverage.to_json(),
-        "events": [dataclasses.asdict(event) for event in told],
-        "quantization": quantization,
-    }
-    with writing(path):
-        path.write_text(json.dumps(report, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -21,7 +21,7 @@ def test_the_backends_agree(tiny_bundle: Bundles):
 
 
 def test_a_bundle_without_om_files_says_how_to_make_them(tiny_bundle: Bundles):
-    with pytest.raises(InputError, match=r"has no \.om: atc was not run .* omforge build"):
+    with pytest.raises(InputError, match=r"has no \.om: atc was not run .*omforge build"):
         open_model(tiny_bundle(Tiny()), backend="sim")
 
 
