@@ -581,6 +581,7 @@ def passes(as_json: Json = False, verbose: Verbose = False) -> None:
 
 def main() -> None:
     """Run the command line; what the `omforge` script calls."""
+    console.end_in_order()
     console.quieten()
     console.collect_seldom()
     console.return_large_blocks()

@@ -4,8 +4,11 @@ import errno
 import io
 import os
 import re
+import signal
+import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -130,3 +133,24 @@ def test_large_blocks_go_back_where_the_library_can(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("ctypes.CDLL", lambda _: object())  # a library without it
     console.return_large_blocks()
     assert len(asked) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_terminated_program_takes_back_what_it_began(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    code = (
+        "import pathlib, sys, time; from omforge import console; from omforge.ir import folders\n"
+        "console.end_in_order()\n"
+        "with folders.MadeFolder(pathlib.Path(sys.argv[1])): print('in', flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "b")], stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    with process.stdout:
+        assert process.stdout.readline() == b"in\n"
+        assert list(tmp_path.iterdir())
+        process.send_signal(number)
+        assert process.wait(20) == 128 + number
+    assert not list(tmp_path.iterdir())

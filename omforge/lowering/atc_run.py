@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import logging
 import os
+import select
 import shlex
 import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from omforge.ir.errors import InputError
+from omforge.ir.weights import writing
 from omforge.lowering.atc import check_path
 from omforge.lowering.atc_errors import codes_of
 from omforge.lowering.atc_find import DEFAULT_HOMES, HOME_VARIABLES, Atc, at_path, find_atc
@@ -28,6 +31,7 @@ SUCCESS = "ATC run success"
 _SILENT_FAILURE = "E18888"
 
 _GRACE_SECONDS = 5.0
+_POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -75,11 +79,11 @@ class Children:
     """
 
     def __init__(self) -> None:
-        self._running: set[subprocess.Popen[str]] = set()
+        self._running: set[subprocess.Popen[bytes]] = set()
         self._lock = threading.Lock()
         self.stopped = False
 
-    def start(self, words: Sequence[str], cwd: Path, atc: Atc) -> subprocess.Popen[str]:
+    def start(self, words: Sequence[str], cwd: Path, atc: Atc) -> subprocess.Popen[bytes]:
         """Start a process, its stderr going where its stdout goes.
 
         Raises:
@@ -95,15 +99,12 @@ class Children:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                text=True,
-                encoding="utf-8",
-                errors="replace",
                 start_new_session=True,
             )
             self._running.add(process)
         return process
 
-    def done(self, process: subprocess.Popen[str]) -> None:
+    def done(self, process: subprocess.Popen[bytes]) -> None:
         """Forget a process that has ended."""
         with self._lock:
             self._running.discard(process)
@@ -123,7 +124,7 @@ class Children:
             _signal(process, signal.SIGKILL)
 
 
-def _signal(process: subprocess.Popen[str], number: signal.Signals) -> None:
+def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, number)
 
@@ -159,7 +160,8 @@ def run_atc(
     log.info("%s", shlex.join(command))
     started, clock = time.time(), time.monotonic()
     lines: list[str] = []
-    log_file.parent.mkdir(parents=True, exist_ok=True)
+    with writing(log_file):
+        log_file.parent.mkdir(parents=True, exist_ok=True)
     try:
         process = children.start([*atc.words, *command[1:]], cwd, atc)
     except OSError as error:
@@ -169,19 +171,20 @@ def run_atc(
             "Name CANN's bin/atc for this machine, or simulate with --atc sim",
         ) from error
     try:
-        with log_file.open("w", encoding="utf-8") as sink, process:
-            assert process.stdout is not None
-            for line in process.stdout:
-                sink.write(line)
+        with writing(log_file), log_file.open("w", encoding="utf-8") as sink:
+            for line in _lines(process):
+                sink.write(f"{line}\n")
                 sink.flush()
-                lines.append(line.rstrip("\n"))
+                lines.append(line)
                 if on_line is not None:
-                    on_line(lines[-1])
-            status = process.wait()
-    except BaseException:  # Ctrl-C in the thread that reads: the process must not stay behind
-        _signal(process, signal.SIGKILL)
-        raise
+                    on_line(line)
+        status = process.wait()
     finally:
+        # What it started may outlive it, and whatever ended the reading, nothing may stay.
+        _signal(process, signal.SIGKILL)
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
         children.done(process)
     codes = codes_of(lines)
     said_so = any(SUCCESS in line for line in lines)
@@ -194,6 +197,35 @@ def run_atc(
         seconds=time.monotonic() - clock,
         lines=tuple(lines),
     )
+
+
+def _lines(process: subprocess.Popen[bytes]) -> Iterator[str]:
+    """Yield what a process writes, line by line, until it has ended.
+
+    Its end is waited for, and not that of the pipe: a process that it leaves behind (a server of
+    compiled kernels) may hold that for ever.
+    """
+    assert process.stdout is not None
+    pipe = process.stdout.fileno()
+    poll = select.poll()
+    poll.register(pipe, select.POLLIN)
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    rest = ""
+    ended = closed = False
+    while not closed:
+        # What was written before the end is in the pipe when the end is seen.
+        ended = process.poll() is not None
+        if not poll.poll(0 if ended else _POLL_SECONDS * 1000):
+            if ended:
+                break
+            continue
+        chunk = os.read(pipe, 1 << 16)
+        closed = not chunk
+        *whole, rest = (rest + decoder.decode(chunk)).split("\n")
+        yield from (line.removesuffix("\r") for line in whole)
+    rest += decoder.decode(b"", final=True)
+    if rest:
+        yield rest
 
 
 def _program(program: Atc | Path | None) -> Atc:

@@ -27,6 +27,7 @@ from omforge.runtime.bundle import Bundle, Progress
 from omforge.runtime.cases import Case, make_cases, room
 from omforge.runtime.export import ExportModel
 from omforge.runtime.generate import LanguageModel, Level
+from omforge.runtime.om_files import check_om
 from omforge.runtime.routing import first_other_choice
 from omforge.runtime.same_cache import Follower, Recorder, Tips, Written
 from omforge.runtime.sampling import greedy
@@ -260,6 +261,9 @@ def verify_bundle(
             f"lowered and canonical graph write other integers into the cache for up to {share:.1%}"
             f" of a case's keys and values, by up to {most} steps"
         )
+    made = check_om(bundle)
+    failures += [Failure(fault.what, fault.why, fault.next_step) for fault in made.faults]
+    notes += made.notes()
     if not any(each.judged for each in comparisons):
         notes.append("nothing was judged: a quantised bundle needs both canonical and lowered")
     return VerifyReport(

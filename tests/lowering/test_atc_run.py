@@ -1,13 +1,14 @@
 """Running atc, with a stand-in that writes what the real one writes."""
 
 import os
+import signal
 import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from omforge.ir.errors import InputError
+from omforge.ir.errors import InputError, OmforgeError
 from omforge.lowering.atc import atc_command
 from omforge.lowering.atc_find import simulated_atc
 from omforge.lowering.atc_run import Children, run_atc
@@ -146,6 +147,45 @@ def test_stopping_ends_the_whole_group(tmp_path: Path) -> None:
     assert not _alive(child)
     with pytest.raises(InputError, match="stopped"):
         run_atc(("atc",), tmp_path, tmp_path / "log", program=program, children=children)
+
+
+@pytest.mark.parametrize("own_group", [True, False], ids=["its group", "another group"])
+def test_a_child_that_holds_the_pipe_is_not_waited_for(tmp_path: Path, own_group: bool) -> None:
+    """And it does not stay behind, unless it made itself a group of its own."""
+    starts = "sleep 60 &" if own_group else "setsid sleep 60 &"
+    program = fake_atc(
+        tmp_path / "bin", f"{starts} echo $! > child; touch m.om; echo ATC run success"
+    )
+    began = time.monotonic()
+    result = run_atc(("atc", "--output=m"), tmp_path, tmp_path / "log", program=program)
+    assert time.monotonic() - began < 10
+    assert result.ok
+    assert result.lines == ("ATC run success",)
+    child = int((tmp_path / "child").read_text())
+    deadline = time.monotonic() + 5
+    while own_group and _alive(child) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert _alive(child) != own_group
+    if not own_group:
+        os.kill(child, signal.SIGKILL)
+
+
+def test_all_that_it_writes_is_kept(tmp_path: Path) -> None:
+    """Far more than the pipe holds, a last line without an end, and bytes that are no text."""
+    program = fake_atc(
+        tmp_path / "bin", "seq 100000; printf '\\377 x\\nATC run success'; touch m.om; sleep 0.3"
+    )
+    result = run_atc(("atc", "--output=m"), tmp_path, tmp_path / "log", program=program)
+    assert result.ok
+    assert result.lines[99_999:] == ("100000", "\ufffd x", "ATC run success")
+    assert (tmp_path / "log").read_text().splitlines() == list(result.lines)
+
+
+def test_a_log_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    program = fake_atc(tmp_path / "bin", "sleep 60")
+    (tmp_path / "log").mkdir()
+    with pytest.raises(OmforgeError, match=r"cannot write .*/log: Is a directory"):
+        run_atc(("atc", "--output=m"), tmp_path, tmp_path / "log", program=program)
 
 
 def _alive(process: int) -> bool:
