@@ -1,9 +1,9 @@
-"""What a config.json promises about the model beside it."""
+"""What a config.json or a genai_config.json promises about the model beside it."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -17,17 +17,34 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
     "kv_heads": ("num_key_value_heads", "n_head_kv", "num_kv_heads"),
     "hidden_size": ("hidden_size", "n_embd", "d_model"),
     "vocab_size": ("vocab_size",),
-    "max_positions": ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"),
     "experts": ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"),
 }
 _GATED = {"silu", "swish", "swiglu"}
 
+# Some families write several, for what they were trained on and for what their tables hold.
+_POSITIONS = (
+    "max_position_embeddings",
+    "n_positions",
+    "max_seq_len",
+    "max_seq_length",
+    "max_sequence_length",
+    "seq_length",
+    "seq_len",
+    "n_ctx",
+    "context_length",
+    "model_max_length",
+)
+_MOST_POSITIONS = 1 << 30
+"""Tokenizers write 10**30 where they know of no limit."""
+
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The facts of a config.json, None where it is silent.
+    """The facts of a model's configuration, None where it is silent.
 
     Attributes:
+        max_positions: Tokens that a text may have.
+        positions_source: Which file and key says so.
         model_type: The family's name, for display only: nothing depends on it.
         window: Keys that a query of a sliding-window layer sees.
         rotary: Whether positions are rotary.
@@ -44,6 +61,7 @@ class ModelConfig:
     hidden_size: int | None = None
     vocab_size: int | None = None
     max_positions: int | None = None
+    positions_source: str = ""
     window: int | None = None
     rotary: bool | None = None
     gated: bool | None = None
@@ -57,24 +75,39 @@ class ModelConfig:
 def read_config(folder: Path) -> ModelConfig | None:
     """Read config.json, and the token numbers of generation_config.json, in `folder`.
 
+    Where a genai_config.json is beside it, or instead of it, that fills what is missing; of several
+    lengths of a text the smallest counts.
+
     Returns:
-        The facts; None if there is no config.json.
+        The facts; None if there is neither.
 
     Raises:
         InputError: A file is not JSON.
     """
-    file = folder / "config.json"
-    if not file.is_file():
+    file, genai = folder / "config.json", folder / "genai_config.json"
+    if not file.is_file() and not genai.is_file():
         return None
-    given = _read(file)
+    given = _read(file) if file.is_file() else {}
     # Multimodal families keep the language model's facts one level down.
     facts = {**given, **_mapping(given.get("text_config"))}
     generation = folder / "generation_config.json"
     tokens = {**facts, **(_read(generation) if generation.is_file() else {})}
+    limits = list(_limits(facts, "config.json"))
+    if genai.is_file():
+        told = _genai_facts(_read(genai))
+        limits += _limits(told, "genai_config.json")
+        facts, tokens = ({**told, **_said(own)} for own in (facts, tokens))
+    # The tokenizer's is often a round number of its own: it counts where nothing else does.
+    tokenizer = folder / "tokenizer_config.json"
+    if not limits and tokenizer.is_file():
+        limits += _limits(_read(tokenizer), "tokenizer_config.json")
+    positions, source = min(limits, default=(None, ""))
     numbers = {name: _first(facts, names) for name, names in _NAMES.items()}
     return ModelConfig(
         model_type=str(facts.get("model_type", "unknown")),
         **numbers,
+        max_positions=positions,
+        positions_source=source,
         window=_window(facts),
         rotary=_is_rotary(facts),
         gated=_is_gated(facts),
@@ -85,10 +118,37 @@ def read_config(folder: Path) -> ModelConfig | None:
     )
 
 
+def _limits(facts: Mapping[str, Any], file: str) -> Iterator[tuple[int, str]]:
+    """Every length of a text that a file states, and where."""
+    for name in _POSITIONS:
+        found = _first(facts, (name,))
+        if found is not None and 0 < found < _MOST_POSITIONS:
+            yield found, f"{file} says {name} = {found}"
+
+
+def _genai_facts(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts of a genai_config.json under the names of a config.json.
+
+    Source: microsoft/onnxruntime-genai:src/config.h. The decoder's `sliding_window` is about the
+    caller's buffers; the graph says itself what its layers see.
+    """
+    model = _mapping(given.get("model"))
+    decoder = _mapping(model.get("decoder"))
+    names = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_size")
+    facts = {name: decoder[name] for name in names if name in decoder}
+    names = ("vocab_size", "context_length", "eos_token_id", "bos_token_id", "pad_token_id")
+    facts |= {name: model[name] for name in names if name in model}
+    return facts | ({"model_type": model["type"]} if "type" in model else {})
+
+
+def _said(facts: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in facts.items() if value is not None}
+
+
 def _read(file: Path) -> dict[str, Any]:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ir.InputError(
             f"cannot read {file}", str(error), "Restore the file or remove it"
         ) from error

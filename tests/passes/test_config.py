@@ -1,4 +1,4 @@
-"""What a config.json promises, by whatever name a family calls it."""
+"""What a config.json or a genai_config.json promises, by whatever name a family calls it."""
 
 import json
 from pathlib import Path
@@ -41,6 +41,7 @@ def test_reads_a_llama(tmp_path: Path) -> None:
         hidden_size=64,
         vocab_size=320,
         max_positions=256,
+        positions_source="config.json says max_position_embeddings = 256",
         rotary=True,
         gated=True,
         eos_token_ids=(2,),
@@ -106,6 +107,83 @@ def test_the_generation_config_has_the_last_word_on_tokens(tmp_path: Path) -> No
 )
 def test_tells_whether_the_mlp_is_gated(tmp_path: Path, act: str | None, gated: bool) -> None:
     assert config(tmp_path, {"hidden_act": act}).gated is gated
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "max_position_embeddings",
+        "n_positions",
+        "max_seq_len",
+        "seq_length",
+        "n_ctx",
+        "max_sequence_length",
+        "model_max_length",
+    ],
+)
+def test_knows_how_families_call_the_longest_text(tmp_path: Path, name: str) -> None:
+    found = config(tmp_path, {"text_config": {name: 512}})
+    assert found.max_positions == 512
+    assert found.positions_source == f"config.json says {name} = 512"
+
+
+def test_of_several_lengths_the_smallest_counts(tmp_path: Path) -> None:
+    """Qwen-1 is trained on seq_length; beyond it, it turns to other frequencies."""
+    found = config(tmp_path, {"max_position_embeddings": 32768, "seq_length": 8192})
+    assert (found.max_positions, "seq_length" in found.positions_source) == (8192, True)
+
+
+@pytest.mark.parametrize(("said", "limit"), [(10**30, None), (2048, 2048), (0, None)])
+def test_the_tokenizers_length_counts_where_it_is_one(
+    tmp_path: Path, said: int, limit: int | None
+) -> None:
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"model_max_length": said}))
+    assert config(tmp_path, {}).max_positions == limit
+    assert config(tmp_path, {"n_positions": 4096}).max_positions == 4096
+
+
+GENAI = {
+    "model": {
+        "type": "qwen2",
+        "vocab_size": 320,
+        "context_length": 128,
+        "eos_token_id": [2, 1],
+        "bos_token_id": 0,
+        "pad_token_id": 2,
+        "decoder": {
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "hidden_size": 64,
+        },
+    },
+    "search": {"max_length": 64},
+}
+
+
+def test_reads_a_genai_config_alone(tmp_path: Path) -> None:
+    (tmp_path / "genai_config.json").write_text(json.dumps(GENAI))
+    assert read_config(tmp_path) == ModelConfig(
+        model_type="qwen2",
+        layers=2,
+        heads=4,
+        kv_heads=2,
+        hidden_size=64,
+        vocab_size=320,
+        max_positions=128,
+        positions_source="genai_config.json says context_length = 128",
+        eos_token_ids=(2, 1),
+        bos_token_id=0,
+        pad_token_id=2,
+    )
+
+
+def test_a_genai_config_beside_fills_what_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "genai_config.json").write_text(json.dumps(GENAI))
+    facts = {"hidden_size": 99, "eos_token_id": 7, "bos_token_id": None, "n_positions": 256}
+    found = config(tmp_path, facts)
+    assert (found.hidden_size, found.eos_token_ids, found.bos_token_id) == (99, (7,), 0)
+    assert (found.vocab_size, found.max_positions) == (320, 128)
 
 
 def test_none_without_a_file(tmp_path: Path) -> None:
