@@ -162,6 +162,8 @@ def show_compiled(result: CompileResult, source: Path, output: Path, remark: str
         f"bundle     {output}: {made.dtype}, context {made.context}, batch {made.batch}, "
         f"{made.kv.layout} cache"
     )
+    if why := _bounded_by(result):
+        show(f"context    {made.context} tokens: {why}")
     if made.quantization.weights or made.quantization.kv:
         show(f"quantised  {quantization_text(made)}")
     show(f"memory     {memory_text(made)}")
@@ -169,6 +171,12 @@ def show_compiled(result: CompileResult, source: Path, output: Path, remark: str
     show(f"atc        {_atc_hint(result, output)}")
     folder = shlex.quote(str(output))
     show(f'next       omforge verify {folder}; omforge run {folder} --prompt "..."')
+
+
+def _bounded_by(result: CompileResult) -> str:
+    """Why the context cannot be longer; "" where that was the caller's choice, or the default."""
+    context = result.manifest.context
+    return next((bound.why for bound in result.bounds if bound.tokens == context), "")
 
 
 def show_budget(result: CompileResult) -> None:
@@ -221,6 +229,7 @@ def compiled_json(result: CompileResult, remark: str) -> dict[str, Any]:
         "target": made.target,
         "dtype": made.dtype,
         "context": made.context,
+        "bounds": [dataclasses.asdict(bound) for bound in result.bounds],
         "batch": made.batch,
         "layout": made.kv.layout,
         "quantization": dataclasses.asdict(made.quantization),

@@ -262,7 +262,7 @@ def test_compile_refuses_a_model_without_a_cache(tmp_path: Path, empty: Path) ->
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--context", "100000"), "the model has 256 positions"),
+        (("--context", "100000"), "config.json says max_position_embeddings = 256"),
         (("--context", "16", "--prefill", "17"), "a prefill bucket of 17 tokens"),
         (("--prefill", "8,x"), "--prefill 8,x: it is no list of numbers"),
     ],

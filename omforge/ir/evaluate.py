@@ -11,6 +11,7 @@ import onnx
 import onnx_ir as ir
 
 from omforge.ir import dims as d
+from omforge.ir.edit import all_values
 from omforge.ir.errors import InputError, OmforgeError
 from omforge.ir.infer import constant_tensor, dims, known
 
@@ -36,8 +37,8 @@ class Cutout:
         opset: The version of the default domain that the nodes are written in.
 
     Raises:
-        EvaluationError: The part depends on a graph input that is not among `inputs`, on a large
-            weight, or on a node that holds a subgraph.
+        EvaluationError: The part depends on a graph input that is not among `inputs`, or on a large
+            weight.
     """
 
     def __init__(self, outputs: Sequence[ir.Value], inputs: Iterable[ir.Value], opset: int) -> None:
@@ -74,6 +75,11 @@ class Cutout:
         self._proto = proto
         self._session: Any = None
 
+    @property
+    def used(self) -> set[str]:
+        """The names of those inputs that the part depends on."""
+        return set(self._used)
+
     def _collect(self, nodes: list[ir.Node], constants: dict[str, ir.TensorProtocol]) -> None:
         seen: set[str] = set()
         stack: list[tuple[ir.Value, bool]] = [(output, False) for output in reversed(self.outputs)]
@@ -103,14 +109,9 @@ class Cutout:
                 self._leaves[name] = value
             elif node is None:
                 raise EvaluationError(f"it depends on {name}", "which is not given")
-            elif any(
-                a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-                for a in node.attributes.values()
-            ):
-                raise EvaluationError(f"{node.op_type} {node.name} holds a subgraph")
             else:
                 stack.append((value, True))
-                stack.extend((v, False) for v in node.inputs if v is not None)
+                stack.extend((v, False) for v in read_by(node))
 
     def run(self, feeds: Mapping[str, Array], bindings: Mapping[str, int]) -> list[Array]:
         """Compute the outputs.
@@ -147,6 +148,28 @@ class Cutout:
             if type(error).__module__.startswith("onnxruntime"):
                 raise EvaluationError("ONNX Runtime refuses the cut-out", str(error)) from error
             raise
+
+
+def read_by(node: ir.Node) -> list[ir.Value]:
+    """What a node reads: its inputs, and what the graphs inside it take from outside."""
+    read = [value for value in node.inputs if value is not None]
+    inner = [graph for a in node.attributes.values() for graph in _graphs(a)]
+    if not inner:
+        return read
+    every = [graph for outer in inner for graph in (outer, *outer.subgraphs())]
+    made = {value for graph in every for value in all_values(graph)}
+    for graph in every:
+        read += [v for n in graph for v in n.inputs if v is not None and v not in made]
+        read += [value for value in graph.outputs if value not in made]
+    return read
+
+
+def _graphs(attribute: ir.Attr) -> list[ir.Graph]:
+    if attribute.is_ref():
+        return []
+    if attribute.type is ir.AttributeType.GRAPH:
+        return [attribute.as_graph()]
+    return list(attribute.as_graphs()) if attribute.type is ir.AttributeType.GRAPHS else []
 
 
 def numbers(value: ir.Value, bindings: Mapping[str, int]) -> Array:

@@ -7,6 +7,7 @@ from pathlib import Path
 from omforge import ir
 from omforge.lowering import manifest as m
 from omforge.passes import make_pipeline
+from omforge.passes.bind_choices import BindChoices
 from omforge.passes.fuse_kv_io import FuseKvIo
 from omforge.passes.last_token_logits import LastTokenLogits
 from omforge.passes.pipeline import Pipeline
@@ -24,6 +25,8 @@ def float_canonical(export: str | Path, made: m.Manifest) -> ir.Model:
         InputError: The export cannot be read.
     """
     model = ir.load(export)
-    make_pipeline("raise").run(model)
-    Pipeline((LastTokenLogits(), FuseKvIo(made.kv.layout), TabulateRotary(made.context))).run(model)
+    serve = (LastTokenLogits(), FuseKvIo(made.kv.layout), TabulateRotary(made.context))
+    fuse = make_pipeline("fuse").passes
+    make_pipeline("canonicalize").run(model)
+    Pipeline((BindChoices(made.context), *fuse, *serve)).run(model)
     return model

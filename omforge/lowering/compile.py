@@ -22,6 +22,7 @@ from omforge.lowering.atc_cache import AtcCache
 from omforge.lowering.atc_find import choose_atc
 from omforge.lowering.build_om import BuildOptions, build_om
 from omforge.lowering.compile_report import write_report
+from omforge.lowering.context import choose_context, choose_prefill
 from omforge.lowering.destination import destination_of
 from omforge.lowering.export_interface import export_interface, tensor_spec
 from omforge.lowering.footprint import Footprint, check_budget, spare_bytes
@@ -45,8 +46,10 @@ from omforge.lowering.source import find_source
 from omforge.lowering.steps import Progress, Steps
 from omforge.lowering.target import Target, target
 from omforge.passes import PassRun, make_pipeline
+from omforge.passes.bind_choices import BindChoices
 from omforge.passes.bind_shapes import BindShapes
 from omforge.passes.config import ModelConfig, read_config
+from omforge.passes.context_bounds import Bound, config_bounds, find_bounds
 from omforge.passes.convert_precision import ConvertPrecision
 from omforge.passes.coverage import Coverage, measure
 from omforge.passes.events import Event, events
@@ -55,6 +58,7 @@ from omforge.passes.fuse_kv_io import PAST, FuseKvIo
 from omforge.passes.instruments import Instrument, VerifyEach
 from omforge.passes.interface import CacheLayer, cache_layers, find_interface
 from omforge.passes.last_token_logits import LastTokenLogits
+from omforge.passes.length_choices import tied_rows
 from omforge.passes.pipeline import Pipeline
 from omforge.passes.quantization.linear import find_linears, stored_as_integers
 from omforge.passes.quantization.report import BudgetPlan, budget_plan
@@ -66,9 +70,6 @@ from omforge.passes.tabulate_rotary import TabulateRotary
 MASK_VALUE = -30000.0
 """Finite in float16 even when a score is added, and so far below any score that its exp is 0."""
 
-DEFAULT_CONTEXT = 2048
-DEFAULT_PREFILL = 128
-
 CANONICAL, WEIGHTS, REPORT, SCRIPT = "canonical.onnx", "weights.bin", "report.json", "compile.sh"
 
 
@@ -78,7 +79,8 @@ class CompileOptions:
 
     Attributes:
         soc: Value of atc's --soc_version.
-        context: Tokens that a sequence may hold, C; if None the model's own limit, at most 2,048.
+        context: Tokens that a sequence may hold, C; if None the least of 2,048, what the model's
+            configuration says and what its graph bounds it to.
         prefill: Lengths S of the prefill buckets.
         batch: Rows B of every bucket.
         dtype: Dtype of the lowered graphs.
@@ -126,6 +128,8 @@ class CompileResult:
     """Nodes by graph: exported, raised, canonical, and each bucket."""
     events: tuple[Event, ...] = ()
     budget: BudgetPlan | None = None
+    bounds: tuple[Bound, ...] = ()
+    """What bounds a text, of which the first is the tightest."""
 
 
 def compile_bundle(
@@ -155,7 +159,9 @@ def compile_bundle(
     soc = target(options.soc)
     destination = destination_of(Path(output))
     config = read_config(found.folder)
-    options = _with_defaults(options, config)
+    told_bounds = config_bounds(config)
+    # What config.json rules out is refused before anything is done, the rest when it is known.
+    wanted = _with_defaults(options, told_bounds)
     check_forms(dict(options.forms))
     options.atc.words()  # refuses a wrong flag before anything is done
     scheme = _quantize(options, soc)
@@ -165,15 +171,25 @@ def compile_bundle(
     program = choose_atc(options.build.atc)
     if program is not None:
         check_path("bundle", str(destination.resolve()))  # now, not once all is made
-    buckets = _plan(options)
     watch = (VerifyEach(),) if instruments is None else instruments
-    steps = Steps(progress, 4 + 2 * len(buckets))
+    steps = Steps(progress, 4 + 2 * len(_plan(wanted)))
 
     steps.begin("load")
     model = ir.load(found.graph)
     nodes = {"exported": model.graph.num_nodes()}
     steps.begin("raise")
-    passes = list(make_pipeline("raise").run(model, watch).passes)
+    passes = list(make_pipeline("canonicalize").run(model, watch).passes)
+    bounds = (*told_bounds, *find_bounds(model, wanted.context or 0))
+    options = _with_defaults(options, bounds)
+    buckets = _plan(options)
+    if options.batch > 1 and (why := tied_rows(model, options.context or 0)):
+        raise ir.CheckError(
+            f"{options.batch} rows cannot be served together",
+            why,
+            "Compile with --batch 1, or export a model whose rows do not depend on each other",
+        )
+    bind = BindChoices(options.context or 0)
+    passes += Pipeline((bind, *make_pipeline("fuse").passes)).run(model, watch).passes
     nodes["raised"] = model.graph.num_nodes()
     _require_standard(model)
     coverage = measure(model, config)
@@ -216,7 +232,7 @@ def compile_bundle(
     nodes["canonical"] = model.graph.num_nodes()
     told = events(model)
 
-    facts = _facts(model, config, len(layers), heads, kv_heads, head_size)
+    facts = _facts(model, config, bounds, len(layers), heads, kv_heads, head_size)
     with MadeFolder(destination) as folder:
         with WeightWriter(folder / WEIGHTS) as writer:
             steps.begin("write canonical.onnx")
@@ -229,8 +245,8 @@ def compile_bundle(
                 full = _bucket_name(plan.name, options)
                 steps.begin(f"lower {full}")
                 lowered = model.clone()
-                bind = BindShapes(options.batch, plan.bound, options.context or 0)
-                runs = Pipeline((bind,)).run(lowered, watch).passes
+                sizes = BindShapes(options.batch, plan.bound, options.context or 0)
+                runs = Pipeline((sizes,)).run(lowered, watch).passes
                 passes += runs if plan is buckets[-1] else ()
                 legalize(lowered, soc, gears=plan.symbols, forms=dict(options.forms))
                 for seq in plan.gears or (plan.seq,):
@@ -249,7 +265,8 @@ def compile_bundle(
             script = compile_script([b.command for b in made])
             (folder / SCRIPT).write_text(script, encoding="utf-8")
             (folder / SCRIPT).chmod(0o755)
-        write_report(folder / REPORT, passes, nodes, coverage, told, quantization_json(model))
+        quantized = quantization_json(model)
+        write_report(folder / REPORT, passes, nodes, coverage, told, bounds, quantized)
         written = m.Manifest(
             schema_version=m.SCHEMA_VERSION,
             omforge=__version__,
@@ -283,7 +300,8 @@ def compile_bundle(
         cache = None if options.build.cache is None else AtcCache(options.build.cache)
         jobs = options.build.jobs
         written = build_om(destination, program, progress, jobs=jobs, cache=cache, trusted=True)
-    return CompileResult(destination, written, coverage, passes, nodes, told, budget_plan(model))
+    plan = budget_plan(model)
+    return CompileResult(destination, written, coverage, passes, nodes, told, plan, bounds)
 
 
 @dataclass(frozen=True)
@@ -322,23 +340,9 @@ def at_gear(model: ir.Model, seq: int) -> ir.Model:
     return twin
 
 
-def _with_defaults(options: CompileOptions, config: ModelConfig | None) -> CompileOptions:
-    limit = config.max_positions if config is not None else None
-    context = options.context or min(limit or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
-    if limit is not None and context > limit:
-        raise ir.InputError(
-            f"a context of {context} tokens is too long",
-            f"config.json says that the model has {limit} positions",
-            f"Choose --context {limit} or less",
-        )
-    prefill = tuple(sorted(set(options.prefill))) or (min(DEFAULT_PREFILL, context),)
-    wrong = [s for s in prefill if not 1 < s <= context]
-    if wrong:
-        raise ir.InputError(
-            f"a prefill bucket of {wrong[0]} tokens makes no sense",
-            f"it must be above 1 and fit in the context of {context}",
-            "Choose other --prefill lengths",
-        )
+def _with_defaults(options: CompileOptions, bounds: Sequence[Bound]) -> CompileOptions:
+    context = choose_context(options.context, bounds)
+    prefill = choose_prefill(options.prefill, context)
     if options.batch < 1:
         raise ir.InputError(f"a batch of {options.batch} makes no sense", "it must be 1 or more")
     layout = options.layout
@@ -456,7 +460,13 @@ def _size(value: ir.Value, axis: int) -> int:
 
 
 def _facts(
-    model: ir.Model, config: ModelConfig | None, layers: int, heads: int, kv_heads: int, size: int
+    model: ir.Model,
+    config: ModelConfig | None,
+    bounds: Sequence[Bound],
+    layers: int,
+    heads: int,
+    kv_heads: int,
+    size: int,
 ) -> m.ModelFacts:
     config = config or ModelConfig()
     logits = dims(model.graph.outputs[0]) or (0,)
@@ -472,7 +482,7 @@ def _facts(
         eos_token_ids=config.eos_token_ids,
         bos_token_id=config.bos_token_id,
         pad_token_id=config.pad_token_id,
-        max_positions=config.max_positions,
+        max_positions=min((bound.tokens for bound in bounds), default=None),
     )
 
 

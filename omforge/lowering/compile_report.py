@@ -10,6 +10,7 @@ from typing import Any
 
 from omforge.ir.weights import writing
 from omforge.passes import PassRun
+from omforge.passes.context_bounds import Bound
 from omforge.passes.coverage import Coverage
 from omforge.passes.events import Event
 
@@ -20,6 +21,7 @@ def write_report(
     nodes: dict[str, int],
     coverage: Coverage,
     told: Sequence[Event],
+    bounds: Sequence[Bound],
     quantization: dict[str, Any],
 ) -> None:
     """What happened, without times: the same input gives the same bytes."""
@@ -36,6 +38,7 @@ def write_report(
         "nodes": nodes,
         "coverage": coverage.to_json(),
         "events": [dataclasses.asdict(event) for event in told],
+        "bounds": [dataclasses.asdict(bound) for bound in bounds],
         "quantization": quantization,
     }
     with writing(path):

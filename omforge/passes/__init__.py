@@ -4,6 +4,7 @@
 `make_pipeline("canonicalize,fuse-rms-norm")` makes one to run.
 """
 
+from omforge.passes.bind_choices import BindChoices
 from omforge.passes.bind_shapes import BindShapes
 from omforge.passes.canonicalize_cache import CanonicalizeCache
 from omforge.passes.convert_opset import ConvertOpset
@@ -63,6 +64,7 @@ __all__ = [
 PASSES: dict[str, type[Pass]] = {
     step.name: step
     for step in (
+        BindChoices,
         BindShapes,
         CanonicalizeCache,
         ConvertOpset,
@@ -115,10 +117,9 @@ PIPELINES: dict[str, str] = {
             "canonicalize-cache",
         )
     ),
-    # From an export to the canonical level; of its interface only the cache's layout may change.
-    "raise": ",".join(
+    # From there to the canonical level.
+    "fuse": ",".join(
         (
-            "canonicalize",
             "fuse-layer-norm",  # before RMS norms: what is behind its centring looks like one
             "fuse-rms-norm",
             "fuse-swish",
@@ -135,6 +136,8 @@ PIPELINES: dict[str, str] = {
             "one-hot-choices",
         )
     ),
+    # From an export to the canonical level; of its interface only the cache's layout may change.
+    "raise": "canonicalize,fuse",
 }
 
 

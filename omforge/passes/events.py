@@ -23,17 +23,28 @@ class Event:
         pass_name: The pass, by its registered name.
         where: The place, as `ir.describe` writes it for a node.
         reason: What was left alone and why, with both sides of the constraint that failed.
+        done: Something was done there rather than left alone; `reason` says what.
     """
 
     pass_name: str
     where: str
     reason: str
+    done: bool = False
 
     def __str__(self) -> str:
+        if self.done:
+            return f"{self.pass_name}: {self.where}: {self.reason}"
         return f"{self.pass_name}: left {self.where} alone: {self.reason}"
 
 
-def record(model: ir.Model, pass_name: str, where: ir.Node | ir.Value | str, reason: str) -> None:
+def record(
+    model: ir.Model,
+    pass_name: str,
+    where: ir.Node | ir.Value | str,
+    reason: str,
+    *,
+    done: bool = False,
+) -> None:
     """Keep an event on the model and log it at INFO; the same event is kept once.
 
     Args:
@@ -41,8 +52,9 @@ def record(model: ir.Model, pass_name: str, where: ir.Node | ir.Value | str, rea
         pass_name: The pass, by its registered name.
         where: The node, the value (named by its producer) or the words for the place.
         reason: What was left alone and why.
+        done: See `Event`.
     """
-    event = Event(pass_name, place(where), reason)
+    event = Event(pass_name, place(where), reason, done)
     if event not in events(model):
         model.meta[_KEY] = (*events(model), event)
         log.info("%s", event)

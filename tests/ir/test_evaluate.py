@@ -171,15 +171,20 @@ def test_refuses_a_large_weight_on_disk_without_reading_it(tmp_path, monkeypatch
         cut(model, inputs="x")
 
 
-def test_refuses_subgraphs():
+def test_runs_branches_with_what_they_read_from_outside():
     model = inferred(
         "float[n] x, bool c",
-        """[choice] y = If (c) <
-            then_branch = t () => (float[] u) { u = Neg (x) },
-            else_branch = e () => (float[] w) { w = Abs (x) }>""",
+        """h = Neg (x)
+        [choice] y = If (c) <
+            then_branch = t () => (float[] u) { u = Neg (h) },
+            else_branch = e () => (float[] w) { w = Abs (h) }>""",
     )
-    with pytest.raises(EvaluationError, match="If choice holds a subgraph"):
-        cut(model, inputs="x c")
+    x = np.array([-1.0, 2.0], np.float32)
+    for chosen, wanted in ((True, x), (False, np.abs(x))):
+        (y,) = cut(model, inputs="x c").run({"x": x, "c": np.array(chosen)}, {})
+        np.testing.assert_array_equal(y, wanted)
+    with pytest.raises(EvaluationError, match="it depends on x"):
+        cut(model, inputs="c")
 
 
 def test_refuses_an_input_whose_dtype_inference_did_not_find():

@@ -26,7 +26,9 @@ from omforge.passes.builder import Builder
 from omforge.passes.splice import insert
 from omforge.runtime.bundle import Bundle
 from omforge.runtime.compare import verify_bundle
+from omforge.testing import parse
 from tests.exports import FAMILIES, ROUTES
+from tests.passes.blocks import LONGEST, Block
 
 Exported = Callable[[str, str], Path]
 
@@ -203,7 +205,10 @@ def test_the_report_holds_no_times(exported: Exported, tmp_path: Path) -> None:
     ("options", "message"),
     [
         (CompileOptions("Ascend310P9"), "Ascend310P"),
-        (CompileOptions("Ascend310P3", context=100000), "config.json says that the model has 256"),
+        (
+            CompileOptions("Ascend310P3", context=100000),
+            "config.json says max_position_embeddings = 256",
+        ),
         (CompileOptions("Ascend310P3", context=16, prefill=(32,)), "bucket of 32 tokens"),
         (CompileOptions("Ascend310P3", prefill=(1,)), "bucket of 1 tokens"),
         (CompileOptions("Ascend310P3", batch=0), "batch of 0"),
@@ -383,3 +388,41 @@ def test_no_step_joins_or_turns_the_cache(
             parts = list(split.outputs)
         assert len(parts) == 4
         assert {node.op_type for part in parts for node in part.consumers()} == {"MatMul"}
+
+
+def test_a_table_in_the_graph_bounds_the_context(tmp_path: Path) -> None:
+    model = parse(Block(rotary="half", tables="gathered").text())
+    ir.save(model, tmp_path / "model.onnx")
+    result = compile_bundle(tmp_path, tmp_path / "b", CompileOptions("Ascend310P3"))
+    made = result.manifest
+    assert (made.context, made.model.max_positions) == (LONGEST, LONGEST)
+    assert made.bucket(f"prefill_s{LONGEST}_c{LONGEST}").seq == LONGEST
+    assert [bound.why for bound in result.bounds] == [
+        "the table cos_table in the graph has 32 rows"
+    ]
+    with pytest.raises(ir.InputError, match="a context of 33 tokens is too long") as told:
+        compile_bundle(tmp_path, tmp_path / "c", CompileOptions("Ascend310P3", context=33))
+    assert told.value.why == "the table cos_table in the graph has 32 rows"
+    assert told.value.next_step == "Choose --context 32 or less"
+
+
+def test_a_choice_by_length_is_bound_below_it(tmp_path: Path) -> None:
+    """LongRoPE: once a text is longer than 20 tokens, its keys turn faster."""
+    turn = "angle = Mul (position_u, inv_freq)"
+    chosen = """most = ReduceMax <keepdims = 0> (position_ids)
+        long = Greater (most, n_19)
+        fast = Add (inv_freq, inv_freq)
+        chosen = Where (long, fast, inv_freq)
+        angle = Mul (position_u, chosen)"""
+    block = Block(
+        rotary="half", edits=((turn, chosen), ("int64 n_0", "int64 n_19 = {19}, int64 n_0"))
+    )
+    ir.save(parse(block.text()), tmp_path / "model.onnx")
+    with pytest.raises(ir.InputError, match="too long") as told:
+        compile_bundle(tmp_path, tmp_path / "b", CompileOptions("Ascend310P3", context=21))
+    assert "beyond 20 tokens" in told.value.why
+    result = compile_bundle(tmp_path, tmp_path / "b", CompileOptions("Ascend310P3", prefill=(6,)))
+    assert result.manifest.context == 20
+    assert ["always takes inv_freq" in e.reason for e in result.events if e.done] == [True]
+    report = verify_bundle(Bundle.open(tmp_path / "b"))
+    assert report.ok, report.failures
