@@ -3,13 +3,13 @@
 Every command is a thin call into the rooms; what it prints is made in `reports`. Imports of the
 rooms are inside the commands, so that `omforge --help` answers at once.
 
-Exit status: 0 done, 1 a check failed, 2 wrong usage or input, 130 interrupted.
+Exit status: 0 done, 1 a check failed, 2 wrong usage or input, 130 interrupted, 141 when the reader
+of its output has gone.
 """
 
 from __future__ import annotations
 
 import functools
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +19,7 @@ import typer
 
 import omforge
 from omforge import console
+from omforge.command_group import Commands
 from omforge.options import (
     Atc,
     AtcCached,
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="omforge",
+    cls=Commands,
     help=(
         "Rewrite exported LLM graphs (ONNX) into what Ascend's ATC compiler accepts, "
         "and prove that nothing changed."
@@ -85,7 +87,7 @@ def _guarded(command: Callable[..., None]) -> Callable[..., None]:
         try:
             command(*args, **kwargs)
         except BrokenPipeError:
-            raise  # the reader of a pipe went away; typer ends the process without a word
+            raise  # the reader of a pipe went away; `Commands` ends the process without a word
         except (Exception, KeyboardInterrupt) as error:  # `report` sorts out the bugs
             status = console.report(error, as_json=bool(kwargs.get("as_json")))
             if status is None:
@@ -388,7 +390,7 @@ def opt(
         more, remark = _comparer(loaded, 2048)
         watch += more
     if names or print_after_changed:
-        watch.append(PrintAfter(sys.stderr, names, changed=print_after_changed))
+        watch.append(PrintAfter(console.VisibleErrors(), names, changed=print_after_changed))
     with console.progress() as bar:
         if bar is not None:
             bar("passes", 0, 0)

@@ -1,4 +1,8 @@
-"""What the command line shows: tables and JSON on stdout; progress, logs and errors on stderr."""
+"""What the command line shows: tables and JSON on stdout; progress, logs and errors on stderr.
+
+Names come from models, manifests and tokenizers that somebody else made. Nothing of them reaches a
+terminal that it would take for a command: all text is made `visible` here.
+"""
 
 from __future__ import annotations
 
@@ -74,9 +78,32 @@ def be_verbose() -> None:
     """Log omforge at INFO, and the libraries' warnings, to stderr."""
     warnings.simplefilter("default")
     logging.captureWarnings(True)
-    logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(stream=sys.stderr)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(_VisibleLines("%(levelname)s %(name)s: %(message)s"))
     logging.getLogger().setLevel(logging.WARNING)
     logging.getLogger("omforge").setLevel(logging.INFO)
+
+
+# --- what a terminal would obey -------------------------------------------------------------------
+
+_OBEYED = (
+    *(set(range(0x20)) - {ord("\t"), ord("\n")}),
+    *range(0x7F, 0xA0),  # C1: some terminals take U+009B for ESC [
+    *range(0x202A, 0x202F),  # what turns the direction of text, so that it reads as another
+    *range(0x2066, 0x206A),
+)
+_VISIBLE = {code: f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" for code in _OBEYED}
+
+
+def visible(text: str) -> str:
+    r"""Return text with its control characters spelled out: ESC is shown as \x1b."""
+    return text.translate(_VISIBLE)
+
+
+class _VisibleLines(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
 
 
 # --- stdout ---------------------------------------------------------------------------------------
@@ -89,7 +116,7 @@ def show(text: str = "") -> None:
 
 def stream(text: str) -> None:
     """Write text to stdout at once."""
-    _write(sys.stdout, text)
+    _write(sys.stdout, visible(text))
 
 
 def show_json(data: object) -> None:
@@ -124,10 +151,11 @@ def show_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None
         )
     for row in rows:
         # Text, because a name in brackets would be taken for markup.
-        table.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
+        table.add_row(*(Text("" if cell is None else visible(str(cell))) for cell in row))
     with console.capture() as captured:
         console.print(table)
-    show("\n".join(line.rstrip() for line in captured.get().splitlines()))
+    lines = "\n".join(line.rstrip() for line in captured.get().splitlines())
+    _write(sys.stdout, f"{lines}\n")  # rich's own styles are meant for the terminal
 
 
 # --- stderr ---------------------------------------------------------------------------------------
@@ -135,7 +163,15 @@ def show_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None
 
 def say(text: str) -> None:
     """Write a line to stderr."""
-    _write(sys.stderr, f"{text}\n")
+    _write(sys.stderr, visible(f"{text}\n"))
+
+
+class VisibleErrors:
+    """stderr, for what is written by others."""
+
+    def write(self, text: str) -> None:
+        """Write text to stderr at once."""
+        _write(sys.stderr, visible(text))
 
 
 def _write(to: TextIO, text: str) -> None:
@@ -189,8 +225,8 @@ class Progress:
 
 
 def _plain(text: str) -> str:
-    """Text that rich does not read as markup."""
-    return text.replace("[", "\\[")
+    """Text that neither rich reads as markup nor a terminal as commands."""
+    return visible(text).replace("[", "\\[")
 
 
 @contextlib.contextmanager

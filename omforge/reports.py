@@ -21,12 +21,13 @@ from omforge.passes.coverage import Coverage
 from omforge.passes.events import Event
 from omforge.passes.pipeline import Pass, PassRun
 from omforge.passes.pipeline import options as pass_options
+from omforge.passes.quantization.token_file import leading_tokens
 from omforge.runtime.bundle import Bundle, Progress
 from omforge.runtime.compare import Comparison, VerifyReport, is_quantized
 from omforge.runtime.generate import Generation
-from omforge.runtime.quality import PIECES, QualityReport, measure_quality
+from omforge.runtime.quality import PIECE, PIECES, QualityReport, measure_quality
 from omforge.runtime.quality_layers import LayerErrors
-from omforge.runtime.text_stream import TextStream
+from omforge.runtime.text_stream import TextStream, Tokenizer
 
 # --- passes ---------------------------------------------------------------------------------------
 
@@ -380,7 +381,8 @@ def measured(
     """
     if not asked.wanted(bundle):
         return None
-    tokens = None if asked.text is None else bundle.tokenizer().encode(_text_of(asked.text))
+    count = asked.pieces * PIECE
+    tokens = None if asked.text is None else _tokens_of(asked.text, bundle.tokenizer(), count)
     export = bundle.export if source is None else source
     plain = float_canonical(export, bundle.manifest) if export.is_file() else None
     report = measure_quality(
@@ -417,9 +419,9 @@ def tell_verified(
         show_quality(quality)
 
 
-def _text_of(file: Path) -> str:
+def _tokens_of(file: Path, tokenizer: Tokenizer, count: int) -> list[int]:
     try:
-        return file.read_text(encoding="utf-8")
+        return leading_tokens(file, tokenizer.encode, count)
     except UnicodeDecodeError as error:
         raise InputError(f"{file} is no text", str(error), "Give a file in UTF-8") from error
 

@@ -2,6 +2,7 @@
 
 import errno
 import io
+import logging
 import os
 import re
 import signal
@@ -47,6 +48,41 @@ def test_text_that_the_terminal_cannot_show_is_replaced(monkeypatch: pytest.Monk
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
     console.stream("caf\u00e9 \u4e2d")
     assert raw.getvalue() == b"caf? ?"
+
+
+HOSTILE = "a\x1b[2J\x9b5m\r\x08\u202eb\x7f"
+SHOWN = r"a\x1b[2J\x9b5m\x0d\x08\u202eb\x7f"
+
+
+def test_control_characters_are_spelled_out_everywhere(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    console.show(HOSTILE)
+    console.stream(f"{HOSTILE}\n")
+    console.show_table(("name",), [(HOSTILE,)])
+    console.say(HOSTILE)
+    console.VisibleErrors().write(HOSTILE)
+    out, err = capsys.readouterr()
+    assert out.splitlines() == [SHOWN, SHOWN, "name", SHOWN]
+    assert err == f"{SHOWN}\n{SHOWN}"
+    console.report(InputError(f"node {HOSTILE}", HOSTILE, HOSTILE), as_json=True)
+    out, err = capsys.readouterr()
+    assert "\x1b" not in out + err
+    record = logging.LogRecord("n", logging.INFO, "p", 1, "node %s", (HOSTILE,), None)
+    assert console._VisibleLines("%(message)s").format(record) == f"node {SHOWN}"
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setattr(console, "PATIENCE", 0.0)
+    with console.progress() as bar:
+        assert bar is not None
+        bar(HOSTILE, 1, 4)
+        bar.detail(HOSTILE)
+        time.sleep(0.3)
+    assert "\x1b[2J" not in screen.getvalue()
+
+
+def test_lines_and_tabs_stay() -> None:
+    assert console.visible("a\tb\nc \u4e2d") == "a\tb\nc \u4e2d"
 
 
 def test_there_is_no_progress_in_a_pipe() -> None:

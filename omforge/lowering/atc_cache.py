@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from omforge.ir.digests import cache_root, sha256
+from omforge.ir.json_text import parse_json
 from omforge.ir.paths import path_fault
 from omforge.ir.weights import replacing
 from omforge.lowering.atc_find import Atc
@@ -93,7 +94,7 @@ class AtcCache:
             Their names with their SHA-256; None if there is no such entry, or not all of it.
         """
         try:
-            entry: Any = json.loads(self._entry(key).read_text(encoding="utf-8"))
+            entry: Any = parse_json(self._entry(key).read_bytes())
             files = {str(name): str(digest) for name, digest in entry["files"].items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None  # absent or damaged: it is made again

@@ -29,6 +29,7 @@ from typing import Any, Literal, cast
 
 from omforge.ir.dims import parse_dim, symbols
 from omforge.ir.errors import InputError
+from omforge.ir.json_text import parse_json
 from omforge.ir.paths import name_fault, path_fault
 from omforge.ir.weights import replacing, write_error
 
@@ -240,8 +241,8 @@ class Manifest:
                 f"cannot read the manifest {file}", str(error), "Give the directory of a bundle"
             ) from error
         try:
-            data: object = json.loads(text, parse_constant=_refuse_constant)
-        except (ValueError, RecursionError) as error:
+            data: object = parse_json(text, constant=_refuse_constant)
+        except ValueError as error:
             raise InputError(f"{file} is not JSON", str(error), "Build the bundle again") from error
         try:
             return cls.from_json(data)

@@ -34,7 +34,7 @@ from omforge.passes.fuse_kv_io import PAST
 from omforge.passes.pipeline import Pass
 from omforge.passes.quantization.budget import parse_size
 from omforge.passes.quantization.report import budget_plan, quantized_layers
-from omforge.passes.quantization.token_file import read_tokens
+from omforge.passes.quantization.token_file import leading_tokens, read_tokens
 from omforge.passes.quantize_kv import QuantizeKv
 from omforge.passes.quantize_weights import Method, QuantizeWeights
 from omforge.passes.turn_weights import TurnWeights
@@ -376,15 +376,15 @@ def read_calibration(path: str | Path | None, folder: Path) -> tuple[Array, ...]
     path = Path(path)
     if path.suffix == ".npy":
         return tuple(read_tokens(str(path)))
+    encode = _encoder(folder)
     try:
-        text = path.read_text(encoding="utf-8")
+        ids = np.asarray(leading_tokens(path, encode, _PIECE * _PIECES), np.int64)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"cannot read the calibration text {path}",
             str(error),
             "Give a text in UTF-8, or token numbers [pieces, tokens] as .npy",
         ) from error
-    ids = np.asarray(_encode(folder, text), np.int64)
     if len(ids) < 2:
         raise InputError(
             f"the calibration text {path} has {len(ids)} tokens",
@@ -395,7 +395,7 @@ def read_calibration(path: str | Path | None, folder: Path) -> tuple[Array, ...]
     return tuple(piece for piece in pieces if len(piece) > 1)
 
 
-def _encode(folder: Path, text: str) -> list[int]:
+def _encoder(folder: Path) -> Callable[[str], list[int]]:
     file = folder / "tokenizer.json"
     if not file.is_file():
         raise InputError(
@@ -407,9 +407,10 @@ def _encode(folder: Path, text: str) -> list[int]:
 
     reader: Any = tokenizers.Tokenizer
     try:
-        return cast("list[int]", reader.from_file(str(file)).encode(text).ids)
+        loaded = reader.from_file(str(file))
     # tokenizers raises bare Exception for a damaged tokenizer.json.
     except Exception as error:
         raise InputError(
             f"tokenizers cannot load {file}", str(error), "Copy the model's tokenizer again"
         ) from error
+    return lambda text: cast("list[int]", loaded.encode(text).ids)

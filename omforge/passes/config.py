@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from omforge import ir
+from omforge.ir.json_text import parse_json
 
 # Hugging Face families name one fact in several ways.
 _NAMES: Mapping[str, tuple[str, ...]] = {
@@ -147,8 +147,8 @@ def _said(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        found = parse_json(file.read_bytes())
+    except (OSError, ValueError) as error:
         raise ir.InputError(
             f"cannot read {file}", str(error), "Restore the file or remove it"
         ) from error

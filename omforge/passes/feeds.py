@@ -107,9 +107,17 @@ def token_feeds(model: ir.Model, tokens: Array) -> Feeds:
     """Return the inputs of a prefill of tokens [B, S]: nothing in the past, no padding.
 
     Raises:
-        InputError: The model is no causal LM, or an input has no shape.
+        InputError: The model is no causal LM, an input has no shape, or a token is no number of
+            its vocabulary.
     """
     interface = find_interface(model)
+    least, most, count = int(tokens.min()), int(tokens.max()), _vocabulary(interface)
+    if least < 0 or (isinstance(_shape(interface.logits)[-1], int) and most >= count):
+        raise ir.InputError(
+            f"token {least if least < 0 else most} is not in the vocabulary",
+            f"the model's tokens are 0 to {count - 1}",
+            "Make the token numbers with this model's own tokenizer",
+        )
     inputs = [v for v in model.graph.inputs if v.name not in model.graph.initializers]
     random = np.random.default_rng(0)  # draws what a cache of no slots holds
     made = {_name(v): _feed(v, Step(*tokens.shape), interface, random) for v in inputs}

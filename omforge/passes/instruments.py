@@ -9,7 +9,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Protocol
 
 import numpy.typing as npt
 
@@ -108,6 +108,14 @@ def _interface_change(before: list[str], after: list[str]) -> str:
     return f"it {' and '.join(said) or 'has them in another order'}"
 
 
+class Writable(Protocol):
+    """A stream, as far as it is used here."""
+
+    def write(self, text: str, /) -> object:
+        """Write text."""
+        ...
+
+
 class PrintAfter(Instrument):
     """Write the model as text after passes.
 
@@ -118,7 +126,7 @@ class PrintAfter(Instrument):
     """
 
     def __init__(
-        self, to: TextIO | Path, names: Collection[str] = (), *, changed: bool = False
+        self, to: Writable | Path, names: Collection[str] = (), *, changed: bool = False
     ) -> None:
         self._to = to
         self._names = frozenset(names)

@@ -13,7 +13,7 @@ from omforge.ir import numerics
 from omforge.ir.errors import CheckError, InputError
 from omforge.ir.infer import dims
 from omforge.passes import Pass, Pipeline, make_pipeline
-from omforge.passes.feeds import HIDDEN, STEPS, make_feeds, weight_bytes
+from omforge.passes.feeds import HIDDEN, STEPS, make_feeds, token_feeds, weight_bytes
 from omforge.passes.instruments import CompareEach
 from omforge.testing import parse
 
@@ -46,6 +46,17 @@ def test_padding_is_on_the_left_of_the_last_row(exported: Exports) -> None:
     assert feeds["attention_mask"].tolist() == [[1] * 17, [0] * 5 + [1] * 12]
     assert feeds["position_ids"][0].tolist() == list(range(17))
     assert feeds["position_ids"][1].tolist() == [0] * 5 + list(range(12))
+
+
+@pytest.mark.parametrize(("token", "said"), [(320, 320), (-1, -1)])
+def test_a_calibration_token_beyond_the_vocabulary_is_refused(
+    exported: Exports, token: int, said: int
+) -> None:
+    """ONNX Runtime would end in Gather, or take a row from the end."""
+    model = ir.load(exported("optimum", "llama_gqa"))
+    assert token_feeds(model, np.array([[0, 319]]))["input_ids"].tolist() == [[0, 319]]
+    with pytest.raises(InputError, match=f"token {said} is not .* the model's tokens are 0 to 319"):
+        token_feeds(model, np.array([[0, token]]))
 
 
 def test_the_same_arguments_give_the_same_numbers(exported: Exports) -> None:

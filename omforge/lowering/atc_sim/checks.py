@@ -6,12 +6,12 @@ compiler/api/aclgrph/option_utils.cc.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
+from omforge.ir.json_text import parse_json
 from omforge.lowering.atc_flags import flags
 from omforge.lowering.atc_sim import paths
 from omforge.lowering.atc_sim.command_line import FRAMEWORKS, Arguments
@@ -243,7 +243,7 @@ def load_raw_options(arguments: Arguments, report: Report) -> None:
         return
     paths.check_input(file, "--raw_ge_options", report)
     try:
-        content: Any = json.loads(Path(file).read_text(encoding="utf-8"))
+        content: Any = parse_json(Path(file).read_bytes())
     except ValueError as error:
         report.error("E10032", file_name=file, reason="Invalid JSON format")
         raise Refused from error

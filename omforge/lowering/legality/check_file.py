@@ -166,7 +166,7 @@ def _make_loadable(message: onnx.ModelProto) -> None:
     known = onnx.TensorProto.DataType.values()
     for stored in FileSubject(Path(), 0, message).tensors:
         tensor = stored.tensor
-        if tensor.data_type not in known:
+        if tensor.data_type not in known or tensor.data_type == onnx.TensorProto.UNDEFINED:
             tensor.data_type = onnx.TensorProto.UINT8
         for entry in [*tensor.external_data]:
             whole = entry.key in ("offset", "length") and entry.value.strip().isdecimal()

@@ -20,6 +20,7 @@ from omforge import ir
 from omforge.ir.dims import Dim, evaluate, symbols
 from omforge.ir.errors import InputError
 from omforge.ir.infer import dims as value_dims
+from omforge.ir.json_text import parse_json
 from omforge.ir.ops import is_target_op, reference_model
 from omforge.ir.weights import chunks, external_like, replacing
 from omforge.lowering.om import layout, model_def
@@ -70,7 +71,7 @@ def read_payload(om: OmFile) -> Payload:
     data = om.partition(0, layout.SIMULATED_PAYLOAD)
     end = bytes(data[: 1 << 20]).find(b"\n")
     try:
-        header: Any = json.loads(bytes(data[: max(end, 0)]))
+        header: Any = parse_json(bytes(data[: max(end, 0)]))
         return Payload(
             graph=data[end + 1 :],
             weights=tuple(str(name) for name in header["weights"]),
