@@ -66,6 +66,7 @@ from omforge.passes.raise_contrib_ops import RaiseContribOps
 from omforge.passes.recurrent_states import is_state, renewed
 from omforge.passes.schema import CONTRIB_DOMAIN
 from omforge.passes.tabulate_rotary import TabulateRotary
+from omforge.passes.text_positions import TextPositions
 
 MASK_VALUE = -30000.0
 """Finite in float16 even when a score is added, and so far below any score that its exp is 0."""
@@ -178,7 +179,9 @@ def compile_bundle(
     model = ir.load(found.graph)
     nodes = {"exported": model.graph.num_nodes()}
     steps.begin("raise")
-    passes = list(make_pipeline("canonicalize").run(model, watch).passes)
+    text_only = Pipeline((TextPositions(),)).run(model, watch).passes
+    passes = [run for run in text_only if run.rewrites]
+    passes += make_pipeline("canonicalize").run(model, watch).passes
     bounds = (*told_bounds, *find_bounds(model, wanted.context or 0))
     options = _with_defaults(options, bounds)
     buckets = _plan(options)

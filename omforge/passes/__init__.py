@@ -38,8 +38,10 @@ from omforge.passes.remove_no_ops import RemoveNoOps
 from omforge.passes.rewrite import ANY, Builder, Match, NoMatch, Pat, PatternOps, RewritePass
 from omforge.passes.sign_weights import SignWeights
 from omforge.passes.tabulate_rotary import TabulateRotary
+from omforge.passes.text_positions import TextPositions
 from omforge.passes.turn_weights import TurnWeights
 from omforge.passes.unflatten_gemm import UnflattenGemm
+from omforge.passes.ungroup_experts import UngroupExperts
 
 __all__ = [
     "ANY",
@@ -94,8 +96,10 @@ PASSES: dict[str, type[Pass]] = {
         RemoveNoOps,
         SignWeights,
         TabulateRotary,
+        TextPositions,
         TurnWeights,
         UnflattenGemm,
+        UngroupExperts,
     )
 }
 
@@ -132,7 +136,8 @@ PIPELINES: dict[str, str] = {
             "fold-shapes",  # what is left of shape arithmetic
             "merge-slices",
             "eliminate-common-subexpressions",
-            "dense-experts",  # last: what works row by row is plain to see by now
+            "ungroup-experts",  # from here on: what works row by row is plain to see by now
+            "dense-experts",
             "one-hot-choices",
         )
     ),

@@ -20,7 +20,7 @@ from omforge.ir.dims import Dim, Expr, evaluate, symbols
 from omforge.ir.infer import dims
 from omforge.passes.alibi import KEY_POSITIONS
 from omforge.passes.fuse_kv_io import MASK, PAST
-from omforge.passes.interface import Interface, find_interface
+from omforge.passes.interface import Interface, find_interface, stacked_positions
 from omforge.passes.last_token_logits import LOGITS_INDEX
 from omforge.passes.masks import given_mask
 from omforge.passes.schema import CONTRIB_DOMAIN
@@ -178,6 +178,9 @@ def _feed(value: ir.Value, step: Step, interface: Interface, random: np.random.G
         array: Array = random.integers(0, _vocabulary(interface), (step.batch, step.seq))
     elif value is interface.position_ids:
         array = step.positions
+    elif value is stacked_positions(interface):
+        rows = _shape(value)[0]
+        array = np.stack([step.positions] * (rows if isinstance(rows, int) else 3))
     elif value is interface.attention_mask:
         array = np.arange(total) >= step.first[:, None]
         if len(_shape(value)) == 4:  # the caller makes the whole mask

@@ -195,6 +195,18 @@ def find_interface(model: ir.Model) -> Interface:
     return Interface(input_ids, mask, positions, caches, logits, extra)
 
 
+def stacked_positions(interface: Interface) -> ir.Value | None:
+    """The positions [3, B, S] or [4, B, S] of models that tell time, height and width (M-RoPE)."""
+    tokens = shape_of(interface.input_ids)
+    for value in interface.extra:
+        shape = shape_of(value)
+        if len(shape) != 3 or value.dtype not in _INTEGERS or shape[0] == 1:
+            continue
+        if shape[1:] == tokens or "position" in _words(value):
+            return value
+    return None
+
+
 def tokens_of(graph: ir.Graph) -> ir.Value | None:
     """The token numbers: integers [B, S] that look up rows of an embedding.
 

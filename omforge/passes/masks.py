@@ -25,7 +25,7 @@ from omforge.ir.infer import constant, known
 from omforge.passes import alibi
 from omforge.passes.alibi import Bias
 from omforge.passes.builder import Builder
-from omforge.passes.interface import Interface
+from omforge.passes.interface import Interface, stacked_positions
 from omforge.passes.match import NoMatch
 from omforge.passes.views import shape_of
 
@@ -126,6 +126,7 @@ class Prober:
     def __init__(self, model: ir.Model, interface: Interface) -> None:
         self.opset = model.opset_imports[""]
         self._interface = interface
+        self._stacked = stacked_positions(interface)
 
     def sizes(self, batch: int, seq: int, past: int) -> tuple[int, int, int]:
         """The sizes nearest to those asked for that the model admits: an export may fix some.
@@ -152,8 +153,8 @@ class Prober:
     def cut(self, outputs: Sequence[ir.Value]) -> Cutout:
         """The part that makes `outputs` from attention_mask, position_ids and shapes."""
         interface = self._interface
-        given = [v for v in (interface.attention_mask, interface.position_ids) if v is not None]
-        return Cutout(outputs, given, self.opset)
+        given = (interface.attention_mask, interface.position_ids, self._stacked)
+        return Cutout(outputs, [v for v in given if v is not None], self.opset)
 
     def run(self, part: Cutout, probe: Probe, position_ids: Array | None = None) -> list[Array]:
         """Run a part on a probe.
@@ -173,6 +174,10 @@ class Prober:
                 feeds[value.name] = given_mask(value.dtype, Mask(None, True, False).visible(probe))
             elif len(shape_of(value)) == array.ndim:
                 feeds[value.name] = array.astype(value.dtype.numpy())
+        if self._stacked is not None and self._stacked.name and position_ids is None:
+            # Far apart: what takes one for the other shows.
+            rows = [probe.position_ids + 11 * row for row in range(_rows(self._stacked))]
+            feeds[self._stacked.name] = np.stack(rows)
         return part.run(feeds, self.bindings(probe.batch, probe.seq, probe.past))
 
 
@@ -348,6 +353,11 @@ def _scores(
             if mask.floor is not None:
                 scores = np.maximum(scores, scores.dtype.type(mask.floor * mask.factor))
     return np.broadcast_to(scores, shape), arrays[len(applied) :]
+
+
+def _rows(stacked: ir.Value) -> int:
+    count = shape_of(stacked)[0]
+    return count if isinstance(count, int) else 3
 
 
 def _by_head(array: Array, mask: Applied, probe: Probe) -> Array:

@@ -11,7 +11,7 @@ from omforge.ir.dims import Dim, Expr, substitute, symbol, symbols
 from omforge.ir.infer import attribute, dims, infer_model, to_shape
 from omforge.passes.cache_joins import FLOATS, find_joins
 from omforge.passes.events import record
-from omforge.passes.interface import Interface, find_interface, states
+from omforge.passes.interface import Interface, find_interface, stacked_positions, states
 from omforge.passes.pipeline import Pass
 from omforge.passes.views import shape_of
 
@@ -103,6 +103,9 @@ def _name(model: ir.Model, interface: Interface) -> None:
     roles = {interface.input_ids: tokens}
     if interface.position_ids is not None and len(shape_of(interface.position_ids)) == 2:
         roles[interface.position_ids] = tokens
+    stacked = stacked_positions(interface)
+    if stacked is not None:
+        roles[stacked] = (shape_of(stacked)[0], *tokens)
     for value, new in roles.items():
         _assign(value, new, names, exported)
     caches = _open_caches(model)

@@ -88,7 +88,7 @@ def recognise(prober: Prober, cos: ir.Value, sin: ir.Value) -> Rotation:
             position.
     """
     angle = _angle(prober, cos, sin)
-    source = _integer_source(prober, angle)
+    source = _unrepeated(_integer_source(prober, angle))
     try:
         part = Cutout([angle, cos, sin], [source], prober.opset)
         rounded = _rounded(Cutout([cos], [angle], prober.opset), cos)
@@ -117,11 +117,12 @@ def _tables(
     """Frequencies and scale of the tables of one run, if they are a rotation's."""
     angles, cosines, sines, flat = run
     count = flat.size
+    angles = _one_of_copies(angles, count)
     angles, cosines, sines = (
         table.reshape(count, -1).astype(np.float32) if table.size % count == 0 else table
         for table in (angles, cosines, sines)
     )
-    if len(angles) != count or cosines.shape != sines.shape:
+    if {len(angles), len(cosines)} != {count} or cosines.shape != sines.shape:
         raise NoMatch(f"{cosines.shape} cosines and {sines.shape} sines of {angles.shape}", cos)
     inv_freq = angles[flat == 1][0]
     wanted = flat.astype(np.float32)[:, None] * inv_freq
@@ -134,6 +135,13 @@ def _tables(
         if _agree(sines, np.sin(wanted) * scale, close):
             return signed, scale
     raise NoMatch("it is not the sine of the angle", sin)
+
+
+def _one_of_copies(angles: Array, count: int) -> Array:
+    """The angles of one axis, where there are those of time, height and width, equal for text."""
+    rows = angles[0]
+    alike = angles.ndim > 2 and rows.size % count == 0 and bool((angles == rows).all())
+    return rows if alike and rows[..., 0].size == count else angles
 
 
 def _spread(
@@ -192,6 +200,20 @@ def _integer_source(prober: Prober, angle: ir.Value) -> ir.Value:
     if len(found) != 1:
         raise NoMatch(f"the angle is made of {len(found)} integer tensors, not one position", angle)
     return next(iter(found))
+
+
+def _unrepeated(source: ir.Value) -> ir.Value:
+    """The positions before they are given once for each axis, [3, B, S] of [B, S] (M-RoPE)."""
+    sized = [dim for dim in shape_of(source) if dim != 1]
+    for prefix in reversed(list(trace(source).prefixes())):
+        shape = dims(prefix.source)
+        if shape is None or len(shape) not in (1, 2) or prefix.source.dtype not in _INTEGERS:
+            continue
+        own = [dim for dim in shape if dim != 1]
+        copies = sized[: len(sized) - len(own)]
+        if len(copies) == 1 and isinstance(copies[0], int) and sized[1:] == own:
+            return prefix.source
+    return source
 
 
 def _run(

@@ -149,7 +149,7 @@ class ExportModel:
         known: dict[str | None, Array] = {
             self.export.input_ids: tokens,
             self.export.attention_mask: self._mask(batch, rows.length, end),
-            self.export.position_ids: np.tile(np.arange(rows.length, end), (batch, 1)),
+            self.export.position_ids: self._positions(batch, rows.length, end),
         }
         feeds = {
             name: array.astype(self._inputs[name].dtype)
@@ -183,6 +183,15 @@ class ExportModel:
         dtype = np.dtype(spec.dtype)
         whole = np.where(seen, 0, np.finfo(dtype).min) if dtype.kind == "f" else seen
         return np.broadcast_to(whole, (batch, 1, *seen.shape))
+
+    def _positions(self, batch: int, start: int, end: int) -> Array:
+        """Positions [B, S], as often as the export takes them: M-RoPE's are equal for text."""
+        spec = self._inputs.get(self.export.position_ids or "")
+        rows = np.tile(np.arange(start, end), (batch, 1))
+        if spec is None or len(spec.shape) != 3:
+            return rows
+        count = spec.shape[0]
+        return np.stack([rows] * (count if isinstance(count, int) else 3))
 
     def _symbols(self, feeds: Mapping[str, Array]) -> dict[str, int]:
         """Return what the symbols in the inputs' shapes stand for in this step."""

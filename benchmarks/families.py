@@ -1,0 +1,287 @@
+"""Every decoder family of transformers that builds tiny, through the whole of omforge.
+
+Run by hand, with the `export` extra:
+
+    python benchmarks/families.py SCRATCH [--only llama,gemma2] [--export-only | --again]
+                                  [--timeout S] [--table docs/families.md]
+
+Each family is built from its config with small sizes and random weights, exported by transformers'
+ONNX exporter, compiled for both SoCs (with `--compare-each` for the first) and verified. Each step
+is a process of its own with a timeout, so that a hang or a traceback is a row of the table. What
+was done is kept under SCRATCH: a run goes on where the last one ended. `--again` keeps the exports
+and judges them once more.
+"""
+
+import argparse
+import json
+import multiprocessing
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import family_exports
+
+SOCS = ("Ascend910B4", "Ascend310P3")
+COMPILE = ("--context", "64", "--prefill", "16", "--atc", "none")
+OMFORGE = (sys.executable, "-m", "omforge")
+PACKAGES = ("transformers", "torch", "onnxruntime")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("scratch", type=Path)
+    parser.add_argument("--only", default="", help="families, by comma; all if absent")
+    parser.add_argument("--export-only", action="store_true")
+    parser.add_argument("--again", action="store_true", help="judge what was judged before, too")
+    parser.add_argument("--retry", action="store_true", help="export what failed before, too")
+    parser.add_argument("--timeout", type=int, default=300)
+    parser.add_argument("--table", type=Path, help="write the table to this file")
+    given = parser.parse_args()
+    names = [name for name in given.only.split(",") if name] or family_exports.families()
+    # Forked from one process that has imported torch: importing it takes longer than an export.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["family_exports", "torch", "transformers.exporters"])
+    rows: list[Row] = []
+    for name in names:
+        exported = _exported(context, name, given)
+        if given.export_only:
+            print(name, exported.get("error") or "exported", flush=True)
+            continue
+        rows.append(_judged(name, exported, given))
+        print(line(rows[-1]), flush=True)
+    if rows:
+        print(summary(rows))
+    if given.table:
+        given.table.write_text(document(rows))
+
+
+Row = Mapping[str, Any]
+
+
+# --- exporting ------------------------------------------------------------------------------------
+
+
+def _exported(context: Any, name: str, given: argparse.Namespace) -> dict[str, Any]:
+    """The facts of an export, made now or before; `error` is there if there is none."""
+    folder = given.scratch / "exports" / name
+    facts, failed = folder / "export.json", given.scratch / "exports" / f"{name}.failed"
+    if facts.exists():
+        return json.loads(facts.read_text())
+    if failed.exists() and not given.retry:
+        return {"error": failed.read_text().strip()}
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    failed.unlink(missing_ok=True)
+    process = context.Process(target=_export, args=(name, folder, failed))
+    process.start()
+    process.join(given.timeout)
+    if process.is_alive():
+        process.kill()
+        process.join()
+        failed.write_text(f"no end in {given.timeout} s\n")
+    if facts.exists():
+        return json.loads(facts.read_text())
+    if not failed.exists():
+        failed.write_text(f"the process ended with {process.exitcode}\n")
+    return {"error": failed.read_text().strip()}
+
+
+def _export(name: str, folder: Path, failed: Path) -> None:
+    sys.stdout = sys.stderr = (folder.parent / f"{name}.log").open("w")
+    try:
+        family_exports.export(name, folder)
+    except BaseException as error:
+        import traceback
+
+        traceback.print_exc()
+        told = str(error).strip().splitlines()
+        failed.write_text(f"{type(error).__name__}: {told[0] if told else ''}"[:300] + "\n")
+
+
+# --- judging --------------------------------------------------------------------------------------
+
+
+def _judged(name: str, exported: Mapping[str, Any], given: argparse.Namespace) -> Row:
+    """A row: what each SoC's compilation and verification gave."""
+    if "error" in exported:
+        return {"family": name, "exported": False, "reason": exported["error"]}
+    kept = given.scratch / "results" / f"{name}.json"
+    if kept.exists() and not given.again:
+        return json.loads(kept.read_text())
+    row: dict[str, Any] = {"family": name, "exported": True, "unlike": _unlike(exported)}
+    source, bundle = given.scratch / "exports" / name, given.scratch / "bundles" / name
+    bundle.parent.mkdir(parents=True, exist_ok=True)
+    for soc in SOCS:
+        row[soc] = _judge(source, bundle, soc, given.timeout, compare=soc == SOCS[0])
+    shutil.rmtree(bundle, ignore_errors=True)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    kept.write_text(json.dumps(row, indent=1) + "\n")
+    return row
+
+
+def _unlike(exported: Mapping[str, Any]) -> str:
+    """What the export itself cannot do, or does otherwise than PyTorch."""
+    if "unlike" in exported:
+        return f"fails with other sizes ({exported['unlike']})"
+    if exported["max_abs"] > 1e-3:
+        return f"its logits are {exported['max_abs']:.2g} from PyTorch's"
+    return ""
+
+
+def _judge(source: Path, bundle: Path, soc: str, timeout: int, *, compare: bool) -> dict[str, Any]:
+    """Compile and verify for one SoC."""
+    shutil.rmtree(bundle, ignore_errors=True)
+    found: dict[str, Any] = {}
+    command = ("compile", str(source), "--target", soc, *COMPILE, "-o", str(bundle), "--json")
+    options = ("--compare-each",) if compare else ()
+    status, told, words = _omforge((*command, *options), timeout)
+    if compare and status and "compare" in words:
+        found["alarm"] = words
+        status, told, words = _omforge(command, timeout)
+    if status and not words.startswith("Traceback"):
+        found["refused"] = words
+        partly = _omforge((*command, "--allow-partial"), timeout)
+        if partly[0] == 0 or partly[2].startswith("Traceback"):
+            status, told, words = partly
+    if status:
+        return found | {"compiled": False, "reason": words}
+    coverage = told["coverage"]
+    kinds = ("attention", "rotary", "norm", "mlp")
+    found |= {
+        "compiled": True,
+        "raised": bool(coverage["complete"]),
+        "coverage": {k: f"{coverage[k]['found']}/{coverage[k]['expected']}" for k in kinds},
+        "remark": told.get("remark", ""),
+    }
+    status, told, words = _omforge(("verify", str(bundle), "--json"), timeout)
+    found["verified"] = status == 0
+    if cases := told.get("cases", told.get("comparisons")):
+        found["of_limit"] = max(case["excess"] for case in cases)
+    return found if status == 0 else found | {"reason": words}
+
+
+def _omforge(arguments: Sequence[str], timeout: int) -> tuple[int, dict[str, Any], str]:
+    """Run a command with `--json`; return its status, its document and what it said in one line."""
+    try:
+        done = subprocess.run(
+            (*OMFORGE, *arguments), capture_output=True, text=True, timeout=timeout, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return -1, {}, f"no end in {timeout} s"
+    try:
+        told = json.loads(done.stdout)
+    except ValueError:
+        told = {}
+    if "Traceback (most recent call last)" in done.stderr:
+        lines = done.stderr.strip().splitlines()
+        return done.returncode or 1, told, "Traceback: " + " / ".join(lines[-2:])
+    if done.returncode == 0:
+        return 0, told, ""
+    if error := told.get("error"):
+        return (
+            done.returncode,
+            told,
+            ": ".join(_one_line(error[k]) for k in ("what", "why") if error[k]),
+        )
+    if failures := told.get("failures"):
+        return done.returncode, told, _one_line(str(failures[0]))
+    return done.returncode, told, _one_line(done.stderr.strip().partition("\n")[0])
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+# --- telling --------------------------------------------------------------------------------------
+
+
+def status(row: Row, what: str) -> str:
+    """Whether something is so for both SoCs: yes, no, or the one it is so for."""
+    got = [soc for soc in SOCS if row.get(soc, {}).get(what)]
+    return "yes" if len(got) == len(SOCS) else " ".join(got) or "no"
+
+
+def is_right(row: Row) -> bool:
+    """Whether everything was raised and verified, on both SoCs."""
+    return all(status(row, what) == "yes" for what in ("compiled", "raised", "verified"))
+
+
+def reason(row: Row) -> str:
+    """Why a row is not right, as the program said it."""
+    if not row["exported"]:
+        return row["reason"]
+    told = [row[soc].get("reason") or row[soc].get("refused", "") for soc in SOCS]
+    words = (
+        told[0]
+        if told[0] == told[1]
+        else "; ".join(f"{soc}: {word}" for soc, word in zip(SOCS, told, strict=True) if word)
+    )
+    if "alarm" in row[SOCS[0]]:
+        words = f"{words} --compare-each: {row[SOCS[0]]['alarm']}".strip()
+    if row["unlike"]:
+        words = f"{words} (the export: {row['unlike']})".strip()
+    return words
+
+
+def line(row: Row) -> str:
+    """One line of the table."""
+    if not row["exported"]:
+        return f"| {row['family']} | no | - | - | - | - | {_cell(reason(row))} |"
+    alarm = (
+        "alarm" if "alarm" in row[SOCS[0]] else "-" if status(row, "compiled") == "no" else "quiet"
+    )
+    cells = [status(row, what) for what in ("compiled", "raised", "verified")]
+    return f"| {row['family']} | yes | {' | '.join(cells)} | {alarm} | {_cell(reason(row))} |"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """How many families got how far."""
+    exported = [row for row in rows if row["exported"]]
+    right = [row for row in exported if is_right(row)]
+    tracebacks = [row for row in exported if "Traceback" in reason(row)]
+    alarms = [row for row in exported if "alarm" in row[SOCS[0]]]
+    share = f" ({len(right) / len(exported):.0%})" if exported else ""
+    return (
+        f"{len(rows)} families, {len(exported)} exported; {len(right)} of these{share} "
+        f"raised completely and verified on {' and '.join(SOCS)}; {len(tracebacks)} tracebacks; "
+        f"{len(alarms)} false alarms of --compare-each"
+    )
+
+
+def document(rows: Sequence[Row]) -> str:
+    """The table as a page."""
+    versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+    head = (
+        "# Decoder families of transformers\n\n"
+        "Written by `python benchmarks/families.py SCRATCH --table docs/families.md`: every\n"
+        "model type of `AutoModelForCausalLM`, built from its config with small sizes and random\n"
+        "weights, exported by transformers' ONNX exporter, then\n"
+        f"`omforge compile {' '.join(COMPILE)}` and `omforge verify` for {' and '.join(SOCS)}.\n"
+        f"With {versions}.\n\n"
+    )
+    exported = [row for row in rows if row["exported"]]
+    columns = (
+        "| family | exported | compiled | raised | verified | compare-each | reason |\n"
+        "|---|---|---|---|---|---|---|\n"
+    )
+    body = "\n".join(line(row) for row in exported)
+    left = "\n".join(
+        f"| {row['family']} | {_cell(reason(row))} |" for row in rows if not row["exported"]
+    )
+    return (
+        f"{head}{summary(rows)}.\n\n{columns}{body}\n\n## Not built or not exported\n\n"
+        f"These ended in transformers or in its exporter, before omforge saw anything.\n\n"
+        f"| family | what ended it |\n|---|---|\n{left}\n"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""ungroup-experts: tokens sorted by expert become all tokens of every expert, and a choice."""
+
+import numpy as np
+import pytest
+
+from omforge import ir
+from omforge.ir.infer import dims, infer_model
+from omforge.ir.numerics import run, tolerance, within
+from omforge.ir.verify import check
+from omforge.passes.events import events
+from omforge.passes.ungroup_experts import UngroupExperts
+from omforge.testing import parse
+
+# Three experts, a router that chooses two for each token, biases by expert.
+MODEL = """<ir_version: 11, opset_import: ["" : 24]>
+g (float[n, 4] x, float[n, 3] scores) => (float[n, 4] y)
+<int64[1] k = {2}, int64[1] flat = {-1}, int64 zero = {0}, int64 one = {1}, int64 two = {2},
+ int64[1] column = {1}, int64[3] off = {0, 0, 0}, int64[1] lead = {0}, int64[3] pairs = {-1, 2, 4},
+ int64[1] middle = {1}, float[4, 2] w1 = {1,2,3,4,5,6,7,8}, float[4, 2] w2 = {-4,3,2,1,8,7,-6,5},
+ float[4, 2] w3 = {0,1,0,-1,1,2,0,2}, float[2, 4] v1 = {1,2,3,4,5,6,7,8},
+ float[2, 4] v2 = {4,3,-2,1,8,7,6,5}, float[2, 4] v3 = {1,0,1,0,1,0,-1,0},
+ float[3, 2] bias = {0.5, -1, 2, 0, 1, 1}> {
+    shares, choices = TopK (scores, k)
+    share = Reshape (shares, flat)
+    chosen = Reshape (choices, flat)
+    all = Shape (chosen)
+    ids, order = TopK <largest = 0> (chosen, all)
+    token = Div (order, two)
+    token_c = Unsqueeze (token, column)
+    sorted = GatherND (x, token_c)
+    order_c = Unsqueeze (order, column)
+    share_s = GatherND (share, order_c)
+    ones = Expand (one, all)
+    counts = ScatterElements <reduction = "add"> (off, ids, ones)
+    ends = CumSum (counts, zero)
+    ends1, ends2, ends3 = Split <num_outputs = 3> (ends)
+    end1 = Squeeze (ends1)
+    end2 = Squeeze (ends2)
+    end3 = Squeeze (ends3)
+    those1 = Range (zero, end1, one)
+    those2 = Range (end1, end2, one)
+    those3 = Range (end2, end3, one)
+    PRODUCTS(up, sorted, w)
+    ids_c = Unsqueeze (ids, column)
+    bias_s = GatherND (bias, ids_c)
+    biased = Add (up, bias_s)
+    gate = Sigmoid (biased)
+    act = Mul (biased, gate)
+    PRODUCTS(down, act, v)
+    share_c = Unsqueeze (share_s, column)
+    weighed = Mul (down, share_c)
+    count = Squeeze (all)
+    places = Range (zero, count, one)
+    nowhere = Expand (zero, all)
+    back = ScatterND (nowhere, order_c, places)
+    back_c = Unsqueeze (back, column)
+    restored = GatherND (weighed, back_c)
+    rows = Reshape (restored, pairs)
+    y = ReduceSum <keepdims = 0> (rows, middle)
+}"""
+
+
+def _products(text: str) -> str:
+    for name, rows, weight in (("up", "sorted", "w"), ("down", "act", "v")):
+        parts = [
+            f"{name}_in{e} = Gather ({rows}, those{e})\n"
+            f"{name}{e} = MatMul ({name}_in{e}, {weight}{e})"
+            for e in (1, 2, 3)
+        ]
+        joined = f"{name} = Concat <axis = 0> ({name}1, {name}2, {name}3)"
+        text = text.replace(f"PRODUCTS({name}, {rows}, {weight})", "\n".join([*parts, joined]))
+    return text
+
+
+TEXT = _products(MODEL)
+
+
+def _feeds(tokens: int) -> dict[str, np.ndarray]:
+    random = np.random.default_rng(tokens)
+    shapes = {"x": (tokens, 4), "scores": (tokens, 3)}
+    return {k: random.standard_normal(shape).astype(np.float32) for k, shape in shapes.items()}
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 7])
+def test_the_numbers_stay_and_no_size_depends_on_the_data(tokens: int) -> None:
+    before, model = parse(TEXT), parse(TEXT)
+    assert UngroupExperts().run(model) == 2
+    check(model)
+    feeds = _feeds(tokens)
+    expected, got = run(before, feeds), run(model, feeds)
+    assert within(got["y"], expected["y"], tolerance("float32"))
+
+
+def test_the_sort_its_histogram_and_its_way_back_are_gone() -> None:
+    model = parse(TEXT)
+    UngroupExperts().run(model)
+    kinds = [node.op_type for node in model.graph]
+    assert not {"ScatterElements", "ScatterND", "CumSum", "GatherND"} & set(kinds)
+    assert kinds.count("TopK") == 1
+    infer_model(model)
+    sizes = {str(n) for node in model.graph for v in node.outputs for n in dims(v) or ()}
+    assert not [size for size in sizes if "unknown" in size]
+    told = [str(event) for event in events(model)]
+    assert any("every expert computes all tokens" in text for text in told)
+    assert UngroupExperts().run(model) == 0
+
+
+def test_an_expert_that_overflows_does_not_matter_to_who_did_not_choose_it() -> None:
+    model = parse(TEXT.replace("float[2, 4] v3 = {1,", "float[2, 4] v3 = {inf,"))
+    UngroupExperts().run(model)
+    feeds = _feeds(5)
+    feeds["scores"][:, 2] = -9
+    assert np.isfinite(run(model, feeds)["y"]).all()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ("those2 = Range (end1", "those2 = Range (zero", "does not take the rows that chose it"),
+        ("places = Range (zero, count, one)", "places = Range (one, count2, one)", "nothing takes"),
+        ("gate = Sigmoid (biased)", "gate = Softmax <axis = 0> (biased)", "Softmax may mix rows"),
+        ("token = Div (order, two)", "token = Div (order, three)", "neither by token nor by"),
+        ("(chosen, all)", "(chosen, k)", "does not sort all"),
+    ],
+)
+def test_what_is_no_permutation_of_rows_stays(old: str, new: str, reason: str) -> None:
+    assert old in TEXT
+    text = TEXT.replace(old, new)
+    text = text.replace("int64 two = {2},", "int64 two = {2}, int64 three = {3},")
+    text = text.replace(
+        "count = Squeeze (all)", "count = Squeeze (all)\n count2 = Add (count, one)"
+    )
+    model = parse(text)
+    assert UngroupExperts().run(model) == 0
+    assert any(reason in event.reason for event in events(model)), [e.reason for e in events(model)]
+    assert isinstance(model, ir.Model)
