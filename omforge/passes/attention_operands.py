@@ -75,48 +75,60 @@ def queries(
     return _flatten(op, _by_head(op, q, heads, joined=joined)), 1.0
 
 
-def operand(op: Builder, value: ir.Value, heads: int, size: int, *, transposed: bool) -> Operand:
-    """Keys (transposed for the product) or values, with their cache.
+def operand(
+    op: Builder,
+    value: ir.Value,
+    heads: int,
+    size: int,
+    *,
+    keys: bool,
+    turned: bool,
+    grouped: bool = False,
+) -> Operand:
+    """Keys or values, with their cache.
 
     Args:
         op: Records what it takes to make them so.
-        value: [B, N or 1, T, D], or [B*N, T, D]; keys with their last two axes swapped.
+        value: [B, N or 1, T, D], or [B*N, T, D].
         heads: N.
         size: D.
-        transposed: Whether they are keys.
+        keys: Whether they are keys, which may be scaled.
+        turned: Whether the last two axes are swapped, as a product takes keys.
+        grouped: Whether any divisor of N will do for their heads.
     """
     shape = shape_of(value)
     joined = len(shape) == 3
     have = heads if joined else shape[1] if len(shape) == 4 else None
-    if have not in (heads, 1) or not isinstance(have, int):
-        role = "keys" if transposed else "values"
+    fits = isinstance(have, int) and have and (have in (heads, 1) or grouped)
+    if not fits or not isinstance(have, int) or heads % have:
+        role = "keys" if keys else "values"
         raise NoMatch(f"the {role} are {text(shape)}, for {heads} heads of queries", value)
-    for prefix in trace(value, scalars=transposed).prefixes():  # values are not scaled
+    for prefix in trace(value, scalars=keys).prefixes():
         source = shape_of(prefix.source)
         if len(source) == 3 and isinstance(source[2], int) and source[2] % size == 0:
             groups = source[2] // size
             if _divides(groups, have) and is_same_movement(
-                prefix, _split(groups, size, transposed, have // groups, joined=joined)
+                prefix, _split(groups, size, turned, have // groups, joined=joined)
             ):
                 return Operand(prefix.source, groups, size, prefix.factor)
         if len(source) == 4 and isinstance(source[1], int) and _divides(source[1], have):
             groups = source[1]
-            if is_same_movement(prefix, _repeat(have // groups, transposed, joined=joined)):
+            if is_same_movement(prefix, _repeat(have // groups, turned, joined=joined)):
                 whole = _cached(op, prefix, groups, size)
                 return whole or Operand(_flatten(op, prefix.source), groups, size, prefix.factor)
-    return plain(op, value, heads, transposed=transposed)
+    return plain(op, value, heads, turned=turned)
 
 
-def plain(op: Builder, value: ir.Value, heads: int, *, transposed: bool) -> Operand:
+def plain(op: Builder, value: ir.Value, heads: int, *, turned: bool) -> Operand:
     """Keys or values as the product wants them, whatever they are made by."""
     *first, rows, columns = shape_of(value)
     joined = len(first) == 1
     have = heads if joined else first[1]
-    size = rows if transposed else columns
+    size = rows if turned else columns
     if not isinstance(have, int) or not isinstance(size, int):
         raise NoMatch(f"heads and their size are no numbers: {text(dims(value))}", value)
     whole = _by_head(op, value, heads, joined=joined)
-    whole = op.Transpose(whole, perm=[0, 1, 3, 2]) if transposed else whole
+    whole = op.Transpose(whole, perm=[0, 1, 3, 2]) if turned else whole
     return Operand(_flatten(op, whole), have, size, 1.0)
 
 

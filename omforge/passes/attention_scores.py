@@ -306,9 +306,7 @@ def find_mixed(softmax: ir.Node, live: set[ir.Value]) -> Mixed:
         guard = _nan_guard(value)
         node = guard or _only_consumer(value)
         if node.op_type == "MatMul" and node.inputs[0] is value:
-            found = Mixed(node, node.outputs[0], path=path)
-            _row_guard(found, live)
-            return found
+            return replace(row_guard(node.outputs[0], live), path=path)
         if node.op_type == "Cast" and node.outputs[0].dtype not in (*_HALVES, ir.DataType.FLOAT):
             raise NoMatch(f"the probabilities are cast to {node.outputs[0].dtype}", node)
         if guard is None and node.op_type not in ("Cast", *_ORDER_KEEPING):
@@ -338,14 +336,23 @@ def _nan_guard(value: ir.Value) -> ir.Node | None:
     return None
 
 
-def _row_guard(found: Mixed, live: set[ir.Value]) -> None:
-    """Where(guard, 0, out): rows that see nothing are zeroed behind the product."""
-    nodes = found.output.consumers()
-    if len(nodes) != 1 or nodes[0].op_type != "Where" or found.output.is_graph_output():
-        return
+def row_guard(output: ir.Value, live: set[ir.Value] | None) -> Mixed:
+    """Where(guard, 0, out): rows that see nothing are zeroed behind what mixes the values.
+
+    Args:
+        output: Of a product with the values, or of an `Attention`.
+        live: What depends on tokens, which no guard does; None to ask of the form alone.
+    """
+    product = output.producer()
+    assert product is not None
+    found = Mixed(product, output)
+    nodes = output.consumers()
+    if len(nodes) != 1 or nodes[0].op_type != "Where" or output.is_graph_output():
+        return found
     condition, shown, other = nodes[0].inputs
-    if condition is None or condition in live or other is not found.output:
-        return
-    if scalar(shown) == 0.0 and dims(nodes[0].outputs[0]) == dims(found.output):
+    if condition is None or (live is not None and condition in live) or other is not output:
+        return found
+    if scalar(shown) == 0.0 and dims(nodes[0].outputs[0]) == dims(output):
         found.guards.append(condition)
         found.output = nodes[0].outputs[0]
+    return found

@@ -10,11 +10,13 @@ from typing import Any
 from omforge import ir
 from omforge.ir.infer import dims, known_ints
 from omforge.passes import masks
+from omforge.passes.attention_block import is_canonical
 from omforge.passes.attention_scores import DYNAMIC, SINKS
 from omforge.passes.config import ModelConfig
 from omforge.passes.events import Event, events
 from omforge.passes.interface import activations, find_interface, states
 from omforge.passes.match import NoMatch
+from omforge.passes.rotary_operator import is_own
 from omforge.passes.views import scalar
 
 _NORMS = ("RMSNormalization", "LayerNormalization")
@@ -82,14 +84,14 @@ def measure(model: ir.Model, config: ModelConfig | None) -> Coverage:
     config = config or ModelConfig()
     ops = Counter(node.op_type for node in model.graph)
     told = events(model)
-    attention = ops["Attention"]
-    layers = config.layers or attention + ops["Softmax"]
+    attention, given = _attentions(model), ops["Attention"]
+    layers = config.layers or given + ops["Softmax"]
     attending = config.attention_layers or _attending(model) or layers
     sinks = sum(event.reason == SINKS for event in told)
     dynamic = sum(event.reason == DYNAMIC for event in told)
     # No more than the layers that are left without attention: other softmaxes have biases too.
     other = min(sinks + dynamic, max(0, attending - attention))
-    rotary = ops["RotaryEmbedding"]
+    rotary = sum(n.op_type == "RotaryEmbedding" and not is_own(n) for n in model.graph)
     norms = sum(ops[name] for name in _NORMS)
     gates = sum(1 for node in model.graph if _is_gate(node))
     # Experts have an MLP each, as many as the exporter wrote out; a router is a curve too.
@@ -102,7 +104,10 @@ def measure(model: ir.Model, config: ModelConfig | None) -> Coverage:
     kinds = {
         "attention": _covered(attention, attending - other, told, "fuse-attention"),
         "rotary": _covered(
-            rotary, _rotations(model, rotary, attending, config), told, "fuse-rotary"
+            rotary,
+            _rotations(model, ops["RotaryEmbedding"], attending, config),
+            told,
+            "fuse-rotary",
         ),
         "norm": _covered(
             norms, norms + sum(map(_is_norm_left, model.graph)), told, "fuse-rms-norm"
@@ -111,6 +116,16 @@ def measure(model: ir.Model, config: ModelConfig | None) -> Coverage:
     }
     unrecognised = _unrecognised(model, kinds, told, recurrent)
     return Coverage(kinds, tuple(_lost(model, config)), tuple(unrecognised))
+
+
+def _attentions(model: ir.Model) -> int:
+    """`Attention` operators in the canonical form, which an exporter's own need not have."""
+    try:
+        caches = {past for past, _ in find_interface(model).caches}
+    except ir.InputError:  # any graph can be explained, a causal LM or not
+        caches = set[ir.Value]()
+    blocks = (node for node in model.graph if node.op_type == "Attention" and node.domain == "")
+    return sum(is_canonical(node, caches) for node in blocks)
 
 
 def _recurrent(model: ir.Model) -> list[str]:

@@ -18,26 +18,18 @@ transposes are found by running them on an index tensor, the mask by running it 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
 
 from omforge import ir
-from omforge.ir.dims import Dim
 from omforge.ir.edit import remove_dead
-from omforge.ir.infer import dims, infer_model
+from omforge.ir.infer import infer_model
 from omforge.passes import masks
-from omforge.passes.attention_operands import Operand, last, operand, operands, plain, queries
-from omforge.passes.attention_scores import (
-    Mixed,
-    Scores,
-    check_shapes,
-    find_mixed,
-    find_scores,
-    joined_heads,
-    text,
-)
+from omforge.passes.attention_block import Block, from_operator, from_softmax, is_canonical, reads
+from omforge.passes.attention_operands import Operand, last, operand, plain, queries
 from omforge.passes.builder import Builder
 from omforge.passes.events import record
 from omforge.passes.interface import Interface, activations, find_interface
@@ -57,8 +49,8 @@ class FuseAttention(Pass):
     def run(self, model: ir.Model) -> int:
         """Fuse; the number of blocks raised. A Softmax that stays is an event."""
         infer_model(model)
-        softmaxes = [node for node in model.graph if node.op_type == "Softmax"]
-        if not softmaxes:
+        roots = [node for node in model.graph if node.op_type in _ROOTS and node.domain == ""]
+        if not roots:
             return 0
         try:
             interface = find_interface(model)
@@ -69,11 +61,13 @@ class FuseAttention(Pass):
         live = activations(model)
         made = _Masks(model, interface, names)
         count = 0
-        for softmax in softmaxes:
+        for root in roots:
+            if root.op_type == "Attention" and is_canonical(root, made.caches):
+                continue
             try:
-                _fuse(model, softmax, live, made, names)
+                _fuse(model, root, live, made, names)
             except NoMatch as miss:
-                record(model, self.name, softmax, str(miss))
+                record(model, self.name, root, str(miss))
             else:
                 count += 1
         if count:
@@ -81,67 +75,93 @@ class FuseAttention(Pass):
         return count
 
 
-def _fuse(
-    model: ir.Model, softmax: ir.Node, live: set[ir.Value], made: _Masks, names: Names
-) -> None:
-    scores = find_scores(softmax, live)
-    mixed = find_mixed(softmax, live)
-    check_shapes(softmax, scores, mixed, made.batch)
-    q, k = operands(scores.product)
-    _, v = operands(mixed.product)
+_ROOTS = ("Softmax", "Attention")
+
+
+def _fuse(model: ir.Model, root: ir.Node, live: set[ir.Value], made: _Masks, names: Names) -> None:
+    with Builder(model) as op:
+        if root.op_type == "Softmax":
+            block = from_softmax(root, live, made.batch)
+        else:
+            block = from_operator(op, root, live, names)
+        _replace(op, block, made, names)
+
+
+def _replace(op: Builder, block: Block, made: _Masks, names: Names) -> None:
+    root, q, k, v, heads = block.root, block.q, block.k, block.v, block.heads
+    scores, mixed = block.scores, block.mixed
     widened = v
     if scores.precision is not None:
         v = _narrow(v, q.dtype)
     if q.dtype is None or not q.dtype == k.dtype == v.dtype:
         raise NoMatch(f"queries are {q.dtype}, keys {k.dtype} and values {v.dtype}", q)
-    heads, joined = _heads(q, made.batch)
     size = last(q)
-    with Builder(model) as op:
-        query, factor = queries(op, q, heads, size, joined=joined)
-        key = operand(op, k, heads, size, transposed=True)
-        value = operand(op, v, heads, last(v), transposed=False)
-        if key.heads != value.heads or (key.past is None) != (value.past is None):
-            key = plain(op, k, heads, transposed=True)
-            value = plain(op, v, heads, transposed=False)
-        scale = scores.scale * factor * key.factor
-        if scale <= 0:
-            raise NoMatch(f"its scale is {scale:g}, and `Attention` takes a positive one", softmax)
-        mask = made.get(op, softmax, scores, mixed, query, key, heads, q.dtype)
-        pasts = [key.past, value.past] if key.past is not None else []
-        inputs = [query, key.new, value.new, *([mask] if mask is not None or pasts else []), *pasts]
-        options: dict[str, Any] = {
-            "q_num_heads": heads,
-            "kv_num_heads": key.heads,
-            "scale": scale,
-            "softcap": scores.softcap or None,
-            "softmax_precision": scores.precision,
-        }
-        block = op.node("Attention", inputs, options, outputs=1 + len(pasts))
-        split = op.Reshape(block.outputs[0], [0, 0, heads, value.size])
+    query, factor = queries(op, q, heads, size, joined=block.joined)
+    key, value = _keys_and_values(op, block, v, size, made.caches)
+    scale = scores.scale * factor * key.factor
+    if scale <= 0:
+        raise NoMatch(f"its scale is {scale:g}, and `Attention` takes a positive one", root)
+    mask = made.get(op, block, query, key)
+    pasts = [key.past, value.past] if key.past is not None else []
+    inputs = [query, key.new, value.new, *([mask] if mask is not None or pasts else []), *pasts]
+    options: dict[str, Any] = {
+        "q_num_heads": heads,
+        "kv_num_heads": key.heads,
+        "scale": scale,
+        "softcap": scores.softcap or None,
+        "softmax_precision": scores.precision,
+        "is_causal": 1 if block.causal else None,
+    }
+    attention = op.node("Attention", inputs, options, outputs=1 + len(pasts))
+    y, *presents = attention.outputs
+    if len(shape_of(mixed.output)) == 3 and not block.joined:
+        output = y
+    else:
+        split = op.Reshape(y, [0, 0, heads, value.size])
         output = op.Transpose(split, perm=[0, 2, 1, 3])
-        if len(shape_of(v)) == 3:
-            tail = np.array([value.size], dtype=np.int64)
-            seq = op.Shape(query, start=1, end=2)
-            output = op.Reshape(output, op.Concat(np.array([-1]), seq, tail, axis=0))
-        if widened is not v:
-            output = op.Cast(output, to=int(widened.dtype or ir.DataType.FLOAT))
-        by = FuseAttention.name
-        splice(op, [mixed.output], [output], by=by, matched=[softmax], names=names)
-    for present, new in zip((key.present, value.present), block.outputs[1:], strict=False):
-        if present is not None:
-            _hand_over(model.graph, present, new, names)
+    if block.joined:
+        tail = np.array([value.size], dtype=np.int64)
+        seq = op.Shape(query, start=1, end=2)
+        output = op.Reshape(output, op.Concat(np.array([-1]), seq, tail, axis=0))
+    if widened is not v:
+        output = op.Cast(output, to=int(widened.dtype or ir.DataType.FLOAT))
+    by = FuseAttention.name
+    old = [mixed.output, *block.presents]
+    splice(op, old, [output, *presents][: len(old)], by=by, matched=[root], names=names)
+    if not block.presents:
+        for present, new in zip((key.present, value.present), presents, strict=False):
+            if present is not None:
+                _hand_over(op.graph, present, new, names)
 
 
-def _heads(q: ir.Value, batch: Dim) -> tuple[int, bool]:
-    """N of queries [B, N, S, D] or [B*N, S, D], and whether it is the latter."""
-    shape = dims(q)
-    if shape is not None and len(shape) == 4 and isinstance(shape[1], int):
-        return shape[1], False
-    if shape is not None and len(shape) == 3:
-        heads = joined_heads(q, batch)
-        if heads is not None:
-            return heads, True
-    raise NoMatch(f"the queries are {text(shape)}, not [B, N, S, D]", q)
+def _keys_and_values(
+    op: Builder, block: Block, v: ir.Value, size: int, caches: Collection[ir.Value]
+) -> tuple[Operand, Operand]:
+    """Its operands, both with a cache or both without, of as many heads."""
+    heads, grouped = block.heads, block.grouped
+    key = operand(op, block.k, heads, size, keys=True, turned=block.turned, grouped=grouped)
+    value = operand(op, v, heads, last(v), keys=False, turned=False, grouped=grouped)
+    outside = key.past is not None or value.past is not None
+    if block.pasts and outside:
+        raise NoMatch("it has a cache of its own behind one that is joined outside", block.root)
+    kept = shape_of(block.pasts[0])[1] if block.pasts else key.heads
+    if not key.heads == value.heads == kept or (key.past is None) != (value.past is None):
+        key = plain(op, block.k, heads, turned=block.turned)
+        value = plain(op, v, heads, turned=False)
+    if block.causal and key.past is not None:
+        raise NoMatch(
+            "it hides later keys by itself (is_causal), counting from the first key of a cache "
+            "that is joined outside: its first new token sees one key",
+            block.root,
+        )
+    inside = key.past is not None or block.pasts
+    if block.grouped and not inside and any(reads(value, caches) for value in (block.k, v)):
+        raise NoMatch("its keys or values are made of the cache, and not the cache itself", v)
+    if block.pasts:
+        key, value = (
+            replace(o, past=past) for o, past in zip((key, value), block.pasts, strict=True)
+        )
+    return key, value
 
 
 def _narrow(value: ir.Value, dtype: ir.DataType | None) -> ir.Value:
@@ -168,6 +188,13 @@ def _hand_over(graph: ir.Graph, old: ir.Value, new: ir.Value, names: Names) -> N
 
 # --- masks ------------------------------------------------------------------------------------
 
+_KEPT = "its mask is kept as it stands"
+
+
+def _is_joined(block: Block, node: ir.Node) -> bool:
+    """Whether the node that applies a mask has the heads joined to the batch."""
+    return node is not block.root and len(shape_of(node.outputs[0])) == 3
+
 
 class _Masks:
     """Canonical masks by the exported ones they come from: layers share them."""
@@ -175,6 +202,7 @@ class _Masks:
     def __init__(self, model: ir.Model, interface: Interface, names: Names) -> None:
         self._model = model
         self.batch = shape_of(interface.input_ids)[0]
+        self.caches = {past for past, _ in interface.caches}
         self._interface = interface
         self._names = names
         self._prober = masks.Prober(model, interface)
@@ -184,18 +212,16 @@ class _Masks:
     def get(
         self,
         op: Builder,
-        root: ir.Node,
-        scores: Scores,
-        mixed: Mixed,
+        block: Block,
         query: ir.Value,
         key: Operand,
-        heads: int,
-        dtype: ir.DataType,
     ) -> ir.Value | None:
         """The mask to attach: rebuilt where it is recognised, else as it stands."""
+        mixed, dtype = block.mixed, block.q.dtype
+        assert dtype is not None
         applied = [
-            replace(mask, joined=heads if len(shape_of(node.outputs[0])) == 3 else 0)
-            for mask, node in reversed(scores.applied)
+            replace(mask, joined=block.heads if _is_joined(block, node) else 0)
+            for mask, node in reversed(block.scores.applied)
         ]
         if not applied:
             if mixed.guards:
@@ -203,14 +229,18 @@ class _Masks:
             return None
         kind = self._kind(applied, mixed.guards)
         if isinstance(kind, NoMatch):
-            if mixed.guards or applied != [Applied(applied[0].value)]:
+            alone = applied == [Applied(applied[0].value)]
+            if mixed.guards or not (alone or (len(applied) == 1 and applied[0].by_operator)):
                 raise kind
+            if not alone:  # what an operator took, another of its kind takes
+                record(self._model, FuseAttention.name, block.root, f"{_KEPT}: {kind}")
+                return applied[0].value
             return self._as_it_stands(op, applied[0].value, kind, query, key, dtype)
         made = (kind, dtype)
         if made not in self._made:
             with Builder(self._model) as own:
                 self._made[made] = masks.build(own, self._interface, kind, dtype)
-                insert(own, root, by=FuseAttention.name, names=self._names)
+                insert(own, block.root, by=FuseAttention.name, names=self._names)
         return self._made[made]
 
     def _kind(self, applied: list[Applied], guards: list[ir.Value]) -> masks.Mask | NoMatch:
@@ -233,7 +263,7 @@ class _Masks:
     ) -> ir.Value:
         if mask.dtype != dtype:
             raise NoMatch(f"a mask of {mask.dtype} is added to scores of {dtype}: {miss}", mask)
-        record(self._model, FuseAttention.name, mask, f"its mask is kept as it stands: {miss}")
+        record(self._model, FuseAttention.name, mask, f"{_KEPT}: {miss}")
         # ONNX Runtime gives a row of nothing but the lowest number zeros, and not a mean of values.
         lowest = np.array(dtype.min, dtype=dtype.numpy())
         mask = op.Where(op.Equal(mask, op.constant(lowest)), op.constant(lowest / 2), mask)

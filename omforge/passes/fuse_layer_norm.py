@@ -1,23 +1,24 @@
 """Raise an exported layer norm to one `LayerNormalization`.
 
-Before::
+Before, in one of many spellings, the operator of opset 23 among them::
 
     d = Sub(x, ReduceMean(x, -1))
     y = Add(Mul(Div(d, Sqrt(Add(ReduceMean(Pow(d, 2), -1), eps))), gamma), beta)
+    y = Add(RMSNormalization<epsilon=eps>(d, gamma), beta)
 
 After::
 
     y = LayerNormalization<axis=-1, epsilon=eps>(x, gamma, beta)
 
 Exporters write it out below opset 17, which has the operator. Where gamma is absent or not [H] (one
-for each head, say), the norm gets a gamma of ones, and product and sum stay behind it.
+for each head, say), the norm gets a gamma of ones, and product and sum stay behind it. What lies in
+a wider type between two casts is computed in the operator's own float32; see `norm_types`.
 """
 
 from omforge import ir
-from omforge.passes.fuse_rms_norm import ones
-from omforge.passes.rewrite import ANY, Builder, Match, Pat, PatternOps, RewritePass
-
-FLOAT = ir.DataType.FLOAT
+from omforge.ir.infer import attribute, dims
+from omforge.passes.norm_types import between_casts, ones
+from omforge.passes.rewrite import ANY, Builder, Match, NoMatch, Pat, PatternOps, RewritePass
 
 
 class FuseLayerNorm(RewritePass):
@@ -27,7 +28,9 @@ class FuseLayerNorm(RewritePass):
 
     def pattern(self, op: PatternOps, x: Pat, gamma: Pat, beta: Pat, eps: Pat) -> Pat:
         """Match gamma * (x - mean) / sqrt(variance + eps) + beta; without beta, without gamma."""
-        centred = op.Sub(x, op.ReduceMean(x, axes=[-1])).named("centred").shared()
+        wide = op.Cast(x, to=ANY).named("wide").shared() | x
+        difference = op.Sub(wide, op.ReduceMean(wide, axes=[-1])).named("centred").shared()
+        centred = op.Cast(difference, to=ANY).shared() | difference
         square = op.Pow(centred, 2.0) | op.Mul(centred, centred)
         variance = op.Add(op.ReduceMean(square, axes=[-1]), eps)
         rms = op.Sqrt(variance) | op.Pow(variance, 0.5)
@@ -36,12 +39,16 @@ class FuseLayerNorm(RewritePass):
             | op.Mul(centred, op.Reciprocal(rms) | op.Div(1.0, rms))
             | op.Mul(centred, op.Pow(variance, -0.5))
         )
-        scaled = op.Mul(norm, gamma)
-        return op.Add(scaled, beta) | scaled | norm
+        given = op.RMSNormalization(difference, gamma, axis=ANY, epsilon=ANY, stash_type=ANY)
+        normed = op.Cast(norm, to=ANY) | norm
+        scaled = op.Mul(normed, gamma) | given.named("given")
+        whole = op.Add(scaled, beta) | scaled | normed
+        return op.Cast(whole, to=ANY).named("narrowed") | whole
 
     def near_miss(self, op: PatternOps) -> Pat:
         """The root of a variance."""
         centred = op.Sub(ANY, op.ReduceMean(ANY, axes=ANY, keepdims=ANY))
+        centred = op.Cast(centred, to=ANY) | centred
         mean = op.ReduceMean(
             op.Pow(centred, 2.0) | op.Mul(centred, centred), axes=ANY, keepdims=ANY
         )
@@ -50,11 +57,26 @@ class FuseLayerNorm(RewritePass):
     def rewrite(self, op: Builder, m: Match) -> ir.Value:
         """Return the norm."""
         m.shape("x", "... H")
+        types = between_casts(m)
+        x = types.source(op, m)
         if "gamma" not in m:
-            return op.LayerNormalization(m.x, op.constant(ones(m)), axis=-1, epsilon=m.const("eps"))
+            gamma = op.constant(ones(m, types.computed))
+            return types.result(op, op.LayerNormalization(x, gamma, axis=-1, epsilon=_epsilon(m)))
         m.shape("gamma", "H")
-        inputs = [m.x, m.gamma]
+        inputs = [x, types.cast(op, m.gamma)]
         if "beta" in m:
             m.shape("beta", "H")
-            inputs.append(m.beta)
-        return op.LayerNormalization(*inputs, axis=-1, epsilon=m.const("eps"))
+            inputs.append(types.cast(op, m.beta))
+        return types.result(op, op.LayerNormalization(*inputs, axis=-1, epsilon=_epsilon(m)))
+
+
+def _epsilon(m: Match) -> float:
+    given = m.get("given")
+    if given is None:
+        return m.const("eps")
+    node = given.producer()
+    assert node is not None
+    axis, rank = attribute(node, "axis", -1), len(dims(m.x) or ())
+    if axis not in (-1, rank - 1):
+        raise NoMatch(f"it normalises over the axes from {axis} on", node)
+    return attribute(node, "epsilon", 1e-5)

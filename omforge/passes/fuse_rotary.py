@@ -20,11 +20,12 @@ The rotation `rot` is found by running it on an index tensor, so its spelling do
 tables are rebuilt from their frequencies where they are `cos(position * inv_freq)`, and cut in half
 where they are something else that has each number twice. A rotation the other way gets the negated
 sine. Where pairs are neighbours before and halves after, the permutation stays in front.
+
+Of a `RotaryEmbedding` that the exporter wrote, only the layout is changed (`rotary_operator.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -32,20 +33,29 @@ import numpy as np
 import numpy.typing as npt
 
 from omforge import ir
-from omforge.ir.dims import Dim
 from omforge.ir.edit import remove_dead
 from omforge.ir.evaluate import Cutout, EvaluationError, sizes
-from omforge.ir.infer import attribute, dims, infer_model
-from omforge.passes import positions, rotary_pairs
+from omforge.ir.infer import attribute, infer_model
+from omforge.passes import positions, rotary_operator, rotary_pairs
 from omforge.passes.builder import Builder
 from omforge.passes.events import record
 from omforge.passes.interface import activations, find_interface
 from omforge.passes.match import NoMatch
 from omforge.passes.pipeline import Pass
 from omforge.passes.rotary_pairs import Placed
+from omforge.passes.rotary_source import (
+    Source,
+    before_widening,
+    find_layouts,
+    find_source,
+    find_whole,
+    flat_heads,
+    last_size,
+    with_heads,
+)
 from omforge.passes.rotary_tables import Tables, Wanted, check_layout
 from omforge.passes.splice import Names, splice
-from omforge.passes.views import Movement, bindings_for, is_same_movement, shape_of, trace
+from omforge.passes.views import bindings_for, shape_of
 
 Array = npt.NDArray[Any]
 
@@ -83,7 +93,8 @@ class FuseRotary(Pass):
         """Fuse; the number of embeddings raised. What looks like one and is not is an event."""
         infer_model(model)
         roots = [node for node in model.graph if node.op_type in ("Add", "Sub")]
-        if not roots:
+        written = [node for node in model.graph if rotary_operator.is_own(node)]
+        if not roots and not written:
             return 0
         try:
             interface = find_interface(model)
@@ -95,6 +106,13 @@ class FuseRotary(Pass):
         tables = Tables(model, interface, names, self.name)
         count = 0
         told: set[ir.Node] = set()
+        for node in written:
+            try:
+                rotary_operator.flatten(model, node, names, self.name)
+            except NoMatch as miss:
+                record(model, self.name, node, str(miss))
+            else:
+                count += 1
         for node in roots:
             if node.graph is None:
                 continue
@@ -128,9 +146,9 @@ _HALF_A_ROTATION = (
 
 def _fuse(model: ir.Model, root: ir.Node, found: Rotary, tables: Tables, names: Names) -> None:
     interleaved, reverse = _style(found, model.opset_imports[""])
-    source = _source(found.x)
-    width = _number(found.rotated)
-    size = _number(found.x)
+    source = find_source(found.x)
+    width = last_size(found.rotated)
+    size = last_size(found.x)
     wanted = Wanted(
         found.cos,
         found.sin,
@@ -143,7 +161,7 @@ def _fuse(model: ir.Model, root: ir.Node, found: Rotary, tables: Tables, names: 
     output, narrow = _cast_back(found, source)
     with Builder(model) as op:
         y = op.RotaryEmbedding(
-            _flat(op, found.x, source),
+            flat_heads(op, found.x, source),
             cos,
             sin,
             num_heads=source.heads,
@@ -151,7 +169,7 @@ def _fuse(model: ir.Model, root: ir.Node, found: Rotary, tables: Tables, names: 
             rotary_embedding_dim=width if width != size else None,
         )
         y = y if narrow is None else op.Cast(y, to=int(narrow))
-        new = _split(op, y, source, size)
+        new = with_heads(op, y, source, size)
         splice(op, [output], [new], by=FuseRotary.name, names=names)
 
 
@@ -176,20 +194,20 @@ def _fuse_pairs(
     size = shape_of(pairs.re)[3]
     if not isinstance(size, int):
         raise NoMatch("the head size is not a number", pairs.re)
-    source, wanted = _pair_source(pairs, whole, swapped)
+    source, wanted = _pairfind_source(pairs, whole, swapped)
     cos, sin = tables.get(root, wanted)
     with Builder(model) as op:
         if whole is not None:
-            flat = _flat(op, whole.whole, source)
+            x = flat_heads(op, whole.whole, source)
         else:
             parts = (pairs.q, pairs.p) if swapped else (pairs.p, pairs.q)
             if wanted.ends_in_unit:
                 parts = tuple(op.Squeeze(part, [-1]) for part in parts)
-            flat = _flat(op, op.Concat(*parts, axis=-1), source)
+            x = flat_heads(op, op.Concat(*parts, axis=-1), source)
         y = op.RotaryEmbedding(
-            flat, cos, sin, num_heads=source.heads, interleaved=1 if interleaved else None
+            x, cos, sin, num_heads=source.heads, interleaved=1 if interleaved else None
         )
-        new = _split(op, y, source, 2 * size)
+        new = with_heads(op, y, source, 2 * size)
         if given is not None:
             splice(op, [given.whole], [new], by=FuseRotary.name, names=names)
         elif wider is not None:
@@ -204,12 +222,12 @@ def _fuse_pairs(
             splice(op, [pairs.re, pairs.im], list(halves), by=FuseRotary.name, names=names)
 
 
-def _pair_source(
+def _pairfind_source(
     pairs: rotary_pairs.Pairs, whole: Placed | None, swapped: bool
 ) -> tuple[Source, Wanted]:
     """Where the heads come from, and the tables that belong to that."""
     shape = shape_of(pairs.re)
-    sources = [_source(whole.whole)] if whole is not None else _layouts(shape, pairs.re)
+    sources = [find_source(whole.whole)] if whole is not None else find_layouts(shape, pairs.re)
     reasons: list[NoMatch] = []
     for source in sources:
         wanted = Wanted(pairs.cos, pairs.sin, pairs.re, source.by_head, "single", swapped)
@@ -239,7 +257,7 @@ def _candidate(node: ir.Node, live: set[ir.Value]) -> Rotary | None:
     minus = node.op_type == "Sub"
     for (rotated, cos), (turned, sin) in (terms,) if minus else (terms, terms[::-1]):
         if _is_turned(turned, rotated):
-            output, x = _whole(node.outputs[0], rotated)
+            output, x = find_whole(node.outputs[0], rotated)
             return Rotary(output, x, rotated, turned, cos, sin, minus)
     return None
 
@@ -280,7 +298,7 @@ _MOST_STEPS = 24
 
 def _is_turned(turned: ir.Value, rotated: ir.Value) -> bool:
     """Whether `turned` is made of parts of `rotated`: a cheap look before anything is run."""
-    wanted = {rotated, _before_widening(rotated)}
+    wanted = {rotated, before_widening(rotated)}
     pending = [turned]
     for _ in range(_MOST_STEPS):
         if not pending:
@@ -295,50 +313,6 @@ def _is_turned(turned: ir.Value, rotated: ir.Value) -> bool:
     return False
 
 
-def _before_widening(value: ir.Value) -> ir.Value:
-    """The half-precision value that this one is in float; itself if it is none."""
-    node = value.producer()
-    if node is None or node.op_type != "Cast" or value.dtype != ir.DataType.FLOAT:
-        return value
-    narrow = node.inputs[0]
-    halves = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-    return narrow if narrow is not None and narrow.dtype in halves else value
-
-
-def _whole(output: ir.Value, rotated: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """Output and input of a partial rotation; as they are if it is none.
-
-    It is one if the output is joined with what follows `rotated` in the same x.
-    """
-    uses = list(output.uses())
-    join = uses[0].node if len(uses) == 1 and not output.is_graph_output() else None
-    if join is None or join.op_type != "Concat" or len(join.inputs) != 2:
-        return output, rotated
-    first, rest = join.inputs
-    if first is not output or rest is None:
-        return output, rotated
-    width = _number(rotated)
-    tails = {tail.source: tail for tail in trace(rest).prefixes()}
-    for head in trace(rotated).prefixes():
-        x = head.source
-        tail = tails.get(x)
-        if tail is None or dims(x) != dims(join.outputs[0]):
-            continue
-        if is_same_movement(head, lambda a, _: a[..., :width]) and is_same_movement(
-            tail, lambda a, _: a[..., width:]
-        ):
-            return join.outputs[0], x
-    return output, rotated
-
-
-def _number(value: ir.Value) -> int:
-    """The size of a value's last axis."""
-    shape = shape_of(value)
-    if not shape or not isinstance(shape[-1], int):
-        raise NoMatch("the head size is not a number", value)
-    return shape[-1]
-
-
 def _style(found: Rotary, opset: int) -> tuple[bool, bool]:
     """Whether pairs are neighbours (interleaved; half style is False), and turn the other way.
 
@@ -346,7 +320,7 @@ def _style(found: Rotary, opset: int) -> tuple[bool, bool]:
         NoMatch: `turned` is no rotation of `rotated` by a quarter.
     """
     rotated = found.rotated
-    narrow = _before_widening(rotated)
+    narrow = before_widening(rotated)
     styles = [(interleaved, other) for interleaved in (False, True) for other in (False, True)]
     try:
         part = Cutout([found.turned], [narrow], opset)
@@ -389,71 +363,6 @@ def _turn(x: Array, interleaved: bool, other_way: bool) -> Array:
     return np.concatenate([second, first], axis=-1)
 
 
-@dataclass(frozen=True)
-class Source:
-    """How the heads of what is rotated were split.
-
-    Attributes:
-        heads: N.
-        flat: The [B, S, ...] that was split. None where the heads come from something else, such as
-            a fused QKV product that keeps query, key and value of a head together.
-        by_head: Whether heads come before tokens.
-        widened: Whether the heads are in float and `flat` in half precision.
-    """
-
-    heads: int
-    flat: ir.Value | None
-    by_head: bool
-    widened: bool = False
-
-
-def _source(x: ir.Value) -> Source:
-    """Heads, what they were split from, and how."""
-    narrow = _before_widening(x)
-    shape = shape_of(x)
-    layouts = _layouts(shape, x)
-    size = _number(x)
-    for layout in layouts:
-        rows = (shape[0], shape[2 if layout.by_head else 1])
-        for prefix in trace(narrow).prefixes():
-            start = shape_of(prefix.source)
-            if len(start) < 3 or start[:2] != rows:
-                continue
-            if is_same_movement(prefix, _split_heads(layout.heads, size, layout.by_head)):
-                return Source(layout.heads, prefix.source, layout.by_head, narrow is not x)
-    return layouts[0]
-
-
-def _layouts(shape: tuple[Dim, ...], x: ir.Value) -> list[Source]:
-    """How heads and tokens can lie: the heads are a number."""
-    if len(shape) not in (4, 5):
-        raise NoMatch(f"it is not [B, N, S, D] but {[str(n) for n in shape]}", x)
-    found = [
-        Source(heads, None, by_head)
-        for by_head, heads in ((True, shape[1]), (False, shape[2]))
-        if isinstance(heads, int)
-    ]
-    if not found:
-        raise NoMatch("the number of heads is not known", x)
-    return found
-
-
-def _flat(op: Builder, x: ir.Value, source: Source) -> ir.Value:
-    """What is rotated, as [B, S, N * D]."""
-    if source.flat is None:
-        moved = op.Transpose(x, perm=[0, 2, 1, 3]) if source.by_head else x
-        return op.Reshape(moved, [0, 0, -1])
-    flat = source.flat
-    flat = flat if len(shape_of(flat)) == 3 else op.Reshape(flat, [0, 0, -1])
-    return op.Cast(flat, to=int(ir.DataType.FLOAT)) if source.widened else flat
-
-
-def _split(op: Builder, y: ir.Value, source: Source, size: int) -> ir.Value:
-    """[B, S, N * D] with its heads as they were."""
-    split = op.Reshape(y, [0, 0, source.heads, size])
-    return op.Transpose(split, perm=[0, 2, 1, 3]) if source.by_head else split
-
-
 def _cast_back(found: Rotary, source: Source) -> tuple[ir.Value, ir.DataType | None]:
     """What is replaced, and its dtype if the cast back to half precision goes with it.
 
@@ -464,13 +373,3 @@ def _cast_back(found: Rotary, source: Source) -> tuple[ir.Value, ir.DataType | N
     if not source.widened or cast is None or cast.op_type != "Cast":
         return found.output, None
     return cast.outputs[0], ir.DataType(attribute(cast, "to"))
-
-
-def _split_heads(heads: int, size: int, by_head: bool) -> Movement:
-    def expected(array: Array, _: Mapping[str, int]) -> Array | None:
-        if array.size != array.shape[0] * array.shape[1] * heads * size:
-            return None
-        split = array.reshape(array.shape[0], array.shape[1], heads, size)
-        return split.transpose(0, 2, 1, 3) if by_head else split
-
-    return expected

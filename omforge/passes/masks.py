@@ -82,6 +82,8 @@ class Applied:
             own.
         factor: What the scores are multiplied by between here and the softmax.
         floor: What is below this is raised to it afterwards.
+        by_operator: Applied by `Attention`: ONNX Runtime takes a row of nothing but the dtype's
+            lowest number for one that sees nothing, and gives zeros.
     """
 
     value: ir.Value
@@ -90,6 +92,7 @@ class Applied:
     joined: int = 0
     factor: float = 1.0
     floor: float | None = None
+    by_operator: bool = False
 
 
 @dataclass(frozen=True)
@@ -327,7 +330,10 @@ def _observe(
         return probe, seen[:, 0], None
     if np.any(zeroed[blank]) and not np.all(zeroed[blank]):
         raise NoMatch("some rows that see nothing are zeroed, and some are not", where)
-    zeros = zeroed | np.isneginf(scores).all(axis=-1)
+    none = np.isneginf(scores)
+    if applied[-1].by_operator:
+        none |= scores <= np.finfo(scores.dtype).min
+    zeros = zeroed | none.all(axis=-1)
     return probe, seen[:, 0], bool(np.all(zeros[blank]))
 
 

@@ -93,6 +93,9 @@ class Block:
         repeat: How key heads are repeated: "expand", "concat", "gather" or "tile" (another order).
         keys: How keys are transposed: "perm", "twice", or "flat" (as [B*N, T, D]).
         split: How heads are split: "reshape" or "fused" (slices of one QKV product).
+        operator: How an exporter of opset 23 writes `Attention` itself: "4-D", "3-D", "inside" (with
+            the cache), or "" where it is written out. Then `applied` is "added" or "boolean".
+        causal: Whether the operator hides later keys itself.
         softcap: 0 for none.
         guard: What empty rows get: "", "nan" or "rows".
         rotary: How it is rotated: "half", "split", "interleaved", "stacked", or "" for not.
@@ -117,6 +120,8 @@ class Block:
     repeat: str = "expand"
     keys: str = "perm"
     split: str = "reshape"
+    operator: str = ""
+    causal: bool = False
     softcap: float = 0.0
     guard: str = ""
     rotary: str = ""
@@ -141,13 +146,17 @@ class Block:
             for name in ("q", "k"):
                 self._rotate(w, names[name])
                 names[name] += "_r"
-        if self.cache:
+        if self.cache and self.operator != "inside":
             for name, role in (("k", "key"), ("v", "value")):
                 w.add(f"present_{role} = Concat <axis = 2> (past_{role}, {names[name]})")
                 names[name] = f"present_{role}"
         keys = self._repeated(w, names["k"], self.size)
-        self._scores(w, names["q"], keys)
-        self._values(w, self._repeated(w, names["v"], self._value_size))
+        if self.operator:
+            values = self._repeated(w, names["v"], self._value_size)
+            self._operator(w, names["q"], keys, values)
+        else:
+            self._scores(w, names["q"], keys)
+            self._values(w, self._repeated(w, names["v"], self._value_size))
         w.weights("head", HIDDEN, VOCABULARY)
         w.add("logits = MatMul (hidden, head)")
         text = self._header(w) + "{\n    " + "\n    ".join(w.lines) + "\n}"
@@ -216,7 +225,7 @@ class Block:
         """[B, K, T, D] as [B, N, T, D]."""
         times = self.heads // self.kv_heads
         out = f"{name}_n"
-        if times == 1:
+        if times == 1 or self.repeat == "none":
             return name
         if self.repeat == "gather":
             order = [head // times for head in range(self.heads)]
@@ -445,22 +454,66 @@ class Block:
         if self.guard == "nan":
             w.add(f"isnan = IsNaN (probs)\nsafe = Where (isnan, {w.number('zero', 0.0)}, probs)")
 
+    def _operator(self, w: Writer, q: str, k: str, v: str) -> None:
+        """From queries, keys and values to hidden, by `Attention`."""
+        mask = self._operator_mask(w) if self.visible else ""
+        options, outputs = ["scale = 0.6", f"is_causal = {int(self.causal)}"], "mixed"
+        if self.softcap:
+            options.append(f"softcap = {self.softcap}")
+        if self.operator == "3-D":
+            options += [f"q_num_heads = {self.heads}", f"kv_num_heads = {self.kv_heads}"]
+            for name, x, width in (("k3", k, self.size), ("v3", v, self._value_size)):
+                shape = w.ints(0, 0, self.kv_heads * width)
+                w.add(f"{name}_t = Transpose <perm = [0, 2, 1, 3]> ({x})")
+                w.add(f"{name} = Reshape ({name}_t, {shape})")
+            q, k, v, outputs = "q", "k3", "v3", "joined"
+        given = f"{q}, {k}, {v}, {mask}"
+        if self.operator == "inside":
+            given, outputs = f"{given}, past_key, past_value", "mixed, present_key, present_value"
+        w.add(f"{outputs} = Attention <{', '.join(options)}> ({given})")
+        if self.operator == "3-D":
+            self._projected(w)
+        else:
+            self._behind(w)
+
+    def _operator_mask(self, w: Writer) -> str:
+        self._order(w)
+        seen = "order"
+        if self.padding:
+            w.add(f"""
+                real = Cast <to = 9> (attention_mask)
+                shown = Unsqueeze (real, {w.ints(1, 2)})""")
+            seen = "And (order, shown)"
+        w.add(f"seen = {seen if self.padding else f'Identity ({seen})'}")
+        if self.applied == "boolean":
+            return "seen"
+        zero, low = w.number("zero", 0.0), w.number("low", self.low)
+        w.add(f"bias = Where (seen, {zero}, {low})")
+        return "bias"
+
     def _values(self, w: Writer, v: str) -> None:
         """From probs and values to hidden."""
         w.add(f"mixed = MatMul ({'safe' if self.guard == 'nan' else 'probs'}, {v})")
+        self._behind(w)
+
+    def _behind(self, w: Writer) -> None:
+        """From mixed values to hidden."""
         last = "mixed"
         if self.guard == "rows":
             w.add(f"""
                 seen_f = Cast <to = 1> (seen)
                 most = ReduceMax (seen_f, {w.ints(-1)})
                 empty = Equal (most, {w.number("zero", 0.0)})
-                guarded = Where (empty, zero, mixed)""")
+                guarded = Where (empty, {w.number("zero", 0.0)}, mixed)""")
             last = "guarded"
         width = self.heads * self._value_size
         w.add(f"""
             back = Transpose <perm = [0, 2, 1, 3]> ({last})
-            joined = Reshape (back, {w.ints(0, 0, width)})
-            hidden = MatMul (joined, {w.weights("wo", width, HIDDEN)})""")
+            joined = Reshape (back, {w.ints(0, 0, width)})""")
+        self._projected(w)
+
+    def _projected(self, w: Writer) -> None:
+        w.add(f"hidden = MatMul (joined, {w.weights('wo', self.heads * self._value_size, HIDDEN)})")
 
 
 def named(block: Block) -> ir.Model:

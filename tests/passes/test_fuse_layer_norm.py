@@ -1,9 +1,19 @@
 """fuse-layer-norm: which spellings fuse, and which must not."""
 
+import numpy as np
 import pytest
 
+from omforge import ir
+from omforge.ir import numerics
 from omforge.passes.fuse_layer_norm import FuseLayerNorm
-from omforge.testing import assert_leaves_alone, assert_near_misses_are_safe, assert_rewrites
+from omforge.testing import (
+    assert_leaves_alone,
+    assert_near_misses_are_safe,
+    assert_rewrites,
+    parse,
+)
+
+STRICT = numerics.Tolerance(rtol=1e-5, atol=1e-6)
 
 HEADER = """<ir_version: 11, opset_import: ["" : 24]>
 g (float[N, 8] x, float[8] w, float[8] b) => (float[N, 8] y)
@@ -107,3 +117,80 @@ def test_keeps_a_norm_whose_casts_are_around_its_gamma() -> None:
         xf = Cast <to = 1> (x)
         y = LayerNormalization <epsilon = 0.00001> (xf, w, b) }"""
     assert_rewrites(FuseLayerNorm(), half, after)
+
+
+# --- RMSNormalization of what is centred, as exporters of opset 23 write it -------------------
+
+
+def test_a_norm_of_squares_of_what_is_centred_is_a_layer_norm() -> None:
+    given = "RMSNormalization <axis = -1, epsilon = 0.00001> (d, w)"
+    assert_rewrites(FuseLayerNorm(), f"{HEADER}{{ {START} n = {given} y = Add (n, b) }}", FUSED)
+    after = FUSED.replace("(x, w, b) }", "(x, w) }")
+    assert_rewrites(FuseLayerNorm(), f"{HEADER}{{ {START} y = {given} }}", after)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("axis = -1", "axis = 0"), ("Sub (x, m)", "Sub (m, x)"), ("(d, w)", "(x, w)")]
+)
+def test_leaves_other_norms_of_squares_alone(old: str, new: str) -> None:
+    text = f"{HEADER}{{ {START} y = RMSNormalization <axis = -1, epsilon = 0.00001> (d, w) }}"
+    text = text.replace("[N, 8] x", "[8, 8] x").replace("[N, 8] y", "[8, 8] y")
+    if new == "axis = 0":
+        text = text.replace("float[8] w", "float[8, 8] w")
+    model = parse(text.replace(old, new))
+    assert FuseLayerNorm().run(model) == 0
+
+
+# --- in double, as old exporters write it ------------------------------------------------------
+
+HALF = """<ir_version: 11, opset_import: ["" : 24]>
+g (float16[N, 8] x, float16[8] w, float16[8] b) => (float16[N, 8] y)
+<double eps = {0.00001}, double two = {2.0}, int64[1] axes = {-1}>
+"""
+WIDE = "s = Pow (c, two) v = ReduceMean (s, axes) e = Add (v, eps) r = Sqrt (e) q = Div (c, r)"
+FUSED_HALF = FUSED.replace("float[", "float16[")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        f"{START} c = Cast <to = 11> (d) {WIDE} n = Cast <to = 10> (q)",
+        f"u = Cast <to = 11> (x) m = ReduceMean (u, axes) c = Sub (u, m) {WIDE}"
+        " n = Cast <to = 10> (q)",
+    ],
+)
+def test_a_norm_in_double_is_one_in_the_type_of_its_input(body: str) -> None:
+    assert_rewrites(
+        FuseLayerNorm(), f"{HALF}{{ {body} g0 = Mul (n, w) y = Add (g0, b) }}", FUSED_HALF
+    )
+
+
+@pytest.mark.parametrize("narrow", ["float", "float16"])
+def test_a_norm_whose_gamma_is_in_double_is_one_in_float(narrow: str) -> None:
+    kind = {"float": 1, "float16": 10}[narrow]
+    before = HALF.replace("float16[8] w, float16[8] b", "double[8] w, double[8] b")
+    before = f"""{before.replace("float16", narrow)} {{ u = Cast <to = 11> (x)
+        m = ReduceMean (u, axes) c = Sub (u, m) {WIDE} g0 = Mul (q, w) g1 = Add (g0, b)
+        y = Cast <to = {kind}> (g1) }}"""
+    model = parse(before)
+    assert FuseLayerNorm().run(model) == 1
+    ir.check(model)
+    assert all(value.dtype != ir.DataType.DOUBLE for node in model.graph for value in node.outputs)
+    random = np.random.default_rng(0)
+    feeds = {
+        "x": random.standard_normal((3, 8)).astype(np.float32 if narrow == "float" else np.float16),
+        "w": random.standard_normal(8),
+        "b": random.standard_normal(8),
+    }
+    expected = numerics.run(parse(before), feeds)["y"]
+    allowed = numerics.Tolerance(rtol=2e-3, atol=2e-3) if narrow == "float16" else STRICT
+    assert numerics.within(numerics.run(model, feeds)["y"], expected, allowed)
+
+
+def test_leaves_what_is_rounded_in_between_alone() -> None:
+    """A norm in half precision of a float: to raise it in float would keep what it rounds off."""
+    constants = "eh = Cast <to = 10> (eps) th = Cast <to = 10> (two)"
+    wide = WIDE.replace("(c, two)", "(c, th)").replace("(v, eps)", "(v, eh)")
+    text = f"""{HEADER}{{ {START} {constants} c = Cast <to = 10> (d) {wide} n = Cast <to = 1> (q)
+        g0 = Mul (n, w) y = Add (g0, b) }}"""
+    assert FuseLayerNorm().run(parse(text)) == 0

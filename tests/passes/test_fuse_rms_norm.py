@@ -338,3 +338,26 @@ def test_fuses_every_norm_and_gate_of_an_export(
     feeds = example_feeds(original)
     feeds["attention_mask"][:] = 1
     assert_same_numbers(original, model, [feeds])
+
+
+# --- in double, as old exporters write it ------------------------------------------------------
+
+
+def test_a_norm_in_double_is_one_in_the_type_of_its_input() -> None:
+    before = """<ir_version: 11, opset_import: ["" : 24]>
+    g (float16[N, 8] x, float16[8] w) => (float16[N, 8] y)
+    <double eps = {0.00001}, double two = {2.0}, int64[1] axes = {-1}> {
+        c = Cast <to = 11> (x) s = Pow (c, two) v = ReduceMean (s, axes) e = Add (v, eps)
+        r = Sqrt (e) q = Div (c, r) n = Cast <to = 10> (q) y = Mul (n, w) }"""
+    after = """<ir_version: 11, opset_import: ["" : 24]>
+    g (float16[N, 8] x, float16[8] w) => (float16[N, 8] y) {
+        y = RMSNormalization <axis = -1, epsilon = 0.00001> (x, w) }"""
+    assert_rewrites(FuseRmsNorm(), before, after)
+    wide = before.replace("float16[8] w", "double[8] w").replace(
+        "n = Cast <to = 10> (q) y = Mul (n, w)", "n = Mul (q, w) y = Cast <to = 10> (n)"
+    )
+    inside = """<ir_version: 11, opset_import: ["" : 24]>
+    g (float16[N, 8] x, double[8] w) => (float16[N, 8] y) {
+        xf = Cast <to = 1> (x) wf = Cast <to = 1> (w)
+        n = RMSNormalization <axis = -1, epsilon = 0.00001> (xf, wf) y = Cast <to = 10> (n) }"""
+    assert_rewrites(FuseRmsNorm(), wide, inside)
