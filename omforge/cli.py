@@ -30,18 +30,21 @@ from omforge.options import (
     BundleFolder,
     Calibration,
     CheckHashes,
+    Context,
     Forms,
     Json,
     KvDtype,
     MaxIncrease,
     MaxKl,
     Model,
+    Prefill,
     Quality,
     QualityPieces,
     QualityText,
     Quantize,
     ReportFile,
     Soc,
+    Task,
     Trust,
     Verbose,
     atc_options,
@@ -116,17 +119,9 @@ def compile_(
     ],
     target: Soc,
     output: Annotated[Path, typer.Option("--output", "-o", help="The bundle's folder.")],
-    context: Annotated[
-        int | None,
-        typer.Option(
-            min=2,
-            help="Tokens that a sequence may hold; the model's own limit, at most 2048, if absent.",
-        ),
-    ] = None,
-    prefill: Annotated[
-        str,
-        typer.Option(metavar="S,...", help="Lengths of the prefill buckets; 128 if absent."),
-    ] = "",
+    task: Task = "auto",
+    context: Context = None,
+    prefill: Prefill = "",
     batch: Annotated[int, typer.Option(min=1, help="Rows of every bucket.")] = 1,
     dtype: Annotated[
         Literal["fp16", "fp32"], typer.Option(help="Dtype of the lowered graphs.")
@@ -167,6 +162,7 @@ def compile_(
 
     chosen = CompileOptions(
         soc=target,
+        task=task,
         context=context,
         prefill=numbers(prefill, "--prefill"),
         batch=batch,

@@ -27,6 +27,26 @@ Verbose = Annotated[
 Soc = Annotated[
     str, typer.Option("--target", help="The SoC, as atc's --soc_version: Ascend310P3, ...")
 ]
+Task = Annotated[
+    Literal["auto", "generate", "encode"],
+    typer.Option(
+        help="Continue texts with a KV cache, or take whole texts in one run; auto: by the graph.",
+    ),
+]
+Context = Annotated[
+    int | None,
+    typer.Option(
+        min=2,
+        help="Tokens that a sequence may hold; the model's own limit, at most 2048, if absent.",
+    ),
+]
+Prefill = Annotated[
+    str,
+    typer.Option(
+        metavar="S,...",
+        help="Lengths of the prefill buckets, 128 if absent; of all buckets without a cache.",
+    ),
+]
 BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="What `compile` made.")]
 Model = Annotated[Path, typer.Argument(metavar="IN.onnx", help="Any ONNX model.")]
 Forms = Annotated[

@@ -17,6 +17,7 @@ from omforge.lowering.canonical import float_canonical
 from omforge.lowering.compile import SCRIPT, CompileResult
 from omforge.lowering.footprint import budget_text
 from omforge.lowering.quantize_options import memory_text, quantization_text
+from omforge.lowering.task import task_text
 from omforge.passes.coverage import Coverage
 from omforge.passes.events import Event
 from omforge.passes.pipeline import Pass, PassRun
@@ -159,9 +160,11 @@ def show_compiled(result: CompileResult, source: Path, output: Path, remark: str
     show_coverage(result.coverage, result.events)
     nodes = ", ".join(f"0 illegal of {result.nodes[name]} nodes in {name}" for name in buckets)
     show(f"legality   {made.target}: {nodes}")
+    show(f"task       {task_text(made.task)}")
+    cache = "no" if made.task == "encode" else made.kv.layout
     show(
         f"bundle     {output}: {made.dtype}, context {made.context}, batch {made.batch}, "
-        f"{made.kv.layout} cache"
+        f"{cache} cache"
     )
     if why := _bounded_by(result):
         show(f"context    {made.context} tokens: {why}")
@@ -227,6 +230,7 @@ def compiled_json(result: CompileResult, remark: str) -> dict[str, Any]:
     made = result.manifest
     return {
         "bundle": str(result.folder),
+        "task": made.task,
         "target": made.target,
         "dtype": made.dtype,
         "context": made.context,
@@ -318,17 +322,34 @@ def stream_text(
 
 def show_verified(report: VerifyReport) -> None:
     """Show each level against its reference, case by case, and what failed."""
+    encodes = report.task == "encode"
     columns = ("level", "against", "case", ">prompt", ">prefill", ">decode", ">of limit", "tokens")
-    show_table(columns, [_verified_row(found) for found in report.comparisons])
+    if encodes:
+        columns = ("level", "against", "case", ">tokens", "output", ">max abs", ">of limit")
+    row = _encoded_row if encodes else _verified_row
+    show_table(columns, [row(found) for found in report.comparisons])
     limits = ", ".join(
         f"{level} |a - b| <= {t.atol:g} + {t.rtol:g}*|b|" for level, t in report.tolerances.items()
     )
-    show(f"\nmax abs differences of logits; limits: {limits}")
+    what = "outputs" if encodes else "logits"
+    show(f"\nmax abs differences of {what}; limits: {limits}")
     for note in report.notes:
         show(f"note: {note}")
     for failure in report.failures:
         show(f"failed: {failure.what}\n  why:  {failure.why}\n  next: {failure.next_step}")
     show("verified" if report.ok else f"{len(report.failures)} checks failed")
+
+
+def _encoded_row(found: Comparison) -> tuple[object, ...]:
+    return (
+        found.level,
+        found.reference,
+        found.case,
+        "+".join(map(str, found.lengths)),
+        found.output,
+        small(found.max_abs),
+        f"{found.excess:.1%}" if found.judged else "-",
+    )
 
 
 def _verified_row(found: Comparison) -> tuple[object, ...]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.exports import export
+from tests.exports import ENCODERS, export
 
 
 @pytest.fixture(scope="session")
@@ -21,6 +21,20 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], P
         if (route, family) not in written:
             folder = tmp_path_factory.mktemp(f"{route}-{family}")
             written[route, family] = export(route, family, folder)
+        return written[route, family]
+
+    return path
+
+
+@pytest.fixture(scope="session")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
+    """`encoder(route, family)`: the same of models that are no causal decoder with token ids."""
+    written: dict[tuple[str, str], Path] = {}
+
+    def path(route: str, family: str) -> Path:
+        if (route, family) not in written:
+            folder = tmp_path_factory.mktemp(f"{route}-{family}")
+            written[route, family] = export(route, family, folder, ENCODERS)
         return written[route, family]
 
     return path

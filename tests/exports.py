@@ -25,15 +25,19 @@ EXPORTS = tuple(
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 
 
-def export(route: str, family: str, folder: Path) -> Path:
+ENCODERS = FIXTURES.parent / "encoders"
+"""The same of models that are no causal decoder with token ids, `<route>/<family>`."""
+
+
+def export(route: str, family: str, folder: Path, base: Path = FIXTURES) -> Path:
     """Write a complete export into `folder`: model.onnx, config.json and the tokenizer.
 
-    The same arguments give the same bytes.
+    The same arguments give the same bytes; `base` is where the fixture lies.
 
     Returns:
         The path of model.onnx.
     """
-    source = FIXTURES / route / family
+    source = base / route / family
     config = json.loads((source / "config.json").read_text())
     model = onnx.load(source / "model.onnx")
     stripped = [t for t in _tensors(model) if _is_stripped(t)]
@@ -72,7 +76,7 @@ def _weights(tensor: onnx.TensorProto, index: int) -> np.ndarray:
     noise = np.random.Generator(np.random.PCG64(seed)).standard_normal(shape)
     if len(shape) > 1:
         return 0.15 * noise  # the deviation that the exports were made with
-    is_norm = "norm" in tensor.name and "weight" in tensor.name
+    is_norm = "norm" in tensor.name.lower() and "weight" in tensor.name
     return 0.1 * noise + (1.0 if is_norm else 0.0)
 
 

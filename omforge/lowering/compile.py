@@ -7,13 +7,15 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+import numpy.typing as npt
 
 from omforge import __version__, ir
 from omforge.ir.digests import sha256
 from omforge.ir.dims import evaluate, substitute
 from omforge.ir.folders import MadeFolder
-from omforge.ir.infer import attribute, dims, infer_model, to_shape
+from omforge.ir.infer import dims, infer_model, to_shape
 from omforge.ir.weights import WeightWriter, writing
 from omforge.lowering import manifest as m
 from omforge.lowering.activation_options import atc_for_int8
@@ -24,11 +26,24 @@ from omforge.lowering.build_om import BuildOptions, build_om
 from omforge.lowering.compile_report import write_report
 from omforge.lowering.context import choose_context, choose_prefill
 from omforge.lowering.destination import destination_of
-from omforge.lowering.export_interface import export_interface, tensor_spec
+from omforge.lowering.export_interface import encode_export, export_interface, tensor_spec
 from omforge.lowering.footprint import Footprint, check_budget, spare_bytes
 from omforge.lowering.legality import check_legal
 from omforge.lowering.legalize import check_forms, legalize
 from omforge.lowering.legalize.choices import choices
+from omforge.lowering.model_facts import (
+    cache_heads,
+    encode_facts,
+    fixed_inputs,
+    generate_facts,
+    kv_cache,
+    mask_specs,
+    no_cache,
+    output_specs,
+    query_heads,
+    state_specs,
+    token_inputs,
+)
 from omforge.lowering.quantize_options import (
     KvDtype,
     QuantizeOptions,
@@ -45,28 +60,30 @@ from omforge.lowering.quantize_options import (
 from omforge.lowering.source import find_source
 from omforge.lowering.steps import Progress, Steps
 from omforge.lowering.target import Target, target
+from omforge.lowering.task import TaskOption, encode_options, encode_passes, find_task
 from omforge.passes import PassRun, make_pipeline
 from omforge.passes.bind_choices import BindChoices
 from omforge.passes.bind_shapes import BindShapes
-from omforge.passes.config import ModelConfig, read_config
+from omforge.passes.config import read_config
 from omforge.passes.context_bounds import Bound, config_bounds, find_bounds
 from omforge.passes.convert_precision import ConvertPrecision
 from omforge.passes.coverage import Coverage, measure
 from omforge.passes.events import Event, events
 from omforge.passes.feeds import weight_bytes
-from omforge.passes.fuse_kv_io import PAST, FuseKvIo
+from omforge.passes.fuse_kv_io import FuseKvIo
 from omforge.passes.instruments import Instrument, VerifyEach
-from omforge.passes.interface import CacheLayer, cache_layers, find_interface
+from omforge.passes.interface import cache_layers, find_interface
 from omforge.passes.last_token_logits import LastTokenLogits
 from omforge.passes.length_choices import tied_rows
-from omforge.passes.pipeline import Pipeline
+from omforge.passes.pipeline import Pass, Pipeline
 from omforge.passes.quantization.linear import find_linears, stored_as_integers
 from omforge.passes.quantization.report import BudgetPlan, budget_plan
 from omforge.passes.raise_contrib_ops import RaiseContribOps
-from omforge.passes.recurrent_states import is_state, renewed
 from omforge.passes.schema import CONTRIB_DOMAIN
 from omforge.passes.tabulate_rotary import TabulateRotary
 from omforge.passes.text_positions import TextPositions
+
+Array = npt.NDArray[Any]
 
 MASK_VALUE = -30000.0
 """Finite in float16 even when a score is added, and so far below any score that its exp is 0."""
@@ -80,9 +97,10 @@ class CompileOptions:
 
     Attributes:
         soc: Value of atc's --soc_version.
+        task: What the model is for; `auto` is what its graph says.
         context: Tokens that a sequence may hold, C; if None the least of 2,048, what the model's
             configuration says and what its graph bounds it to.
-        prefill: Lengths S of the prefill buckets.
+        prefill: Lengths S of the prefill buckets; of a model without a cache, of all of them.
         batch: Rows B of every bucket.
         dtype: Dtype of the lowered graphs.
         layout: Of the cache; `auto` is the one that moves the fewest bytes, which is per-layer:
@@ -101,6 +119,7 @@ class CompileOptions:
     """
 
     soc: str
+    task: TaskOption = "auto"
     context: int | None = None
     prefill: tuple[int, ...] = ()
     batch: int = 1
@@ -183,7 +202,7 @@ def compile_bundle(
     passes = [run for run in text_only if run.rewrites]
     passes += make_pipeline("canonicalize").run(model, watch).passes
     bounds = (*told_bounds, *find_bounds(model, wanted.context or 0))
-    options = _with_defaults(options, bounds)
+    given, options = options, _with_defaults(options, bounds)
     buckets = _plan(options)
     if options.batch > 1 and (why := tied_rows(model, options.context or 0)):
         raise ir.CheckError(
@@ -202,12 +221,18 @@ def compile_bundle(
             "; ".join(coverage.problems()),
             "`omforge explain` says what stopped each; --allow-partial goes on regardless",
         )
+    task = find_task(model, options.task)
+    encode = task == "encode"
+    if encode:
+        options = encode_options(given, bounds)
+        buckets = _encode_plan(options)
+        steps.expect(4 + 2 * len(buckets))
     stored = stored_as_integers(model)
     check_stored(stored, soc, options.dtype)
-    export = export_interface(model, found)
-    layers = cache_layers(model, find_interface(model))
-    kv_heads, head_size, value_size = _heads(layers)
-    heads = _query_heads(layers, config, kv_heads)
+    export = encode_export(model, found) if encode else export_interface(model, found)
+    layers = () if encode else cache_layers(model, find_interface(model))
+    kv_heads, head_size, value_size = cache_heads(layers)
+    heads = query_heads(layers, config, kv_heads)
     matrices = len(find_linears(model)) if scheme is not None else 0
     spare = spare_bytes(options.kv_dtype, len(layers), heads, kv_heads, max(head_size, value_size))
     footprint = _footprint(options, soc, buckets[-1], spare)
@@ -221,21 +246,29 @@ def compile_bundle(
             footprint=footprint,
             stored=bool(stored),
         ),
-        LastTokenLogits(),
-        FuseKvIo(options.layout),
-        *kv_passes(
-            options.kv_dtype,
-            tokens,
-            options.context or 0,
-            steps.meter("measure the cache", "tensors"),
+        *(
+            encode_passes(options.context or 0)
+            if encode
+            else _generate_passes(options, tokens, steps)
         ),
-        TabulateRotary(options.context or 0),
     )
     passes += Pipeline(serve).run(model, watch).passes
     nodes["canonical"] = model.graph.num_nodes()
     told = events(model)
 
-    facts = _facts(model, config, bounds, len(layers), heads, kv_heads, head_size)
+    facts = (
+        encode_facts(model, config, bounds)
+        if encode
+        else generate_facts(model, config, bounds, len(layers), heads, kv_heads, head_size)
+    )
+    kv = no_cache(_float(options))
+    if not encode:
+        stored_as = _float(options) if options.kv_dtype == "fp16" else "int8"
+        kv = kv_cache(
+            model, facts, value_size=value_size, capacity=options.context or 0, dtype=stored_as
+        )
+    by_token, fixed = token_inputs(model), fixed_inputs(model, _float(options))
+    results = output_specs(model, _float(options)) if encode else ()
     with MadeFolder(destination) as folder:
         with WeightWriter(folder / WEIGHTS) as writer:
             steps.begin("write canonical.onnx")
@@ -245,7 +278,7 @@ def compile_bundle(
             made: list[m.Bucket] = []
             graph_bytes = 0
             for plan in buckets:
-                full = _bucket_name(plan.name, options)
+                full = _bucket_name(plan.name, options, task)
                 steps.begin(f"lower {full}")
                 lowered = model.clone()
                 sizes = BindShapes(options.batch, plan.bound, options.context or 0)
@@ -278,16 +311,8 @@ def compile_bundle(
             batch=options.batch,
             context=options.context or 0,
             model=facts,
-            kv=m.KvCache(
-                layout=_layout(model),
-                layers=facts.layers,
-                kv_heads=kv_heads,
-                head_size=head_size,
-                value_head_size=value_size,
-                capacity=options.context or 0,
-                dtype=_float(options) if options.kv_dtype == "fp16" else "int8",
-            ),
-            masks=_masks(model),
+            kv=kv,
+            masks=mask_specs(model),
             mask_value=MASK_VALUE,
             buckets=tuple(made),
             canonical=CANONICAL,
@@ -295,8 +320,12 @@ def compile_bundle(
             export=export,
             files={file.name: sha256(file) for file in sorted(folder.iterdir()) if file.is_file()},
             coverage=coverage.to_json(),
-            states=_states(model),
+            states=state_specs(model),
             quantization=measure_quantization(model, scheme, matrices, made[-1], graph_bytes),
+            task=task,
+            token_inputs=by_token,
+            fixed=fixed,
+            outputs=results,
         )
         written.save(folder / m.FILE_NAME)
     if program is not None:
@@ -316,6 +345,13 @@ class _Plan:
     gears: tuple[int, ...] = ()
 
     @property
+    def kind(self) -> Literal["prefill", "decode", "gears", "encode"]:
+        """What the manifest says that it is."""
+        if self.name.startswith("encode"):
+            return "encode"
+        return "gears" if self.gears else "decode" if self.seq == 1 else "prefill"
+
+    @property
     def bound(self) -> int:
         """What bind-shapes takes: 0 leaves the length open."""
         return 0 if self.gears else self.seq
@@ -329,6 +365,30 @@ def _plan(options: CompileOptions) -> list[_Plan]:
     if options.gears:
         return [_Plan("gears", max(options.prefill), (1, *options.prefill))]
     return [*(_Plan(f"prefill_s{s}", s) for s in options.prefill), _Plan("decode", 1)]
+
+
+def _encode_plan(options: CompileOptions) -> list[_Plan]:
+    """One graph for each length, or one for all where there are several."""
+    if options.gears and len(options.prefill) > 1:
+        return [_Plan("encode_gears", max(options.prefill), options.prefill)]
+    return [_Plan(f"encode_s{length}", length) for length in options.prefill]
+
+
+def _generate_passes(
+    options: CompileOptions, tokens: tuple[Array, ...], steps: Steps
+) -> tuple[Pass, ...]:
+    """What gives the cache its capacity."""
+    return (
+        LastTokenLogits(),
+        FuseKvIo(options.layout),
+        *kv_passes(
+            options.kv_dtype,
+            tokens,
+            options.context or 0,
+            steps.meter("measure the cache", "tensors"),
+        ),
+        TabulateRotary(options.context or 0),
+    )
 
 
 def at_gear(model: ir.Model, seq: int) -> ir.Model:
@@ -359,9 +419,10 @@ def cheapest_layout() -> Literal["stacked", "per-layer"]:
     return "stacked" if choices("cache")[0].form == "stacked" else "per-layer"
 
 
-def _bucket_name(name: str, options: CompileOptions) -> str:
+def _bucket_name(name: str, options: CompileOptions, task: m.Task) -> str:
     batch = f"_b{options.batch}" if options.batch > 1 else ""
-    return f"{name}_c{options.context}{batch}"
+    capacity = f"_c{options.context}" if task == "generate" else ""
+    return f"{name}{capacity}{batch}"
 
 
 def _quantize(options: CompileOptions, soc: Target) -> QuantizeOptions | None:
@@ -420,90 +481,6 @@ def _require_legal(model: ir.Model, soc: Target, name: str) -> None:
         )
 
 
-def _heads(layers: Sequence[CacheLayer]) -> tuple[int, int, int]:
-    """K and the sizes of a key and a value of the cache; zeros where fuse-kv-io will refuse it.
-
-    Raises:
-        CheckError: Layers differ: a manifest has one number for all of them.
-    """
-    shapes = {
-        (_size(key, 1), _size(key, 3), _size(value, 3)) for key, value in (x.past for x in layers)
-    }
-    if len(shapes) > 1:
-        listed = ", ".join(
-            f"{heads} heads with keys of {key} and values of {value}"
-            for heads, key, value in sorted(shapes)
-        )
-        raise ir.CheckError(
-            "the layers' caches differ",
-            f"a bundle has one number of heads, and one size, for all of them: {listed}",
-            "`omforge opt` with fuse-kv-io{layout=per-layer} makes the graph without a bundle",
-        )
-    return next(iter(shapes), (0, 0, 0))
-
-
-def _query_heads(layers: Sequence[CacheLayer], config: ModelConfig | None, kv_heads: int) -> int:
-    """N of the raised attention; config.json's, or K, where none was raised."""
-    for layer in layers:
-        if layer.block is not None:
-            return attribute(layer.block, "q_num_heads", kv_heads)
-    told = config.heads if config is not None else None
-    return told if told and kv_heads and told % kv_heads == 0 else kv_heads
-
-
-def _layout(model: ir.Model) -> Literal["stacked", "per-layer"]:
-    """The layout that fuse-kv-io gave the cache."""
-    return "stacked" if any(v.name == PAST for v in model.graph.inputs) else "per-layer"
-
-
-def _size(value: ir.Value, axis: int) -> int:
-    shape = dims(value)
-    dim = shape[axis] if shape is not None and len(shape) == 4 else 0
-    return dim if isinstance(dim, int) else 0
-
-
-def _facts(
-    model: ir.Model,
-    config: ModelConfig | None,
-    bounds: Sequence[Bound],
-    layers: int,
-    heads: int,
-    kv_heads: int,
-    size: int,
-) -> m.ModelFacts:
-    config = config or ModelConfig()
-    logits = dims(model.graph.outputs[0]) or (0,)
-    vocab = logits[-1] if isinstance(logits[-1], int) else config.vocab_size or 0
-    return m.ModelFacts(
-        model_type=config.model_type,
-        layers=layers,
-        heads=heads,
-        kv_heads=kv_heads,
-        head_size=size,
-        hidden_size=config.hidden_size or heads * size,
-        vocab_size=vocab,
-        eos_token_ids=config.eos_token_ids,
-        bos_token_id=config.bos_token_id,
-        pad_token_id=config.pad_token_id,
-        max_positions=min((bound.tokens for bound in bounds), default=None),
-    )
-
-
-def _masks(model: ir.Model) -> tuple[m.MaskSpec, ...]:
-    found: list[m.MaskSpec] = []
-    for value in model.graph.inputs:
-        name = value.name or ""
-        if name.startswith("attention_mask"):
-            _, _, window = name.partition("_w")
-            found.append(m.MaskSpec(name, int(window) if window else None))
-    return tuple(found)
-
-
-def _states(model: ir.Model) -> tuple[m.StateSpec, ...]:
-    specs = [tensor_spec(value) for value in model.graph.inputs if is_state(value)]
-    return tuple(m.StateSpec(s.name, renewed(s.name), s.dtype, s.shape) for s in specs)
-
-
 def _bucket(
     model: ir.Model, name: str, plan: _Plan, options: CompileOptions, soc: Target
 ) -> m.Bucket:
@@ -514,10 +491,10 @@ def _bucket(
         _refuse_quantised(model)
     return m.Bucket(
         name=name,
-        kind="gears" if plan.gears else "decode" if plan.seq == 1 else "prefill",
+        kind=plan.kind,
         batch=options.batch,
         seq=plan.seq,
-        capacity=options.context or 0,
+        capacity=0 if plan.kind == "encode" else options.context or 0,
         file=file,
         inputs=tuple(tensor_spec(value) for value in model.graph.inputs),
         outputs=tuple(tensor_spec(value) for value in model.graph.outputs),

@@ -12,6 +12,7 @@ from omforge.lowering import manifest as m
 from omforge.lowering.source import Source
 from omforge.lowering.target import dtype_name
 from omforge.passes.exported_caches import exported_caches
+from omforge.passes.fixed_inputs import find_fixed
 from omforge.passes.interface import CacheLayer, cache_layers, find_interface
 from omforge.passes.recurrent_states import find_states
 
@@ -25,7 +26,8 @@ def export_interface(model: ir.Model, source: Source) -> m.Export:
     interface = find_interface(model)
     layers = cache_layers(model, interface)
     states = find_states(model, interface)
-    carried = {state.past for state in states}
+    fixed = find_fixed(model, interface)
+    served = {*(state.past for state in states), *fixed, *interface.by_token}
     caches = _caches(model, layers)
 
     def names(values: Sequence[ir.Value]) -> tuple[str, str]:
@@ -41,12 +43,41 @@ def export_interface(model: ir.Model, source: Source) -> m.Export:
         past=() if caches else tuple(names(layer.past) for layer in layers),
         present=() if caches else tuple(names(layer.present) for layer in layers),
         logits=interface.logits.name or "",
-        extra=tuple(tensor_spec(value) for value in interface.extra if value not in carried),
+        extra=tuple(tensor_spec(value) for value in interface.extra if value not in served),
         # The cache's: logits may be cast to float32 at the end of a model in half precision.
         dtype=dtype_name((layers[0].past[0] if layers else interface.logits).dtype),
         states=tuple(names((state.past, state.present)) for state in states),
         caches=caches,
+        fixed=_names(fixed),
+        token_inputs=_names(interface.by_token),
     )
+
+
+def encode_export(model: ir.Model, source: Source) -> m.Export:
+    """The exporter's interface of a model without a cache."""
+    interface = find_interface(model)
+    fixed = find_fixed(model, interface)
+    served = {*interface.by_token, *fixed}
+    outputs = model.graph.outputs
+    return m.Export(
+        path=os.path.abspath(source.graph),
+        sha256=sha256(source.graph),
+        input_ids=interface.input_ids.name,
+        attention_mask=interface.attention_mask.name if interface.attention_mask else None,
+        position_ids=interface.position_ids.name if interface.position_ids else None,
+        past=(),
+        present=(),
+        logits=interface.logits.name or "",
+        extra=tuple(tensor_spec(value) for value in interface.extra if value not in served),
+        dtype=dtype_name(interface.logits.dtype),
+        token_inputs=_names(interface.by_token),
+        fixed=_names(fixed),
+        outputs=_names(outputs),
+    )
+
+
+def _names(values: Sequence[ir.Value]) -> tuple[str, ...]:
+    return tuple(value.name or "" for value in values)
 
 
 def _caches(model: ir.Model, layers: Sequence[CacheLayer]) -> tuple[m.ExportCache, ...]:

@@ -21,8 +21,6 @@ import math
 import os
 import pathlib
 import re
-import types
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -32,6 +30,7 @@ from omforge.ir.errors import InputError
 from omforge.ir.json_text import parse_json
 from omforge.ir.paths import name_fault, path_fault
 from omforge.ir.weights import replacing, write_error
+from omforge.lowering.manifest_json import as_map, decode, is_map, refuse_constant, wrong
 
 SCHEMA_VERSION = 2
 FILE_NAME = "manifest.json"
@@ -50,12 +49,47 @@ class TensorSpec:
     shape: tuple[int | str, ...]
 
 
+Task = Literal["generate", "encode"]
+"""What a bundle does: continue a text step by step, or take a whole text in one run."""
+
+
 @dataclass(frozen=True)
 class MaskSpec:
-    """One additive mask input [B, 1, S, C+S]; `window` is None for a plain causal mask."""
+    """One additive mask input [B, 1, S, C+S]; `window` is None for a plain causal mask.
+
+    Where it is not `causal`, later tokens are seen too, and a window reaches as far ahead as back.
+    """
 
     name: str
     window: int | None
+    causal: bool = True
+
+
+@dataclass(frozen=True)
+class TokenInput:
+    """Integers [B, S] beside the tokens, one for each: a segment, a language.
+
+    They are zeros unless the caller gives others; `rows` is how many rows the table has that they
+    choose from, None where they choose from none.
+    """
+
+    name: str
+    dtype: str
+    rows: int | None
+
+
+@dataclass(frozen=True)
+class FixedInput:
+    """What the caller gives once for a sequence, and every step reads; "batch" stands for B.
+
+    `adapter`: the same for all rows, as the matrices of a LoRA. `memory`: something for each row,
+    as the keys and values that an encoder made. Zeros unless the caller gives something.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+    kind: Literal["adapter", "memory"]
 
 
 @dataclass(frozen=True)
@@ -93,12 +127,14 @@ class StateSpec:
 class Bucket:
     """One graph: its sizes, its files, its interface in order, and its atc command.
 
+    A bucket of kind `encode` takes S tokens and has no cache: its capacity is 0.
+
     A graph with `gears` leaves `seq` open in its shapes ("seq", "C + seq"); the gears are the
     numbers that it may be, in ascending order, and the field `seq` is the largest of them.
     """
 
     name: str
-    kind: Literal["prefill", "decode", "gears"]
+    kind: Literal["prefill", "decode", "gears", "encode"]
     batch: int
     seq: int
     capacity: int
@@ -125,6 +161,7 @@ class ModelFacts:
     bos_token_id: int | None
     pad_token_id: int | None
     max_positions: int | None
+    labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -150,6 +187,7 @@ class Export:
     model does not use, and that are fed with zeros. `states` are the (input, output) names of its
     recurrent states. Where the cache is not one [B, K, P, D] for the keys and the values of each
     layer that comes back whole, `caches` says what it is, and `past` and `present` are empty.
+    `fixed`, `token_inputs` and `outputs` are its names for those of the bundle, in the same order.
     """
 
     path: str
@@ -164,6 +202,9 @@ class Export:
     dtype: str
     states: tuple[tuple[str, str], ...] = ()
     caches: tuple[ExportCache, ...] = ()
+    fixed: tuple[str, ...] = ()
+    token_inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -202,7 +243,12 @@ class Quantization:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All that a runtime must know of a bundle; paths are relative to the manifest's directory."""
+    """All that a runtime must know of a bundle; paths are relative to the manifest's directory.
+
+    A bundle that encodes has no cache: the sizes of `kv` are 0, `context` is its longest bucket,
+    and `outputs` are what a run gives, "batch" and "seq" standing for B and S. One that generates
+    gives logits, and names no outputs.
+    """
 
     schema_version: int
     omforge: str
@@ -222,6 +268,10 @@ class Manifest:
     coverage: dict[str, Any]
     quantization: Quantization = Quantization()
     states: tuple[StateSpec, ...] = ()
+    task: Task = "generate"
+    token_inputs: tuple[TokenInput, ...] = ()
+    fixed: tuple[FixedInput, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Manifest:
@@ -241,7 +291,7 @@ class Manifest:
                 f"cannot read the manifest {file}", str(error), "Give the directory of a bundle"
             ) from error
         try:
-            data: object = parse_json(text, constant=_refuse_constant)
+            data: object = parse_json(text, constant=refuse_constant)
         except ValueError as error:
             raise InputError(f"{file} is not JSON", str(error), "Build the bundle again") from error
         try:
@@ -256,20 +306,20 @@ class Manifest:
         Raises:
             InputError: As `load`; `what` starts with the path of the field, as `buckets[0].seq`.
         """
-        version = cast("dict[str, object]", data).get("schema_version") if _is_map(data) else None
+        version = cast("dict[str, object]", data).get("schema_version") if is_map(data) else None
         if version is not None and version != SCHEMA_VERSION:
             # Said before anything else: another version's fields would all look wrong.
-            raise _wrong(
+            raise wrong(
                 "schema_version",
                 f"is {version!r}, this omforge reads version {SCHEMA_VERSION}",
                 "Build the bundle again with this omforge",
             )
-        entries = dict(_as_map(data, "manifest"))
+        entries = dict(as_map(data, "manifest"))
         stated = entries.pop(SEAL, None)
-        manifest = cast("Manifest", _decode(cls, entries, ""))
+        manifest = cast("Manifest", decode(cls, entries, ""))
         manifest.validate()
         if stated != _seal_of(entries):
-            raise _wrong(
+            raise wrong(
                 SEAL,
                 f"is {stated!r}, its text makes it {_seal_of(entries)!r}: it was changed by hand",
                 "Copy the bundle again, or build it again",
@@ -303,7 +353,7 @@ class Manifest:
             plain = sealed(dataclasses.asdict(self))
             text = json.dumps(plain, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
         except (TypeError, ValueError) as error:
-            raise _wrong("manifest", f"does not fit in JSON: {error}") from error
+            raise wrong("manifest", f"does not fit in JSON: {error}") from error
         Manifest.from_json(json.loads(text))
         return text + "\n"
 
@@ -326,14 +376,18 @@ class Manifest:
             InputError: The first field that is out of range or contradicts another one.
         """
         if self.schema_version != SCHEMA_VERSION:
-            raise _wrong("schema_version", f"is {self.schema_version}, not {SCHEMA_VERSION}")
+            raise wrong("schema_version", f"is {self.schema_version}, not {SCHEMA_VERSION}")
         if not math.isfinite(self.mask_value) or self.mask_value >= 0:
-            raise _wrong("mask_value", f"is {self.mask_value}, must be finite and below 0")
+            raise wrong("mask_value", f"is {self.mask_value}, must be finite and below 0")
         for field in ("batch", "context"):
             _positive(field, getattr(self, field))
-        _validate_model(self.model)
-        _validate_cache(self.kv, self.model)
+        _validate_model(self.model, self.task)
+        if self.task == "encode":
+            _validate_no_cache(self)
+        else:
+            _validate_cache(self.kv, self.model)
         _validate_states(self.states)
+        _validate_given(self.token_inputs, self.fixed)
         _unique("masks", [mask.name for mask in self.masks])
         for index, mask in enumerate(self.masks):
             if mask.window is not None:
@@ -341,20 +395,26 @@ class Manifest:
         _unique("buckets", [bucket.name for bucket in self.buckets])
         for index, bucket in enumerate(self.buckets):
             _validate_bucket(f"buckets[{index}]", bucket, self.masks)
+            if (bucket.kind == "encode") != (self.task == "encode"):
+                raise wrong(f"buckets[{index}].kind", f"is {bucket.kind!r}, task is {self.task!r}")
         for name, digest in self.files.items():
             _inside("files", name)
             _hash(f"files[{name!r}]", digest)
         self._validate_files()
         _hash("export.sha256", self.export.sha256)
         if len(self.export.states) != len(self.states):
-            raise _wrong(
+            raise wrong(
                 "export.states", f"are {len(self.export.states)}, the bundle's {len(self.states)}"
             )
         _validate_caches(self.export.caches)
+        for field in ("fixed", "token_inputs", "outputs"):
+            ours, theirs = len(getattr(self, field)), len(getattr(self.export, field))
+            if ours != theirs:
+                raise wrong(f"export.{field}", f"are {theirs}, the bundle's {ours}")
         for field in ("past", "present"):
             pairs: tuple[tuple[str, str], ...] = getattr(self.export, field)
             if len(pairs) not in (0, self.model.layers):
-                raise _wrong(
+                raise wrong(
                     f"export.{field}",
                     f"has {len(pairs)} layers, model.layers is {self.model.layers}",
                 )
@@ -370,9 +430,9 @@ class Manifest:
         for field, name in named:
             _inside(field, name)
             if name in seen:
-                raise _wrong(field, f"{name!r} is {seen[name]} already")
+                raise wrong(field, f"{name!r} is {seen[name]} already")
             if name not in self.files:
-                raise _wrong("files", f"have no sha256 of {name!r}, which {field} names")
+                raise wrong("files", f"have no sha256 of {name!r}, which {field} names")
             seen[name] = field
 
 
@@ -393,16 +453,51 @@ def _validate_caches(caches: tuple[ExportCache, ...]) -> None:
         for dim in cache.shape:
             names = symbols(parse_dim(dim))
             if not names <= {"batch", "past"}:
-                raise _wrong(f"{where}.shape", f"has {dim!r}, which is not of batch and past")
+                raise wrong(f"{where}.shape", f"has {dim!r}, which is not of batch and past")
         if not 0 <= cache.axis < len(cache.shape):
-            raise _wrong(f"{where}.axis", f"is {cache.axis}, of {len(cache.shape)} axes")
+            raise wrong(f"{where}.axis", f"is {cache.axis}, of {len(cache.shape)} axes")
 
 
-def _validate_model(model: ModelFacts) -> None:
+def _validate_model(model: ModelFacts, task: Task) -> None:
+    if task == "encode":  # the rest is told, and nothing depends on it
+        _positive("model.vocab_size", model.vocab_size)
+        return
     for field in ("layers", "heads", "kv_heads", "head_size", "hidden_size", "vocab_size"):
         _positive(f"model.{field}", getattr(model, field))
     if model.heads % model.kv_heads:
-        raise _wrong("model.kv_heads", f"{model.kv_heads} does not divide {model.heads} heads")
+        raise wrong("model.kv_heads", f"{model.kv_heads} does not divide {model.heads} heads")
+
+
+def _validate_no_cache(manifest: Manifest) -> None:
+    for field in ("layers", "kv_heads", "head_size", "value_head_size", "capacity"):
+        found = getattr(manifest.kv, field)
+        if found:
+            raise wrong(f"kv.{field}", f"is {found}, and what encodes has no cache")
+    if manifest.states:
+        raise wrong("states", f"are {len(manifest.states)}, and what encodes has none")
+    if not manifest.outputs:
+        raise wrong("outputs", "are none, and a run must give something")
+    _unique("outputs", [spec.name for spec in manifest.outputs])
+    for index, spec in enumerate(manifest.outputs):
+        _validate_shape(f"outputs[{index}].shape", spec.shape, ("batch", "seq"))
+
+
+def _validate_given(tokens: tuple[TokenInput, ...], fixed: tuple[FixedInput, ...]) -> None:
+    _unique("fixed", [spec.name for spec in (*tokens, *fixed)])
+    for index, spec in enumerate(tokens):
+        if spec.rows is not None:
+            _positive(f"token_inputs[{index}].rows", spec.rows)
+    for index, spec in enumerate(fixed):
+        _validate_shape(f"fixed[{index}].shape", spec.shape, ("batch",))
+
+
+def _validate_shape(field: str, shape: tuple[int | str, ...], named: tuple[str, ...]) -> None:
+    """Numbers of 1 or more; a name may only be one of `named`."""
+    for axis, dim in enumerate(shape):
+        if isinstance(dim, int):
+            _positive(f"{field}[{axis}]", dim)
+        elif dim not in named:
+            raise wrong(f"{field}[{axis}]", f"is {dim!r}, only {' and '.join(named)} is open")
 
 
 def _validate_cache(kv: KvCache, model: ModelFacts) -> None:
@@ -411,9 +506,9 @@ def _validate_cache(kv: KvCache, model: ModelFacts) -> None:
     for field in ("layers", "kv_heads", "head_size"):
         ours, theirs = getattr(kv, field), getattr(model, field)
         if ours != theirs:
-            raise _wrong(f"kv.{field}", f"is {ours}, model.{field} is {theirs}")
+            raise wrong(f"kv.{field}", f"is {ours}, model.{field} is {theirs}")
     if kv.layout == "stacked" and kv.value_head_size != kv.head_size:
-        raise _wrong(
+        raise wrong(
             "kv.value_head_size",
             f"is {kv.value_head_size}, the stacked layout needs head_size = {kv.head_size}",
         )
@@ -422,23 +517,22 @@ def _validate_cache(kv: KvCache, model: ModelFacts) -> None:
 def _validate_states(states: tuple[StateSpec, ...]) -> None:
     _unique("states", [name for state in states for name in (state.input, state.output)])
     for index, state in enumerate(states):
-        for axis, dim in enumerate(state.shape):
-            if isinstance(dim, int):
-                _positive(f"states[{index}].shape[{axis}]", dim)
-            elif dim != "batch":
-                raise _wrong(f"states[{index}].shape[{axis}]", f"is {dim!r}, only batch is open")
+        _validate_shape(f"states[{index}].shape", state.shape, ("batch",))
 
 
 def _validate_bucket(where: str, bucket: Bucket, masks: tuple[MaskSpec, ...]) -> None:
-    for field in ("batch", "seq", "capacity"):
+    sizes = ("batch", "seq") if bucket.kind == "encode" else ("batch", "seq", "capacity")
+    for field in sizes:
         _positive(f"{where}.{field}", getattr(bucket, field))
+    if bucket.kind == "encode" and bucket.capacity:
+        raise wrong(f"{where}.capacity", f"is {bucket.capacity}, and what encodes has no cache")
     fault = name_fault(bucket.name)
     if fault:
         # Folders and files of the bundle are named after it.
-        raise _wrong(f"{where}.name", f"{bucket.name!r} {fault}", _UNTRUSTED)
+        raise wrong(f"{where}.name", f"{bucket.name!r} {fault}", _UNTRUSTED)
     for word in bucket.command:
         if not word.isprintable():
-            raise _wrong(f"{where}.command", f"{word!r} cannot be printed", _UNTRUSTED)
+            raise wrong(f"{where}.command", f"{word!r} cannot be printed", _UNTRUSTED)
     for kind, specs in (("inputs", bucket.inputs), ("outputs", bucket.outputs)):
         _unique(f"{where}.{kind}", [spec.name for spec in specs])
         for index, spec in enumerate(specs):
@@ -447,9 +541,9 @@ def _validate_bucket(where: str, bucket: Bucket, masks: tuple[MaskSpec, ...]) ->
                     _positive(f"{where}.{kind}[{index}].shape[{axis}]", dim)
                 elif not bucket.gears:
                     # A bucket is static: a symbol here is a bucket that was never bound.
-                    raise _wrong(f"{where}.{kind}[{index}].shape[{axis}]", f"is {dim!r}, no number")
+                    raise wrong(f"{where}.{kind}[{index}].shape[{axis}]", f"is {dim!r}, no number")
                 elif not symbols(parse_dim(dim)) <= {"seq"}:
-                    raise _wrong(
+                    raise wrong(
                         f"{where}.{kind}[{index}].shape[{axis}]", f"is {dim!r}, gears bind only seq"
                     )
     if bucket.gears and (
@@ -457,140 +551,37 @@ def _validate_bucket(where: str, bucket: Bucket, masks: tuple[MaskSpec, ...]) ->
         or list(bucket.gears) != sorted(set(bucket.gears))
         or bucket.gears[-1] != bucket.seq
     ):
-        raise _wrong(
+        raise wrong(
             f"{where}.gears",
             f"are {list(bucket.gears)}, must be two or more in ascending order, the last "
             f"one seq = {bucket.seq}",
         )
     if bool(bucket.gears) != (bucket.kind == "gears"):
-        raise _wrong(f"{where}.kind", f"is {bucket.kind!r} with {len(bucket.gears)} gears")
+        raise wrong(f"{where}.kind", f"is {bucket.kind!r} with {len(bucket.gears)} gears")
     inputs = {spec.name for spec in bucket.inputs}
     for index, mask in enumerate(masks):
         if mask.name not in inputs:
-            raise _wrong(f"{where}.inputs", f"lack {mask.name!r}, which masks[{index}] names")
-
-
-def _wrong(field: str, why: str, next_step: str = "Build the bundle again") -> InputError:
-    return InputError(field, why, next_step)
+            raise wrong(f"{where}.inputs", f"lack {mask.name!r}, which masks[{index}] names")
 
 
 def _positive(field: str, value: int) -> None:
     if value < 1:
-        raise _wrong(field, f"is {value}, must be 1 or more")
+        raise wrong(field, f"is {value}, must be 1 or more")
 
 
 def _unique(field: str, names: list[str]) -> None:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise _wrong(field, f"names {', '.join(map(repr, twice))} more than once")
+        raise wrong(field, f"names {', '.join(map(repr, twice))} more than once")
 
 
 def _inside(field: str, name: str) -> None:
     """A bundle's file must lie inside the bundle: manifests are handed around."""
     fault = path_fault(name)
     if fault:
-        raise _wrong(field, f"{name!r} {fault}: it is no file inside the bundle", _UNTRUSTED)
+        raise wrong(field, f"{name!r} {fault}: it is no file inside the bundle", _UNTRUSTED)
 
 
 def _hash(field: str, digest: str) -> None:
     if not _SHA256.fullmatch(digest):
-        raise _wrong(field, f"{digest!r} is not a sha256 in hexadecimal")
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a number that JSON knows")
-
-
-def _is_map(data: object) -> bool:
-    return isinstance(data, dict)
-
-
-def _decode(annotation: Any, data: object, where: str) -> object:
-    """Turn parsed JSON into the annotated type; `where` is the field's path for messages."""
-    if annotation is Any:
-        return data
-    origin: object = typing.get_origin(annotation)
-    arguments: tuple[Any, ...] = typing.get_args(annotation)
-    if origin is types.UnionType:
-        return _decode_union(arguments, data, where)
-    if origin is Literal:
-        if data not in arguments:
-            raise _wrong(where, f"is {data!r}, must be one of {', '.join(map(repr, arguments))}")
-        return data
-    if origin is tuple:
-        return _decode_tuple(arguments, data, where)
-    if origin is dict:
-        entries = _as_map(data, where)
-        return {
-            key: _decode(arguments[1], item, f"{where}[{key!r}]") for key, item in entries.items()
-        }
-    if dataclasses.is_dataclass(annotation):
-        return _decode_dataclass(cast("type[object]", annotation), data, where)
-    return _decode_scalar(annotation, data, where)
-
-
-def _decode_union(arguments: tuple[Any, ...], data: object, where: str) -> object:
-    if data is None and types.NoneType in arguments:
-        return None
-    for argument in arguments:
-        if argument is not types.NoneType and type(data) is argument:
-            return data
-    names = " or ".join("null" if a is types.NoneType else a.__name__ for a in arguments)
-    raise _wrong(where, f"is {_kind(data)}, must be {names}")
-
-
-def _decode_tuple(arguments: tuple[Any, ...], data: object, where: str) -> object:
-    if not isinstance(data, list):
-        raise _wrong(where, f"is {_kind(data)}, must be a list")
-    items = cast("list[object]", data)
-    if arguments[-1] is Ellipsis:
-        arguments = arguments[:1] * len(items)
-    if len(arguments) != len(items):
-        raise _wrong(where, f"has {len(items)} items, must have {len(arguments)}")
-    return tuple(
-        _decode(argument, item, f"{where}[{index}]")
-        for index, (argument, item) in enumerate(zip(arguments, items, strict=True))
-    )
-
-
-def _decode_dataclass(cls: type[object], data: object, where: str) -> object:
-    entries = _as_map(data, where or "manifest")
-    hints = typing.get_type_hints(cls)
-    prefix = f"{where}." if where else ""
-    optional = {
-        field.name
-        for field in dataclasses.fields(cast("Any", cls))
-        if field.default is not dataclasses.MISSING
-    }
-    for name in hints:
-        if name not in entries and name not in optional:
-            raise _wrong(prefix + name, "is missing")
-    for name in entries:
-        if name not in hints:
-            raise _wrong(prefix + name, f"is no field of {cls.__name__}")
-    return cls(
-        **{
-            name: _decode(hint, entries[name], prefix + name)
-            for name, hint in hints.items()
-            if name in entries
-        }
-    )
-
-
-def _decode_scalar(annotation: Any, data: object, where: str) -> object:
-    if annotation is float and type(data) is int:
-        return float(data)
-    # `type(...) is`, because bool is a subclass of int and `true` is no number.
-    if type(data) is not annotation:
-        raise _wrong(where, f"is {_kind(data)}, must be {annotation.__name__}")
-    return data
-
-
-def _as_map(data: object, where: str) -> dict[str, object]:
-    if not isinstance(data, dict):
-        raise _wrong(where, f"is {_kind(data)}, must be an object")
-    return cast("dict[str, object]", data)
-
-
-def _kind(data: object) -> str:
-    return "null" if data is None else f"{data!r} ({type(data).__name__})"
+        raise wrong(field, f"{digest!r} is not a sha256 in hexadecimal")

@@ -350,6 +350,8 @@ def memory_text(made: m.Manifest) -> str:
     """Return one line for a report: the constants of one graph and the cache of all rows."""
     weights, cache = made.quantization.graph_bytes, made.quantization.cache_bytes
     unit, size = ("GiB", 2**30) if weights + cache >= 2**30 else ("MiB", 2**20)
+    if made.task == "encode":
+        return f"weights {weights / size:.2f} {unit}"
     return (
         f"weights {weights / size:.2f} {unit} + cache of {made.context} tokens "
         f"{cache / size:.2f} {unit} = {(weights + cache) / size:.2f} {unit}"

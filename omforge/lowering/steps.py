@@ -29,6 +29,10 @@ class Steps:
         self._done = 0
         self._clock = clock
 
+    def expect(self, total: int) -> None:
+        """Say how many steps there are in all, now that more is known."""
+        self._total = total
+
     def begin(self, name: str) -> None:
         """Go on to the next step."""
         if self._progress is not None:

@@ -16,6 +16,7 @@ from omforge.passes.fold_constants import FoldConstants
 from omforge.passes.fold_defaults import FoldDefaults
 from omforge.passes.fold_shapes import FoldShapes
 from omforge.passes.fuse_attention import FuseAttention
+from omforge.passes.fuse_encoder_io import FuseEncoderIo
 from omforge.passes.fuse_gelu import FuseGelu
 from omforge.passes.fuse_kv_io import FuseKvIo
 from omforge.passes.fuse_layer_norm import FuseLayerNorm
@@ -77,6 +78,7 @@ PASSES: dict[str, type[Pass]] = {
         FoldDefaults,
         FoldShapes,
         FuseAttention,
+        FuseEncoderIo,
         FuseGelu,
         FuseKvIo,
         FuseLayerNorm,

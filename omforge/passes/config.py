@@ -52,6 +52,7 @@ class ModelConfig:
         experts: Experts of a layer that routes tokens to some of them.
         attention_layers: Layers that attend, where others do something else (a linear attention).
         eos_token_ids: Tokens that end a text.
+        labels: What a classifier's outputs mean, in their order.
     """
 
     model_type: str = "unknown"
@@ -70,6 +71,7 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...] = ()
     bos_token_id: int | None = None
     pad_token_id: int | None = None
+    labels: tuple[str, ...] = ()
 
 
 def read_config(folder: Path) -> ModelConfig | None:
@@ -115,6 +117,7 @@ def read_config(folder: Path) -> ModelConfig | None:
         eos_token_ids=_token_ids(tokens.get("eos_token_id")),
         bos_token_id=_token_id(tokens.get("bos_token_id")),
         pad_token_id=_token_id(tokens.get("pad_token_id")),
+        labels=_labels(facts.get("id2label")),
     )
 
 
@@ -208,6 +211,13 @@ def _is_rotary(facts: Mapping[str, Any]) -> bool | None:
 def _is_gated(facts: Mapping[str, Any]) -> bool | None:
     act = facts.get("hidden_act", facts.get("hidden_activation", facts.get("activation_function")))
     return act in _GATED if isinstance(act, str) else None
+
+
+def _labels(value: object) -> tuple[str, ...]:
+    """The names of `{"0": name, ...}`, if there is one for each number."""
+    named = _mapping(value)
+    numbers = [str(number) for number in range(len(named))]
+    return tuple(str(named[n]) for n in numbers) if set(named) == set(numbers) else ()
 
 
 def _token_ids(value: Any) -> tuple[int, ...]:

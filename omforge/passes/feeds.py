@@ -19,8 +19,9 @@ from omforge import ir
 from omforge.ir.dims import Dim, Expr, evaluate, symbols
 from omforge.ir.infer import dims
 from omforge.passes.alibi import KEY_POSITIONS
+from omforge.passes.fuse_encoder_io import MASK_FULL
 from omforge.passes.fuse_kv_io import MASK, PAST
-from omforge.passes.interface import Interface, find_interface, stacked_positions
+from omforge.passes.interface import Interface, find_interface, stacked_positions, table_rows
 from omforge.passes.last_token_logits import LOGITS_INDEX
 from omforge.passes.masks import given_mask
 from omforge.passes.schema import CONTRIB_DOMAIN
@@ -188,6 +189,9 @@ def _feed(value: ir.Value, step: Step, interface: Interface, random: np.random.G
             array = given_mask(_dtype(value), array[:, None] & causal)
     elif value.name == LOGITS_INDEX:
         array = np.arange(step.batch) * step.seq + step.seq - 1
+    elif value in interface.by_token:
+        # A number for each token picks a row of a table: none lies behind its end.
+        array = random.integers(0, table_rows(value) or 1, (step.batch, step.seq))
     elif _is_mask(value):
         array = _additive_mask(value, step)
     elif value.name == KEY_POSITIONS:
@@ -217,7 +221,8 @@ def _unknown(
 
 def _additive_mask(value: ir.Value, step: Step) -> Array:
     """[B, 1, S, C+S]: C cache slots of which `past` are valid, then the step's own tokens."""
-    capacity = _capacity(_shape(value)[-1], step)
+    *_, queries_axis, keys_axis = _shape(value)
+    capacity = 0 if queries_axis == keys_axis else _capacity(keys_axis, step)
     slots, new = np.arange(capacity), np.arange(step.past, step.past + step.seq)
     # A slot that is not valid yet lies behind every query.
     keys = np.concatenate([np.where(slots < step.past, slots, np.iinfo(np.int64).max), new])
@@ -226,6 +231,9 @@ def _additive_mask(value: ir.Value, step: Step) -> Array:
     _, _, window = (value.name or "").partition("_w")
     if window:
         visible &= queries - np.minimum(keys, step.past + step.seq) < int(window)
+    if _name(value).startswith(MASK_FULL):
+        distance = np.abs(queries - new)
+        visible = distance < int(window) if window else np.ones_like(distance, np.bool_)
     rows = visible[None] & (keys >= step.first[:, None, None])
     return np.where(rows, 0.0, HIDDEN)[:, None]
 
@@ -276,8 +284,9 @@ def _is_cache(value: ir.Value) -> bool:
 
 
 def _vocabulary(interface: Interface) -> int:
-    last = _shape(interface.logits)[-1]
-    return last if isinstance(last, int) else 16  # every vocabulary has that many
+    """How many tokens there are: the embedding has a row for each, the head a column for most."""
+    rows = table_rows(interface.input_ids) or _shape(interface.logits)[-1]
+    return rows if isinstance(rows, int) else 16  # every vocabulary has that many
 
 
 def _plain(inputs: list[ir.Value], sizes: tuple[int, ...], seed: int) -> Feeds:

@@ -12,7 +12,8 @@ After::
 
 and, with ALiBi, key_positions [1, 1, 1, C+S], which the slopes of the heads multiply. Tokens,
 positions and logits are called input_ids, position_ids and logits, whatever the export calls them.
-Recurrent states of fixed size stay what they are (`recurrent_states.py`).
+Recurrent states of fixed size stay what they are (`recurrent_states.py`), and so do inputs that are
+given once for a sequence (`fixed_inputs.py`).
 
 A present that grows makes every shape dynamic, and no in-place update is reachable from ONNX
 through ATC (hicann/ge:docs/zh/design/features/tensormove_delete.md), so the cache lives outside:
@@ -42,6 +43,7 @@ from omforge.passes.derived_positions import (
     recognise,
 )
 from omforge.passes.events import record
+from omforge.passes.fixed_inputs import find_fixed
 from omforge.passes.interface import (
     CacheLayer,
     Interface,
@@ -91,6 +93,7 @@ class FuseKvIo(Pass):
         infer_model(model)
         interface = find_interface(model)
         recurrent = find_states(model, interface)
+        fixed = find_fixed(model, interface)
         layers = _layers(model, interface, recurrent)
         shapes = [_cache_shape(layer) for layer in layers]
         stacked = _is_stacked(model, self.layout, shapes)
@@ -123,8 +126,9 @@ class FuseKvIo(Pass):
         model.graph.inputs.clear()
         named = [(positions, POSITION_IDS)] if positions is not None else []
         kept = [interface.input_ids, *(value for value, _ in named), *index]
+        kept += [value for value in interface.by_token if value.uses()]
         model.graph.inputs.extend([*kept, *mask_inputs.values(), *key_positions, *given.inputs])
-        model.graph.inputs.extend(carried)
+        model.graph.inputs.extend([*carried, *fixed])
         remove_dead(model)
         for value, name in ((interface.input_ids, INPUT_IDS), (logits, LOGITS), *named):
             take_name(model.graph, value, name)

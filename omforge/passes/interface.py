@@ -32,7 +32,7 @@ class Interface:
             mask [B, 1, S, P + S], boolean or floats that are added; None where there is none.
         position_ids: Integer [B, S]; None where the model derives positions from something else.
         caches: (past, present) pairs in the order of the inputs; empty for a model without a cache.
-        logits: Float [B, S, V].
+        logits: Float [B, S, V]; of a model that is no language model its first output.
         extra: Inputs that none of these is.
     """
 
@@ -42,6 +42,12 @@ class Interface:
     caches: tuple[tuple[ir.Value, ir.Value], ...]
     logits: ir.Value
     extra: tuple[ir.Value, ...]
+
+    @property
+    def by_token(self) -> tuple[ir.Value, ...]:
+        """Further integers [B, S], one for each token: a segment, a language."""
+        tokens = shape_of(self.input_ids)
+        return tuple(v for v in self.extra if v.dtype in _INTEGERS and shape_of(v) == tokens)
 
 
 @dataclass(frozen=True)
@@ -189,6 +195,7 @@ def find_interface(model: ir.Model) -> Interface:
     ):  # a canonical model has additive masks too, and none of these caches
         mask = _additive_mask(inputs, {past for past, _ in caches})
     rest = [v for v in rest if v is not mask and v.dtype in _INTEGERS]
+    rest = [v for v in rest if not _is_segment(v)]
     positions = _by_role(rest, "position", lambda shape: shape == tokens)
     taken = {input_ids, mask, positions, *(past for past, _ in caches)}
     extra = tuple(value for value in inputs if value not in taken)
@@ -215,20 +222,23 @@ def tokens_of(graph: ir.Graph) -> ir.Value | None:
     """
     inputs = [v for v in graph.inputs if v.name not in graph.initializers]
     integers = [v for v in inputs if v.dtype in _INTEGERS and len(shape_of(v)) == 2]
-    tables = {v: rows for v in integers if (rows := _rows_looked_up(v))}
+    tables = {v: rows for v in integers if (rows := table_rows(v)) is not None}
     candidates = [v for v in tables if "position" not in _words(v)]
     scored = {shape_of(output)[-1] for output in graph.outputs if shape_of(output)}
     return max(candidates, key=lambda v: (tables[v] in scored, tables[v]), default=None)
 
 
-def _rows_looked_up(value: ir.Value) -> int:
-    """Rows of the table that an input looks up; 0 where it looks up none."""
+def table_rows(value: ir.Value) -> int | None:
+    """The rows of the smallest table that an integer input looks up.
+
+    0 where no number says how many these are; None where it looks nothing up.
+    """
+    found: list[int] = []
     for node in _uses_through_movement(value):
         table = node.inputs[0] if node.op_type == "Gather" else None
-        if table is not None and is_weight(table) and len(shape_of(table)) == 2:
-            rows = shape_of(table)[0]
-            return rows if isinstance(rows, int) else 1
-    return 0
+        if table is not None and is_weight(table) and len(shape := shape_of(table)) == 2:
+            found.append(shape[0] if isinstance(shape[0], int) else 0)
+    return min(found, default=None)
 
 
 def is_weight(value: ir.Value) -> bool:
@@ -239,6 +249,19 @@ def is_weight(value: ir.Value) -> bool:
     if node is None or node.op_type not in {*_MOVERS, "DequantizeLinear", "Shape"}:
         return False
     return all(v is None or is_weight(v) for v in node.inputs)
+
+
+_FEWEST_POSITIONS = 16
+
+
+def _is_segment(value: ir.Value) -> bool:
+    """Whether it says of each token what it belongs to: a sentence, a language.
+
+    It picks rows as learned positions do, of a table that has few; names say it of others.
+    """
+    rows = table_rows(value)
+    named = any(word in _words(value) for word in ("type", "segment", "lang"))
+    return named or (rows is not None and 0 < rows < _FEWEST_POSITIONS)
 
 
 def _words(value: ir.Value) -> str:
@@ -261,7 +284,7 @@ def _logits(graph: ir.Graph, presents: set[ir.Value], tokens: ir.Value) -> ir.Va
         if value not in presents and value.dtype in _FLOATS and len(shape_of(value)) in (2, 3)
     ]
     named = [value for value in candidates if "logits" in _words(value)]
-    rows = _rows_looked_up(tokens)
+    rows = table_rows(tokens)
     scores = [value for value in candidates if shape_of(value)[-1] == rows]
     return next(iter(named or scores or candidates), None)
 

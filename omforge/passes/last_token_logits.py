@@ -61,7 +61,7 @@ class LastTokenLogits(Pass):
         interface = find_interface(model)
         logits = interface.logits
         steps = _head(logits)
-        bypassed = {node for node in steps if node.op_type in _RESHAPES or _keeps_last(node)}
+        bypassed = {node for node in steps if node.op_type in _RESHAPES or keeps_last(node)}
         if all(node.op_type in _RESHAPES for node in bypassed):
             if len(shape_of(logits)) != 3:
                 return 0
@@ -122,7 +122,7 @@ def _is_row_wise(node: ir.Node) -> bool:
     first = node.inputs[0] if node.inputs else None
     if first is None or all(v is None or is_weight(v) for v in node.inputs):
         return False
-    if _keeps_last(node):
+    if keeps_last(node):
         return True
     if node.op_type in _RESHAPES:  # rows may be merged or split, and keep their order
         return shape_of(first)[-1:] == shape_of(node.outputs[0])[-1:] != ()
@@ -146,7 +146,7 @@ def _is_row_wise(node: ir.Node) -> bool:
             return False
 
 
-def _keeps_last(node: ir.Node) -> bool:
+def keeps_last(node: ir.Node) -> bool:
     """Whether it takes the last token of [B, S, H], as [B, 1, H] or [B, H]."""
     if node.op_type not in ("Gather", "Slice") or node.domain != "" or node.inputs[0] is None:
         return False

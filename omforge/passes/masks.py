@@ -3,8 +3,8 @@
 Every exporter release writes the causal mask differently. The subgraph that makes a mask depends on
 the padding mask, the positions and shapes alone, so it is run on chosen inputs and compared, slot
 by slot, with the candidates: causal, or causal within a sliding window, with or without padding,
-with or without a bias that grows with the key's position. What equals a candidate on every probe is
-that candidate.
+with or without a bias that grows with the key's position; and where there is no cache, all keys or
+those within a window on both sides. What equals a candidate on every probe is that candidate.
 """
 
 from __future__ import annotations
@@ -47,25 +47,28 @@ class Mask:
 
     Attributes:
         window: Keys seen, the query's own included (`query - key < window`); None for all earlier
-            ones.
+            ones. Where later ones are seen too, it reaches as far ahead.
         padding: Whether keys whose attention_mask is 0 are hidden.
         zero_rows: A query that sees nothing gets zeros; otherwise it gets a mean of values, which
             is what a finite mask added to every score comes to.
         bias: What is added to the scores of visible keys; None for nothing.
+        causal: Whether later keys are hidden.
     """
 
     window: int | None
     padding: bool
     zero_rows: bool
     bias: Bias | None = None
+    causal: bool = True
 
     def visible(self, probe: Probe) -> Array:
         """Boolean [B, S, P + S]."""
         query = probe.past + np.arange(probe.seq)[:, None]
         key = np.arange(probe.past + probe.seq)[None, :]
-        seen = key <= query
+        distance = query - key
+        seen = distance >= 0 if self.causal else np.ones_like(distance, np.bool_)
         if self.window is not None:
-            seen &= query - key < self.window
+            seen &= (distance if self.causal else np.abs(distance)) < self.window
         seen = np.broadcast_to(seen, (probe.batch, *seen.shape))
         return seen & (probe.attention_mask[:, None, :] != 0) if self.padding else seen
 
@@ -130,6 +133,11 @@ class Prober:
         self.opset = model.opset_imports[""]
         self._interface = interface
         self._stacked = stacked_positions(interface)
+
+    @property
+    def cached(self) -> bool:
+        """Whether the model has a cache: then no query can see what comes later."""
+        return bool(self._interface.caches)
 
     def sizes(self, batch: int, seq: int, past: int) -> tuple[int, int, int]:
         """The sizes nearest to those asked for that the model admits: an export may fix some.
@@ -230,12 +238,11 @@ def recognise_applied(
         empty: set[bool] = set()
         for probe, seen, zeroed in _observations(prober, part, applied, bias):
             if possible is None:
-                possible = list(_candidates(seen, probe))
+                possible = list(_candidates(seen, probe, prober.cached))
             possible = [m for m in possible if np.array_equal(m.visible(probe), seen)]
             if not possible:
-                raise NoMatch(
-                    f"it is no causal mask for {probe.seq} tokens after {probe.past}", value
-                )
+                kind = "causal mask" if prober.cached else "causal mask, nor one of all tokens,"
+                raise NoMatch(f"it is no {kind} for {probe.seq} tokens after {probe.past}", value)
             if zeroed is not None:
                 empty.add(zeroed)
     except EvaluationError as error:
@@ -405,12 +412,13 @@ def _fitted(array: Array, shape: tuple[int, ...], value: ir.Value) -> Array:
     return array.reshape(padded)
 
 
-def _candidates(seen: Array, probe: Probe) -> Iterator[Mask]:
+def _candidates(seen: Array, probe: Probe, cached: bool) -> Iterator[Mask]:
     """Candidates by counting what the last query of the least padded row sees; simplest first."""
     whole = int(np.argmax(probe.attention_mask.sum(axis=1)))
-    for window in (None, int(seen[whole, -1].sum())):
-        for padding in (True, False):
-            yield Mask(window, padding, False)
+    for causal in (True,) if cached else (True, False):
+        for window in (None, int(seen[whole, -1].sum())):
+            for padding in (True, False):
+                yield Mask(window, padding, False, causal=causal)
 
 
 def _probes(prober: Prober) -> Iterator[Probe]:
@@ -492,7 +500,12 @@ def build(op: Builder, interface: Interface, mask: Mask, dtype: ir.DataType) -> 
         keys, width = op.Unsqueeze(truths, [1, 2]), one
     else:
         keys, width = op.constant(np.array(True)), total
-    seen = op.Trilu(op.Expand(keys, op.Concat(one, one, seq, width, axis=0)), last, upper=0)
+    seen = op.Expand(keys, op.Concat(one, one, seq, width, axis=0))
+    if mask.causal:
+        seen = op.Trilu(seen, last, upper=0)
+    elif mask.window is not None:
+        ahead = op.Add(last, op.constant(np.array(mask.window - 1, dtype=np.int64)))
+        seen = op.Trilu(seen, ahead, upper=0)
     if mask.window is not None:
         first = op.Sub(last, op.constant(np.array(mask.window - 1, dtype=np.int64)))
         seen = op.Trilu(seen, first, upper=1)

@@ -11,7 +11,13 @@ from omforge.ir.dims import Dim, Expr, substitute, symbol, symbols
 from omforge.ir.infer import attribute, dims, infer_model, to_shape
 from omforge.passes.cache_joins import FLOATS, find_joins
 from omforge.passes.events import record
-from omforge.passes.interface import Interface, find_interface, stacked_positions, states
+from omforge.passes.interface import (
+    Interface,
+    find_interface,
+    stacked_positions,
+    states,
+    table_rows,
+)
 from omforge.passes.pipeline import Pass
 from omforge.passes.views import shape_of
 
@@ -106,6 +112,11 @@ def _name(model: ir.Model, interface: Interface) -> None:
     stacked = stacked_positions(interface)
     if stacked is not None:
         roles[stacked] = (shape_of(stacked)[0], *tokens)
+    for value in interface.extra:
+        # A segment or a language of each token: what looks up rows as the tokens do.
+        looked_up = len(shape_of(value)) == 2 and table_rows(value) is not None
+        if looked_up and not _may_be_cached(interface):
+            roles[value] = _named(value, (BATCH, SEQ))
     for value, new in roles.items():
         _assign(value, new, names, exported)
     caches = _open_caches(model)

@@ -8,8 +8,9 @@ After::
 
     cos = Gather(table, position_ids)        # table [positions, R / 2]
 
-Angles need 24 bits of mantissa: at position 4,000 a float16 angle is off by whole radians. A table
-computed ahead in float32 can be rounded to any dtype afterwards, and costs a lookup.
+or, where a model without a cache counts its slots, the first S rows of it. Angles need 24 bits of
+mantissa: at position 4,000 a float16 angle is off by whole radians. A table computed ahead in
+float32 can be rounded to any dtype afterwards, and costs a lookup.
 """
 
 from __future__ import annotations
@@ -69,22 +70,29 @@ class TabulateRotary(Pass):
         }
         if not wanted:
             return 0
-        ids = find_interface(model).position_ids
+        interface = find_interface(model)
+        ids = interface.position_ids
         names = Names(model)
         count = 0
         for value in wanted:
             if _is_lookup(value, ids):
                 continue
             try:
-                if ids is None:
+                if ids is not None:
+                    table = self._table(model, value, ids)
+                elif interface.caches:
                     raise EvaluationError("the model has no position_ids to look rows up by")
-                table = self._table(model, value, ids)
+                else:
+                    table = self._slots(model, value)
             except EvaluationError as error:
                 record(model, self.name, value, f"it is computed at run time: {error}")
                 continue
             with Builder(model) as op:
-                name = names.unique(f"{value.name}_table")
-                rows = op.Gather(op.constant(table, name=name), ids, axis=0)
+                held = op.constant(table, name=names.unique(f"{value.name}_table"))
+                if ids is not None:
+                    rows = op.Gather(held, ids, axis=0)
+                else:
+                    rows = _first_rows(op, held, interface.input_ids, table.shape[1])
                 splice(op, [value], [rows], by=self.name, names=names)
             count += 1
         if count:
@@ -98,22 +106,54 @@ class TabulateRotary(Pass):
             raise EvaluationError(f"it is {shape}, not [B, S, R / 2]")
         part = Cutout([value], [ids], model.opset_imports[""])
         table = _at(part, ids, np.arange(self.positions)[None, :])[0]
+        if table.shape != (self.positions, shape[2]):
+            raise EvaluationError("it depends on more than the token's own position")
         few = min(self.positions, _AGAIN)
         order = np.random.default_rng(0).permutation(few)
         rows = np.stack([order, order[::-1]])
-        if table.shape != (self.positions, shape[2]) or not np.array_equal(
-            _at(part, ids, rows), table[rows]
-        ):
+        if not np.array_equal(_at(part, ids, rows), table[rows]):
             raise EvaluationError("it depends on more than the token's own position")
-        length = 1
-        while length < self.positions:  # LongRoPE turns at other frequencies once a text is long
-            if not np.array_equal(_at(part, ids, np.arange(length)[None, :])[0], table[:length]):
-                raise EvaluationError(
-                    f"it depends on the length of the text: {length} and {self.positions} "
-                    "positions give other rows"
-                )
-            length *= 2
+        for length in self._lengths():
+            found = _at(part, ids, np.arange(length)[None, :])[0]
+            self._check_length(found, table)
         return table
+
+    def _slots(self, model: ir.Model, value: ir.Value) -> Array:
+        """The same of tables that are made of the length alone, one row for each slot."""
+        shape = dims(value)
+        if shape is None or len(shape) != 3:
+            raise EvaluationError(f"it is {shape}, not [B, S, R / 2]")
+        part = Cutout([value], [], model.opset_imports[""])
+
+        def at(length: int) -> Array:
+            found = part.run({}, {"batch": 2, "seq": length})[0]
+            if found.shape[1:] != (length, shape[2]) or not np.array_equal(found[0], found[-1]):
+                raise EvaluationError("it depends on more than the token's own slot")
+            return found[0]
+
+        table = at(self.positions)
+        for length in self._lengths():
+            self._check_length(at(length), table)
+        return table
+
+    def _lengths(self) -> list[int]:
+        return [1 << power for power in range((self.positions - 1).bit_length())]
+
+    def _check_length(self, found: Array, table: Array) -> None:
+        """LongRoPE turns at other frequencies once a text is long."""
+        if not np.array_equal(found, table[: len(found)]):
+            raise EvaluationError(
+                f"it depends on the length of the text: {len(found)} and {self.positions} "
+                "positions give other rows"
+            )
+
+
+def _first_rows(op: Builder, table: ir.Value, ids: ir.Value, width: int) -> ir.Value:
+    """The first S rows of a table for each row of the batch, [B, S, R / 2]."""
+    seq = op.Shape(ids, start=1, end=2)
+    rows = op.Slice(table, np.array([0]), seq, np.array([0]))
+    size = op.Concat(op.Shape(ids, start=0, end=1), seq, np.array([width]), axis=0)
+    return op.Expand(op.Unsqueeze(rows, np.array([0])), size)
 
 
 def _at(part: Cutout, ids: ir.Value, positions: Array) -> Array:

@@ -18,8 +18,9 @@ from omforge.ir.dims import evaluate, parse_dim, symbols
 from omforge.ir.errors import InputError
 from omforge.ir.files import load
 from omforge.ir.folders import recover
-from omforge.lowering.manifest import Bucket, Manifest, TensorSpec
+from omforge.lowering.manifest import Bucket, Manifest, Task, TensorSpec
 from omforge.runtime.cache import cache_specs, state_specs
+from omforge.runtime.fixed import fixed_specs
 from omforge.runtime.session import describe
 from omforge.runtime.text_stream import Tokenizer
 
@@ -74,6 +75,20 @@ class Bundle:
             files = bundle.manifest.files
             require_digests(path, files, remembered=remembered, progress=progress)
         return bundle
+
+    def require(self, task: Task, next_step: str) -> None:
+        """Refuse a bundle that does something else.
+
+        Raises:
+            InputError: It does; `next_step` says what to do with it.
+        """
+        found = self.manifest.task
+        if found != task:
+            does = {
+                "generate": "it continues a text with a KV cache",
+                "encode": "it takes a whole text in one run, and has no KV cache",
+            }
+            raise InputError(f"the bundle {self.folder} does not {task}", does[found], next_step)
 
     @property
     def batches(self) -> tuple[int, ...]:
@@ -168,10 +183,23 @@ def _check_bucket(manifest: Manifest, bucket: Bucket) -> None:
         TensorSpec(mask.name, "", (batch, 1, seq, kv.capacity + seq)) for mask in manifest.masks
     )
     tokens = TensorSpec("input_ids", "", (batch, seq))
-    logits = TensorSpec("logits", "", (batch, manifest.model.vocab_size))
+    given = tuple(TensorSpec(spec.name, "", (batch, seq)) for spec in manifest.token_inputs)
+    given += fixed_specs(manifest.fixed, batch)
+    if manifest.task == "encode":
+        sizes = {"batch": batch, "seq": seq}
+        results = tuple(
+            TensorSpec(
+                spec.name,
+                spec.dtype if spec.dtype.startswith("float") else "",  # lowering narrows integers
+                tuple(sizes.get(str(n), n) for n in spec.shape),
+            )
+            for spec in manifest.outputs
+        )
+    else:
+        results = (TensorSpec("logits", "", (batch, manifest.model.vocab_size)),)
     sides = (
-        ("input", bucket.inputs, (tokens, *masks, *past, *states)),
-        ("output", bucket.outputs, (logits, *present, *renewed)),
+        ("input", bucket.inputs, (tokens, *given, *masks, *past, *states)),
+        ("output", bucket.outputs, (*results, *present, *renewed)),
     )
     for kind, specs, expected in sides:
         found = {spec.name: spec for spec in specs}

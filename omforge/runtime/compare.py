@@ -22,7 +22,7 @@ import numpy.typing as npt
 from omforge import ir
 from omforge.ir.errors import CheckError, InputError, OmforgeError
 from omforge.ir.numerics import Tolerance, max_abs_diff, tolerance
-from omforge.lowering.manifest import Manifest, TensorSpec
+from omforge.lowering.manifest import Manifest, Task, TensorSpec
 from omforge.runtime.bundle import Bundle, Progress
 from omforge.runtime.cases import Case, make_cases, room
 from omforge.runtime.export import ExportModel
@@ -88,6 +88,7 @@ class Comparison:
             that distance is the loss that was asked for (see `quality`). Nor does it where layers
             or the cache are int8, which float16 tips either way, unless both levels are without
             that rounding (see `unrounded`) or behind the same integers (see `same_cache`).
+        output: What was compared; "" for the logits of what generates.
         finite: Whether no logit of either is infinite or NaN. (`excess` is infinite, too, where the
             tolerance is 0.)
     """
@@ -107,6 +108,7 @@ class Comparison:
     ok: bool
     judged: bool = True
     finite: bool = True
+    output: str = ""
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,7 @@ class VerifyReport:
     comparisons: tuple[Comparison, ...]
     failures: tuple[Failure, ...]
     notes: tuple[str, ...]
+    task: Task = "generate"
     tips: Mapping[str, Tips] = field(default_factory=dict[str, Tips])
     """By case, how an int8 cache's integers differ between lowered and canonical graph."""
 
@@ -175,9 +178,21 @@ def verify_bundle(
         InputError: `source` is missing or is not the model that the bundle was made from.
     """
     manifest = bundle.manifest
+    if manifest.task == "encode":
+        from omforge.runtime.compare_encode import verify_encoder  # made of parts of this module
+
+        return verify_encoder(
+            bundle,
+            source,
+            levels,
+            texts=prompts,
+            seed=seed,
+            tolerances=tolerances,
+            progress=progress,
+        )
     notes: list[str] = []
-    export = _export(bundle, source, notes)
-    allowed = _tolerances(manifest, levels, tolerances)
+    export = export_of(bundle, source, notes)
+    allowed = tolerances_of(manifest, levels, tolerances)
     quantized = is_quantized(bundle)
     if quantized and export is not None:
         notes.append(
@@ -267,7 +282,14 @@ def verify_bundle(
     if not any(each.judged for each in comparisons):
         notes.append("nothing was judged: a quantised bundle needs both canonical and lowered")
     return VerifyReport(
-        order[0], steps, seed, allowed, tuple(comparisons), tuple(failures), tuple(notes), tips
+        order[0],
+        steps,
+        seed,
+        allowed,
+        tuple(comparisons),
+        tuple(failures),
+        tuple(notes),
+        tips=tips,
     )
 
 
@@ -351,7 +373,14 @@ def is_quantized(bundle: Bundle) -> bool:
     return bool(found.weights or found.kv)
 
 
-def _export(bundle: Bundle, source: str | os.PathLike[str] | None, notes: list[str]) -> Path | None:
+def export_of(
+    bundle: Bundle, source: str | os.PathLike[str] | None, notes: list[str]
+) -> Path | None:
+    """Return the exported model; None, with a note, where it is gone.
+
+    Raises:
+        InputError: `source` is missing, or is not the model that the bundle was made from.
+    """
     path = bundle.export if source is None else Path(source)
     if not path.is_file():
         if source is not None:
@@ -372,9 +401,10 @@ def _export(bundle: Bundle, source: str | os.PathLike[str] | None, notes: list[s
     return path
 
 
-def _tolerances(
+def tolerances_of(
     manifest: Manifest, levels: Sequence[str], given: Mapping[str, Tolerance] | None
 ) -> dict[str, Tolerance]:
+    """Return each level's tolerance: what is given, or the table's for its dtype."""
     exported, lowered = tolerance(manifest.export.dtype), tolerance(manifest.dtype)
     # A lowered graph that is finer than the export still has the export to agree with.
     exact = max(exported, lowered, key=lambda t: t.atol)
@@ -424,7 +454,7 @@ def _compare(
 ) -> Comparison:
     differences = [max_abs_diff(a, b) for a, b in zip(actual, expected, strict=True)]
     scale = max(float(np.abs(b).max()) for b in expected)
-    excess = max(_excess(a, b, allowed) for a, b in zip(actual, expected, strict=True))
+    excess = max(excess_of(a, b, allowed) for a, b in zip(actual, expected, strict=True))
     divergence, gap, tie = _divergence(actual, expected, allowed)
     worst = max(differences)
     return Comparison(
@@ -446,7 +476,7 @@ def _compare(
     )
 
 
-def _excess(actual: Array, expected: Array, allowed: Tolerance) -> float:
+def excess_of(actual: Array, expected: Array, allowed: Tolerance) -> float:
     """Return max |a - b| / (atol + rtol*|b|); infinite if either side is not finite."""
     if actual.shape != expected.shape or not np.isfinite([actual, expected]).all():
         return float("inf")

@@ -56,7 +56,7 @@ class ExportModel:
     def __init__(self, path: str | os.PathLike[str], export: Export, kv: KvCache) -> None:
         self.export = export
         self._caches = export.caches or _caches_by_layer(export, kv)
-        self._session = OrtSession(_at_full_accuracy(Path(path)), name=os.fspath(path))
+        self._session = OrtSession(at_full_accuracy_of(Path(path)), name=os.fspath(path))
         self._inputs = {spec.name: spec for spec in self._session.inputs}
         self._check_interface()
         self._groups: list[_Rows] = []
@@ -216,8 +216,8 @@ class ExportModel:
         names += [name for name, _ in export.states]
         outputs = [export.logits, *(cache.output for cache in self._caches)]
         outputs += [name for _, name in export.states]
-        _require(self._session.name, "inputs", names, self._session.inputs)
-        _require(self._session.name, "outputs", outputs, self._session.outputs)
+        require(self._session.name, "inputs", names, self._session.inputs)
+        require(self._session.name, "outputs", outputs, self._session.outputs)
 
 
 def _caches_by_layer(export: Export, kv: KvCache) -> tuple[ExportCache, ...]:
@@ -230,7 +230,7 @@ def _caches_by_layer(export: Export, kv: KvCache) -> tuple[ExportCache, ...]:
     )
 
 
-def _at_full_accuracy(path: Path) -> Path | ir.Model:
+def at_full_accuracy_of(path: Path) -> Path | ir.Model:
     """The file, or its model where it would let ONNX Runtime round what layers read.
 
     A file is best handed over as it is: ONNX Runtime then maps its weights by itself.
@@ -243,9 +243,12 @@ def _at_full_accuracy(path: Path) -> Path | ir.Model:
     return whole
 
 
-def _require(
-    file: str, kind: str, names: Sequence[str | None], specs: Sequence[TensorSpec]
-) -> None:
+def require(file: str, kind: str, names: Sequence[str | None], specs: Sequence[TensorSpec]) -> None:
+    """Refuse an export that lacks inputs or outputs; a name that is None is none.
+
+    Raises:
+        InputError: Names what is missing.
+    """
     found = [spec.name for spec in specs]
     missing = [name for name in names if name is not None and name not in found]
     if missing:

@@ -6,7 +6,7 @@ Letters: B batch, S new tokens, C cache capacity, V vocabulary.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -17,6 +17,7 @@ from omforge.lowering.manifest import Bucket, Manifest
 from omforge.lowering.manifest import KvCache as KvSpec
 from omforge.runtime.bundle import Bundle, Progress
 from omforge.runtime.cache import Cache, KvCache, States, cache_tensors, full, state_specs
+from omforge.runtime.fixed import fixed_feeds
 from omforge.runtime.masks import additive_mask, key_positions, positions
 from omforge.runtime.sampling import Sampler, Sampling
 from omforge.runtime.session import OrtSession, Session, check_interface
@@ -58,11 +59,13 @@ class LanguageModel:
         open_session: Opens a bucket of the lowered level on another backend.
         open_canonical: Opens the canonical graph otherwise than on ONNX Runtime as it is.
         make_cache: Makes the cache of batch B, where no backend has its own.
+        fixed: What is given once for a sequence, by name; zeros where absent.
         chunks: In which numbers of tokens the canonical graph takes a prompt of a length.
         backend: Runs the lowered graphs with a cache of its own; closed with the model.
 
     Raises:
-        InputError: The bundle has no buckets of that batch.
+        InputError: The bundle has no buckets of that batch, or is one that encodes, or a fixed
+            input is none of its own.
     """
 
     def __init__(
@@ -75,9 +78,13 @@ class LanguageModel:
         open_canonical: Callable[[], Session] | None = None,
         make_cache: Callable[[KvSpec, int, str | None, States], Cache] = KvCache,
         chunks: Callable[[int], Sequence[int]] | None = None,
+        fixed: Mapping[str, Array] | None = None,
         backend: Backend | None = None,
     ) -> None:
+        bundle.require("generate", "Open it with Encoder, or `omforge run` it with a text")
         self.bundle = bundle
+        self._given = dict(fixed or {})
+        self._fixed: dict[str, Array] | None = None
         self._backend = backend if level == "lowered" else None
         self.level = level
         self.batch = bundle.manifest.batch if batch is None else batch
@@ -92,6 +99,7 @@ class LanguageModel:
         self._cache: Cache | None = None
         self._first = np.zeros(self.batch, np.int64)
         self._rows = self.batch
+        self.give(self._given)
 
     @property
     def manifest(self) -> Manifest:
@@ -109,6 +117,18 @@ class LanguageModel:
     def length(self) -> int:
         """How many tokens of the longest row are in the cache."""
         return 0 if self._cache is None else self._cache.length
+
+    def give(self, fixed: Mapping[str, Array]) -> None:
+        """Take other fixed inputs, for the sequences that start from here on.
+
+        Args:
+            fixed: By name; zeros where absent.
+
+        Raises:
+            InputError: One is no fixed input of the bundle, or does not fit.
+        """
+        fixed_feeds(self.manifest.fixed, self.batch, fixed)
+        self._given, self._fixed = dict(fixed), None
 
     def chunk_sizes(self, length: int) -> list[int]:
         """Return how many of `length` tokens each step of a prefill takes."""
@@ -297,6 +317,8 @@ class LanguageModel:
             # Row by row, the flat number of the last real token.
             "logits_index": np.arange(self.batch) * seq + count - 1,
         }
+        for spec in self.manifest.token_inputs:
+            feeds[spec.name] = np.zeros((self.batch, seq), np.int64)
         feeds = {
             name: array.astype(dtypes[name]) for name, array in feeds.items() if name in dtypes
         }
@@ -319,6 +341,10 @@ class LanguageModel:
                 capacity=cache.capacity,
                 dtype=dtypes[KEY_POSITIONS],
             )
+        if self.manifest.fixed:
+            if self._fixed is None:  # all graphs of a level have the same dtypes
+                self._fixed = fixed_feeds(self.manifest.fixed, self.batch, self._given, dtypes)
+            feeds |= self._fixed
         return feeds | cache.feeds
 
     def _session(self, seq: int) -> Session:

@@ -59,6 +59,28 @@ def additive_mask(
     return np.where(rows, 0.0, mask_value).astype(dtype)[:, None]
 
 
+def full_mask(
+    window: int | None, lengths: Firsts, *, seq: int, dtype: str, mask_value: float
+) -> Array:
+    """Return [B, 1, S, S] of `dtype`: 0 where query i sees key j, `mask_value` where it does not.
+
+    Every query sees the row's own tokens, and itself: padding would average garbage.
+
+    Args:
+        window: None, or W: only keys less than W tokens away are seen, on both sides.
+        lengths: int64 [B], the tokens of each row, from slot 0 on.
+        seq: S.
+        dtype: A float dtype's numpy name.
+        mask_value: Finite and negative.
+    """
+    slots = np.arange(seq)
+    distance = np.abs(slots[:, None] - slots)
+    seen = slots < lengths[:, None, None]
+    if window is not None:
+        seen = seen & (distance < window)
+    return np.where(seen | (distance == 0), 0.0, mask_value).astype(dtype)[:, None]
+
+
 def positions(first: Firsts, *, past: int, seq: int, count: int) -> npt.NDArray[np.int64]:
     """Return int64 [B, S]: 0 on each row's first real token, counting up.
 

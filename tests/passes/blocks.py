@@ -84,7 +84,7 @@ class Block:
         cache: With past and present.
         positions: With position_ids as an input.
         visible: What a query sees: "causal", "trilu" (made as a triangle), "table" (cut out of
-            one), "window", "chunk", "all", "alibi", or "" where nothing is masked.
+            one), "window", "chunk", "all", "near" (a window on both sides), "alibi", or "" where nothing is masked.
         padding: Whether padding is hidden.
         applied: How the mask is: "added", "where", "inverted", "two" (one after the other), "sum"
             (both added up before) or "product" (1 - mask, times the lowest).
@@ -396,6 +396,11 @@ class Block:
                 w.add("order = Identity (causal)")
             case "all":
                 w.add("order = GreaterOrEqual (query, query)")
+            case "near":
+                w.add(f"""
+                    far = Sub (query, key)
+                    away = Abs (far)
+                    order = Less (away, {w.int(WINDOW)})""")
             case "window":
                 w.add(f"""
                     far = Sub (query, key)

@@ -182,3 +182,16 @@ def test_a_graph_of_contrib_ops_is_fed_what_their_kernels_take(
         for name, wanted in expected.items():
             assert numerics.within(actual[name], wanted, numerics.tolerance("float32")), name
     assert sizes == {(1, 1, 0), (1, 9, 0), (2, 17, 0), (1, 1, 11), (1, 4, 13)}
+
+
+def test_numbers_of_tokens_are_rows_of_their_table(encoder: Exports) -> None:
+    """BERT's token_type_ids index a table of two rows, its tokens one of 320."""
+    model = ir.load(encoder("optimum", "bert"))
+    made = make_feeds(model)
+    assert {n for feeds in made for n in feeds["token_type_ids"].ravel().tolist()} == {0, 1}
+    assert max(feeds["input_ids"].max() for feeds in made) > 64, "not the width of its output"
+    result = make_pipeline("raise,fuse-encoder-io").run(model, [CompareEach(make_feeds)])
+    assert max(run.max_abs_diff or 0 for run in result.passes) < 1e-5
+    for feeds in make_feeds(model):
+        batch, seq = feeds["input_ids"].shape
+        assert feeds["attention_mask_full"].shape == (batch, 1, seq, seq)

@@ -15,10 +15,11 @@ from omforge.passes.interface import (
     find_interface,
     is_weight,
     states,
+    table_rows,
 )
 from omforge.testing import parse
 from tests.exports import EXPORTS
-from tests.passes.blocks import Block
+from tests.passes.blocks import VOCABULARY, Block
 
 OPEN = '<ir_version: 11, opset_import: ["" : 24]>\n'
 
@@ -240,3 +241,30 @@ def test_tokens_are_what_the_model_scores_whatever_else_is_looked_up() -> None:
     infer_model(model)
     found = find_interface(model)
     assert (found.input_ids.name, found.logits.name) == ("words", "scores")
+
+
+SEGMENTS = (
+    (
+        "x = Gather (table, input_ids)",
+        "x_a = Gather (table, input_ids) x_b = Gather (few, KIND) x = Add (x_a, x_b)",
+    ),
+    ("int64[batch, seq] input_ids", "int64[batch, seq] input_ids, int64[batch, seq] KIND"),
+    (
+        "float[16, 8] table",
+        "float[3, 8] few = {" + ", ".join(["0.5"] * 24) + "}, float[16, 8] table",
+    ),
+)
+
+
+@pytest.mark.parametrize("name", ["token_type_ids", "kinds"])
+def test_what_picks_one_of_few_rows_is_no_position(name: str) -> None:
+    """It has the tokens' shape, as position_ids do: BERT's token_type_ids."""
+    edits = tuple((old, new.replace("KIND", name)) for old, new in SEGMENTS)
+    block = Block(cache=False, positions=False, edits=edits)
+    model = parse(block.text())
+    make_pipeline("name-dims,fold-constants").run(model)
+    found = find_interface(model)
+    assert found.position_ids is None
+    assert [value.name for value in found.by_token] == [name]
+    assert table_rows(found.by_token[0]) == 3
+    assert table_rows(found.input_ids) == VOCABULARY

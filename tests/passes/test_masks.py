@@ -70,6 +70,32 @@ def test_recognises_in_exports_of_fixed_sizes(
     assert found == Mask(WINDOW if visible == "window" else None, padding, False)
 
 
+@pytest.mark.parametrize("fixed", [{}, {"batch": "1", "seq": "7"}], ids=str)
+@pytest.mark.parametrize(("visible", "window"), [("all", None), ("near", WINDOW)])
+@pytest.mark.parametrize("padding", [True, False])
+def test_recognises_what_looks_ahead_where_there_is_no_cache(
+    fixed: dict[str, str], visible: str, window: int | None, padding: bool
+) -> None:
+    block = Block(visible=visible, padding=padding, cache=False, **fixed)  # type: ignore[arg-type]
+    assert recognised(block) == Mask(window, padding, False, causal=False)
+
+
+@pytest.mark.parametrize("visible", ["all", "near", "causal", "window"])
+@pytest.mark.parametrize("padding", [True, False])
+def test_a_mask_without_a_cache_is_built_again(visible: str, padding: bool) -> None:
+    block = Block(visible=visible, padding=padding, cache=False)
+    model = named(block)
+    interface = find_interface(model)
+    prober = Prober(model, interface)
+    kind = masks.recognise(prober, value_of(model, "bias"), [], None)
+    with Builder(model) as op:
+        built = masks.build(op, interface, kind, ir.DataType.FLOAT)
+        insert(op, list(model.graph)[-1], by="test")
+    infer_model(model)
+    (again,) = (masks.recognise(prober, value, [], None) for value in [built])
+    assert again == kind
+
+
 def test_recognises_a_window_wherever_its_number_is() -> None:
     """In shape arithmetic, that is folded; and wider than any short prompt."""
     changes = {

@@ -148,3 +148,22 @@ def test_a_size_that_the_graph_fixes_is_a_number() -> None:
     )
     NameDims().run(model)
     assert shapes(model)["past_key"] == "[batch,2,past,4]"
+
+
+def test_numbers_of_tokens_have_the_tokens_names() -> None:
+    """token_type_ids look up rows as tokens do; what does not keeps its own names."""
+    zeros = "0, " * 39 + "0"
+    text = """<ir_version: 11, opset_import: ["" : 24]>
+    g (int64[b, s] input_ids, int64[b2, s2] token_type_ids, int64[n, m] other)
+      => (float[b, s, 1] y, int64[n, m] z)
+    <float[40, 1] table = {ZEROS}, float[2, 1] few = {0, 0}> {
+        x = Gather (table, input_ids)
+        k = Gather (few, token_type_ids)
+        y = Add (x, k)
+        z = Neg (other)
+    }"""
+    model = parse(text.replace("ZEROS", zeros))
+    NameDims().run(model)
+    shapes = {v.name: [str(dim) for dim in dims(v) or ()] for v in model.graph.inputs}
+    assert shapes["input_ids"] == shapes["token_type_ids"] == ["batch", "seq"]
+    assert shapes["other"] == ["n", "m"]

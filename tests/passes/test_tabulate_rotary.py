@@ -132,3 +132,27 @@ def test_tabulates_a_real_export(exported: Callable[[str, str], Path]) -> None:
     make_pipeline("raise,tabulate-rotary{positions=64}").run(model)
     assert [table.shape for table in tables(model)] == [(64, 8), (64, 8)]
     assert not {"Cos", "Sin"} & set(ops(model))
+
+
+COUNTED = dataclasses.replace(ROTARY, cache=False, positions=False)
+COUNTS = {
+    "position = Cast <to = 1> (position_ids)": (
+        "slots = Range (zero_i, total0, one_i) row = Unsqueeze (slots, i_0)"
+        " position = Cast <to = 1> (row)"
+    ),
+    "int64[1] i_0 ": "int64 zero_i = {0}, int64 one_i = {1}, int64[1] i_0 ",
+}
+
+
+def test_slots_that_a_model_counts_are_the_first_rows() -> None:
+    """Without a cache the position is the slot: nobody has to feed it."""
+    block = COUNTED
+    model = rotated(block, COUNTS)
+    before = model.clone()
+    assert TabulateRotary(positions=40).run(model) == 2
+    assert not events(model)
+    assert not {"Cos", "Sin"} & set(ops(model))
+    for batch, seq in ((1, 1), (2, 7), (1, 40)):
+        tokens = np.random.default_rng(0).integers(0, 16, (batch, seq))
+        expected = numerics.run(before, {"input_ids": tokens})["logits"]
+        assert np.array_equal(numerics.run(model, {"input_ids": tokens})["logits"], expected)

@@ -1,0 +1,198 @@
+"""What a manifest says of a model: its interface as exported, its cache, its masks, its sizes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal
+
+from omforge import ir
+from omforge.ir.infer import attribute, dims
+from omforge.lowering import manifest as m
+from omforge.lowering.export_interface import tensor_spec
+from omforge.lowering.target import dtype_name
+from omforge.passes.config import ModelConfig
+from omforge.passes.context_bounds import Bound
+from omforge.passes.fixed_inputs import find_fixed
+from omforge.passes.fuse_encoder_io import MASK_FULL
+from omforge.passes.fuse_kv_io import PAST
+from omforge.passes.interface import CacheLayer, find_interface, table_rows
+from omforge.passes.recurrent_states import is_state, renewed
+
+
+def cache_heads(layers: Sequence[CacheLayer]) -> tuple[int, int, int]:
+    """K and the sizes of a key and a value of the cache; zeros where fuse-kv-io will refuse it.
+
+    Raises:
+        CheckError: Layers differ: a manifest has one number for all of them.
+    """
+    shapes = {
+        (_size(key, 1), _size(key, 3), _size(value, 3)) for key, value in (x.past for x in layers)
+    }
+    if len(shapes) > 1:
+        listed = ", ".join(
+            f"{heads} heads with keys of {key} and values of {value}"
+            for heads, key, value in sorted(shapes)
+        )
+        raise ir.CheckError(
+            "the layers' caches differ",
+            f"a bundle has one number of heads, and one size, for all of them: {listed}",
+            "`omforge opt` with fuse-kv-io{layout=per-layer} makes the graph without a bundle",
+        )
+    return next(iter(shapes), (0, 0, 0))
+
+
+def query_heads(layers: Sequence[CacheLayer], config: ModelConfig | None, kv_heads: int) -> int:
+    """N of the raised attention; config.json's, or K, where none was raised."""
+    for layer in layers:
+        if layer.block is not None:
+            return attribute(layer.block, "q_num_heads", kv_heads)
+    told = config.heads if config is not None else None
+    return told if told and kv_heads and told % kv_heads == 0 else kv_heads
+
+
+def _layout(model: ir.Model) -> Literal["stacked", "per-layer"]:
+    """The layout that fuse-kv-io gave the cache."""
+    return "stacked" if any(v.name == PAST for v in model.graph.inputs) else "per-layer"
+
+
+def _size(value: ir.Value, axis: int) -> int:
+    shape = dims(value)
+    dim = shape[axis] if shape is not None and len(shape) == 4 else 0
+    return dim if isinstance(dim, int) else 0
+
+
+def generate_facts(
+    model: ir.Model,
+    config: ModelConfig | None,
+    bounds: Sequence[Bound],
+    layers: int,
+    heads: int,
+    kv_heads: int,
+    size: int,
+) -> m.ModelFacts:
+    """What is known of a model that generates."""
+    config = config or ModelConfig()
+    logits = dims(model.graph.outputs[0]) or (0,)
+    vocab = logits[-1] if isinstance(logits[-1], int) else config.vocab_size or 0
+    return m.ModelFacts(
+        model_type=config.model_type,
+        layers=layers,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_size=size,
+        hidden_size=config.hidden_size or heads * size,
+        vocab_size=vocab,
+        eos_token_ids=config.eos_token_ids,
+        bos_token_id=config.bos_token_id,
+        pad_token_id=config.pad_token_id,
+        max_positions=min((bound.tokens for bound in bounds), default=None),
+    )
+
+
+def kv_cache(
+    model: ir.Model, facts: m.ModelFacts, *, value_size: int, capacity: int, dtype: str
+) -> m.KvCache:
+    """The cache that fuse-kv-io made; `value_size` is that of a value, `capacity` is C."""
+    return m.KvCache(
+        layout=_layout(model),
+        layers=facts.layers,
+        kv_heads=facts.kv_heads,
+        head_size=facts.head_size,
+        value_head_size=value_size,
+        capacity=capacity,
+        dtype=dtype,
+    )
+
+
+def mask_specs(model: ir.Model) -> tuple[m.MaskSpec, ...]:
+    """The additive masks in a graph's interface."""
+    found: list[m.MaskSpec] = []
+    for value in model.graph.inputs:
+        name = value.name or ""
+        if name.startswith("attention_mask") and len(dims(value) or ()) == 4:
+            _, _, window = name.partition("_w")
+            causal = not name.startswith(MASK_FULL)
+            found.append(m.MaskSpec(name, int(window) if window else None, causal))
+    return tuple(found)
+
+
+def state_specs(model: ir.Model) -> tuple[m.StateSpec, ...]:
+    """The recurrent states in a graph's interface."""
+    specs = [tensor_spec(value) for value in model.graph.inputs if is_state(value)]
+    return tuple(m.StateSpec(s.name, renewed(s.name), s.dtype, s.shape) for s in specs)
+
+
+def encode_facts(
+    model: ir.Model, config: ModelConfig | None, bounds: Sequence[Bound]
+) -> m.ModelFacts:
+    """What is known of a model without a cache; 0 where neither graph nor config.json tells."""
+    interface = find_interface(model)
+    config = config or ModelConfig()
+    blocks = [node for node in model.graph if node.op_type == "Attention"]
+    heads = config.heads or next((attribute(b, "q_num_heads", 0) for b in blocks), 0)
+    return m.ModelFacts(
+        model_type=config.model_type,
+        layers=config.layers or len(blocks),
+        heads=heads,
+        kv_heads=next((attribute(b, "kv_num_heads", heads) for b in blocks), heads),
+        head_size=0,
+        hidden_size=config.hidden_size or 0,
+        vocab_size=table_rows(interface.input_ids) or config.vocab_size or 0,
+        eos_token_ids=config.eos_token_ids,
+        bos_token_id=config.bos_token_id,
+        pad_token_id=config.pad_token_id,
+        max_positions=min((bound.tokens for bound in bounds), default=None),
+        labels=config.labels,
+    )
+
+
+def no_cache(dtype: str) -> m.KvCache:
+    """The cache of a model that has none."""
+    return m.KvCache("per-layer", 0, 0, 0, 0, 0, dtype)
+
+
+def token_inputs(model: ir.Model) -> tuple[m.TokenInput, ...]:
+    """Further integers of each token, in a graph's interface; before shapes are bound."""
+    return tuple(
+        m.TokenInput(value.name or "", dtype_name(value.dtype), table_rows(value) or None)
+        for value in find_interface(model).by_token
+    )
+
+
+def fixed_inputs(model: ir.Model, dtype: str) -> tuple[m.FixedInput, ...]:
+    """What is given once for a sequence, in a graph's interface; before shapes are bound.
+
+    Args:
+        model: Before its floats are converted.
+        dtype: What they become.
+    """
+    found: list[m.FixedInput] = []
+    for value in find_fixed(model, find_interface(model)):
+        spec = tensor_spec(value)
+        of_rows = "batch" in spec.shape
+        floats = value.dtype is not None and value.dtype.is_floating_point()
+        kind = "memory" if of_rows else "adapter"
+        found.append(m.FixedInput(spec.name, dtype if floats else spec.dtype, spec.shape, kind))
+    return tuple(found)
+
+
+def output_specs(model: ir.Model, dtype: str) -> tuple[m.TensorSpec, ...]:
+    """The outputs of a graph without a cache, floats converted; before shapes are bound.
+
+    Raises:
+        InputError: One has a size that neither the batch nor the length says.
+    """
+    found: list[m.TensorSpec] = []
+    for value in model.graph.outputs:
+        spec = tensor_spec(value)
+        odd = [dim for dim in spec.shape if isinstance(dim, str) and dim not in ("batch", "seq")]
+        if value.shape is None or odd:
+            raise ir.InputError(
+                f"the output {value.name} is {spec.dtype}[{', '.join(map(str, spec.shape))}]",
+                "its sizes must be numbers, the batch or the length of the text",
+                "Export the model without it",
+            )
+        floats = value.dtype is not None and value.dtype.is_floating_point()
+        found.append(dataclasses.replace(spec, dtype=dtype) if floats else spec)
+    return tuple(found)

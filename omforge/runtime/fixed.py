@@ -1,0 +1,82 @@
+"""Inputs that the caller gives once for a sequence, and that every step reads.
+
+The matrices of an adapter (LoRA) are such, and what an encoder made for a decoder to look at. The
+sessions of a bundle get them with each step's other feeds; a backend with buffers of its own keeps
+them there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from omforge.ir.errors import InputError
+from omforge.lowering.manifest import FixedInput, TensorSpec
+from omforge.runtime.session import describe
+
+Array = npt.NDArray[Any]
+
+
+def fixed_specs(fixed: Sequence[FixedInput], batch: int) -> tuple[TensorSpec, ...]:
+    """Return a bucket's fixed inputs, with numbers as shapes."""
+    return tuple(
+        TensorSpec(
+            spec.name, spec.dtype, tuple(batch if dim == "batch" else dim for dim in spec.shape)
+        )
+        for spec in fixed
+    )
+
+
+def fixed_feeds(
+    fixed: Sequence[FixedInput],
+    batch: int,
+    given: Mapping[str, Array],
+    dtypes: Mapping[str, str] | None = None,
+) -> dict[str, Array]:
+    """Return the feeds of all fixed inputs: what is given, and zeros for the rest.
+
+    Args:
+        fixed: The manifest's.
+        batch: B.
+        given: By name; floats of any width become the graph's. Of a `memory` one row does for all.
+        dtypes: By name, where a graph has other ones (the canonical level has the export's).
+
+    Raises:
+        InputError: One is no fixed input, or does not fit its shape.
+    """
+    specs = {spec.name: spec for spec in fixed_specs(fixed, batch)}
+    spec_of = {spec.name: spec for spec in fixed}
+    unknown = sorted(set(given) - set(specs))
+    if unknown:
+        raise InputError(
+            f"{', '.join(unknown)} cannot be given",
+            f"the fixed inputs of the bundle are {', '.join(specs) or 'none'}",
+            "Leave it away, or build the bundle from an export that has it",
+        )
+    feeds: dict[str, Array] = {}
+    for name, spec in specs.items():
+        shape = tuple(dim for dim in spec.shape if isinstance(dim, int))
+        dtype = (dtypes or {}).get(name, spec.dtype)
+        if name not in given:
+            feeds[name] = np.zeros(shape, dtype)
+            continue
+        array = np.asarray(given[name])
+        kinds = "f" if np.dtype(dtype).kind == "f" else "iub"
+        rows = {1, batch} if spec_of[name].shape[:1] == ("batch",) else {shape[0] if shape else 0}
+        if (
+            array.dtype.kind not in kinds
+            or array.shape[1:] != shape[1:]
+            or array.ndim != len(shape)
+            or (shape and array.shape[0] not in rows)
+        ):
+            raise InputError(
+                f"the fixed input {name} does not fit",
+                f"the graph takes {describe(dtype, shape)}, "
+                f"given is {describe(array.dtype.name, array.shape)}",
+                "Give what the model was exported for",
+            )
+        feeds[name] = np.ascontiguousarray(np.broadcast_to(array.astype(dtype), shape))
+    return feeds
