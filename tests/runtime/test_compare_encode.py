@@ -59,7 +59,7 @@ def test_a_wrong_graph_is_not(bert: Bundle, tmp_path: Path, level: str) -> None:
     array = numpy_helper.to_array(small[name]) + 1
     small[name].CopyFrom(numpy_helper.from_array(array, name))
     onnx.save(model, file)
-    report = verify_bundle(Bundle.open(folder))
+    report = verify_bundle(Bundle.open(folder, verify_hashes=False))
     assert not report.ok
     assert all(level in failure.what for failure in report.failures)
     assert "last_hidden_state" in report.failures[0].what
