@@ -3,7 +3,7 @@
 onnx's own converter copies the model through protobuf (it dies at 2 GiB) and onnxscript's starts at
 opset 18, so neither serves an Optimum export of 13 to 17. An op whose signature only grew needs
 nothing; one whose meaning or spelling changed has an adapter below; anything else is an error that
-names the node.
+names the node. Opsets above the canonical one are in `newer_opsets`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ import onnx
 from omforge import ir
 from omforge.ir.edit import add_initializer, value_names
 from omforge.ir.infer import attribute, dims, infer_model
+from omforge.passes.newer_opsets import NEWEST, convert
 from omforge.passes.pipeline import Pass
+from omforge.passes.splice import Names
 
 CANONICAL_OPSET = 24
 """The first opset with `Swish`, and with `Attention`'s corrected cache semantics."""
@@ -28,7 +30,7 @@ _CANONICAL_IR_VERSION = 11
 
 @dataclass(frozen=True)
 class ConvertOpset(Pass):
-    """Convert the default domain upwards to opset `target`."""
+    """Convert the default domain to opset `target`, from below, or from 25 to 28 to 24."""
 
     name: ClassVar[str] = "convert-opset"
     target: int = CANONICAL_OPSET
@@ -42,11 +44,8 @@ class ConvertOpset(Pass):
         """
         source = model.opset_imports.get("", model.opset_imports.get("ai.onnx", self.target))
         if source > self.target:
-            raise ir.InputError(
-                f"the model is of opset {source}",
-                f"omforge's canonical level is opset {self.target}",
-                f"Export with opset {self.target} or lower",
-            )
+            return self._convert_back(model, source)
+        _check_known(model, source)
         if source < _LAST_RANK_DEPENDENT <= self.target:
             infer_model(model)
         taken = value_names(model.graph)
@@ -57,6 +56,51 @@ class ConvertOpset(Pass):
         model.opset_imports[""] = self.target
         model.ir_version = max(model.ir_version, _CANONICAL_IR_VERSION)
         return max(changed, int(source != self.target))
+
+    def _convert_back(self, model: ir.Model, source: int) -> int:
+        """From an opset above the canonical one."""
+        if source > NEWEST or self.target != CANONICAL_OPSET:
+            raise ir.InputError(
+                f"the model is of opset {source}",
+                f"omforge reads opsets up to {NEWEST}, and writes them at {CANONICAL_OPSET}",
+                f"Export with opset {CANONICAL_OPSET} or lower",
+            )
+        infer_model(model)
+        names = Names(model)
+        for node in list(model.graph.all_nodes()):
+            if node.domain == "":
+                convert(model, node, self.target, names)
+        model.opset_imports.pop("ai.onnx", None)
+        model.opset_imports[""] = self.target
+        for node in model.graph.all_nodes():
+            node.version = None
+        return 1
+
+
+def _check_known(model: ir.Model, source: int) -> None:
+    """Raise InputError for an operator that is newer than the opset which the model declares.
+
+    ONNX Runtime refuses such a file. torch.onnx leaves one when it cannot convert what it made.
+    """
+    for node in model.graph.all_nodes():
+        if node.domain != "" or _exists(node.op_type, source):
+            continue
+        if onnx.defs.has(node.op_type, ""):
+            raise ir.InputError(
+                f"the model says that it is of opset {source}, and has {node.op_type}, which came "
+                f"later ({node.name})",
+                "the exporter failed to convert it to the opset that was asked for, and no runtime "
+                "takes it",
+                "Export it with opset 23, which torch.onnx writes without a conversion",
+            )
+
+
+def _exists(op_type: str, opset: int) -> bool:
+    try:
+        onnx.defs.get_schema(op_type, opset, "")
+    except onnx.defs.SchemaError:
+        return False
+    return True
 
 
 _LAST_RANK_DEPENDENT = 13
