@@ -8,14 +8,21 @@ parser was run on such a node.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NoReturn
 
 import onnx
-from onnx import AttributeProto
+from onnx import AttributeProto, TensorProto
 
 from omforge.lowering.atc_sim.reports import Refused, Report
+from omforge.lowering.plugins import (
+    Given,
+    PluginNode,
+    attribute_types,
+    plugin_facts,
+)
 from omforge.lowering.tables import table_rows
 
 EXPANDED = "PartitionedCall"
@@ -25,7 +32,6 @@ EXPANDED = "PartitionedCall"
 _TAKES_ABSENT = frozenset(("Clip",))
 
 _INT32_MAX = 2**31 - 1
-_KINDS = {AttributeProto.INT: "INT", AttributeProto.FLOAT: "FLOAT", AttributeProto.STRING: "STRING"}
 
 
 @dataclass(frozen=True)
@@ -62,9 +68,65 @@ def check_parameters(call: Call, report: Report) -> None:
     Raises:
         Refused: The plugin fails. (E11010 is raised but not registered, so atc does not print it.)
     """
+    _check_attributes(call, report)
     check = _PARAMETERS.get(call.node.op_type)
     if check is not None:
         check(call, report)
+
+
+def _check_attributes(call: Call, report: Report) -> None:
+    """What the table of plugins says of the node, and of how plugins go through attributes."""
+    node, place = call.node, call.place()
+    counts = Counter(attribute.name for attribute in node.attribute)
+    types = attribute_types(node.op_type, call.opset)
+    facts = plugin_facts(node.op_type, call.opset)
+    reads = [fact.attribute.split(",") for fact in facts if fact.kind == "reads"]
+    known = {each.partition(":")[0] for names in reads for each in names}
+    for attribute in node.attribute:
+        name, given = attribute.name, AttributeProto.AttributeType.Name(attribute.type)
+        if counts[name] > 1:
+            report.trap("SIM042", f"{place}: {name} is given {counts[name]} times.")
+        if given == "UNDEFINED" or types.get(name, given) != given:
+            wanted = types.get(name, "another type")
+            report.trap("SIM027", f"{place}: {name} is read as {wanted}, and given as {given}.")
+        if reads and name not in known and name != "epsilon":
+            report.trap("SIM028", f"{place}: the plugin does not read {name}.")
+    seen = _seen(call)
+    for fact in facts:
+        if fact.kind not in ("needs", "refuses", "ignores", "changes") or not fact.broken_by(seen):
+            continue
+        if fact.atc == "EZ9999":
+            _plugin_error(report, f"{fact.told(seen)}: {fact.why}")
+        if fact.atc:
+            raise Refused  # nothing but the parser's own message is printed (seen)
+        report.trap("SIM024", f"{place}: {fact.told(seen)}: {fact.why} ({fact.source}).")
+
+
+def _seen(call: Call) -> PluginNode:
+    attributes: dict[str, Given] = {}
+    for attribute in call.node.attribute:
+        kind = AttributeProto.AttributeType.Name(attribute.type)
+        raw = kind != "TENSOR" or attribute.t.data_type in _TYPED or bool(attribute.t.raw_data)
+        attributes[attribute.name] = Given(kind, _value(attribute), raw)
+    shapes = [call.static_inputs.get(name) for name in call.node.input]
+    return PluginNode(
+        op=call.node.op_type,
+        attributes=attributes,
+        inputs=[bool(name) for name in call.node.input],
+        outputs=[bool(name) for name in call.node.output],
+        ranks=[None if shape is None else len(shape) for shape in shapes],
+    )
+
+
+# What the plugin of ConstantOfShape reads of a tensor that is not raw.
+_TYPED = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.INT32, TensorProto.INT64)
+
+
+def _value(attribute: AttributeProto) -> object:
+    if attribute.type == AttributeProto.UNDEFINED:
+        return None
+    value = onnx.helper.get_attribute_value(attribute)
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 
 def check_expansion(call: Call, report: Report) -> None:
@@ -112,11 +174,6 @@ def _plugin_error(report: Report, text: str) -> NoReturn:
 
 def _prompt_flash_attention(call: Call, report: Report) -> None:
     attributes = call.attributes
-    if "num_heads" not in attributes or "input_layout" not in attributes:
-        _plugin_error(report, "Attr num_heads and input_layout are required, please check.")
-    _typed(call, report, num_heads="INT", input_layout="STRING", scale_value="FLOAT")
-    _typed(call, report, pre_tokens="INT", next_tokens="INT", num_key_value_heads="INT")
-    _typed(call, report, sparse_mode="INT", inner_precise="INT")
     for name in ("scale_value", "pre_tokens"):
         if name not in attributes:
             report.trap("SIM020", f"{call.place()}: without {name} the plugin takes 1.0 or 0.")
@@ -144,29 +201,6 @@ def _flash_attention(call: Call, report: Report) -> None:
         raise Refused
 
 
-def _rotary_position_embedding(call: Call, report: Report) -> None:
-    if "mode" not in call.attributes:
-        _plugin_error(report, "Node must have attr mode.")
-    _typed(call, report, mode="INT")
-
-
-def _moe_gating(call: Call, report: Report) -> None:
-    if "k" not in call.attributes:
-        raise Refused  # nothing but the parser's own message is printed (seen)
-
-
-def _gather_nd(call: Call, report: Report) -> None:
-    batch = call.attributes.get("batch_dims")
-    if batch is not None and batch.i:
-        _plugin_error(report, "only support batch_dims=0")
-
-
-def _clip(call: Call, report: Report) -> None:
-    bounds = [name for name in call.node.input[1:] if name]
-    if not bounds and not {"min", "max"} & set(call.attributes):
-        _plugin_error(report, "At least 'min' or 'max' must not be None or Empty")
-
-
 def _split(call: Call, report: Report) -> None:
     if call.opset < 18 or len([name for name in call.node.input if name]) > 1:
         return
@@ -178,40 +212,12 @@ def _split(call: Call, report: Report) -> None:
         _plugin_error(report, f"dim_size[{axis.i}] can not be evenly divided")
 
 
-def _scatter_nd(call: Call, report: Report) -> None:
-    reduction = call.attributes.get("reduction")
-    if reduction is not None and reduction.s not in (b"", b"none"):
-        report.trap(
-            "SIM023",
-            f"{call.place()}: two plugins register it, and the one that maps to "
-            "TensorScatterUpdate drops the reduction (seen).",
-        )
-
-
-def _mod(call: Call, report: Report) -> None:
-    fmod = call.attributes.get("fmod")
-    if fmod is not None and fmod.i:
-        report.trap("SIM024", f"{call.place()}: the plugin drops fmod (seen).")
-
-
-def _shape(call: Call, report: Report) -> None:
-    """math/shape/framework/shape_onnx_plugin.cpp: no attribute is read."""
-    start = call.attributes.get("start")
-    if "end" in call.attributes or (start is not None and start.i):
-        report.trap(
-            "SIM029",
-            f"{call.place()}: the plugin reads neither start nor end, so all dims come out.",
-        )
-
-
 def _ascend_quant(call: Call, report: Report) -> None:
-    _typed(call, report, dst_type="STRING", scale="FLOAT", offset="FLOAT")
     if "scale" not in call.attributes:
         report.trap("SIM020", f"{call.place()}: without scale the plugin takes 0 (seen).")
 
 
 def _ascend_dequant(call: Call, report: Report) -> None:
-    _typed(call, report, dtype="INT")
     dtype = call.attributes.get("dtype")
     if dtype is None or dtype.i != 1:
         report.trap(
@@ -227,11 +233,6 @@ def _rms_norm(call: Call, report: Report) -> None:
             f"{call.place()}: the plugin ignores the epsilon of {epsilon.f:g} and takes 1e-6 "
             "(seen).",
         )
-    _only(call, report, "epsilon")
-
-
-def _no_attributes(call: Call, report: Report) -> None:
-    _only(call, report)
 
 
 def _dtype_cast(call: Call, report: Report) -> None:
@@ -251,63 +252,19 @@ def _quantize(call: Call, report: Report) -> None:
         report.trap("SIM020", f"{call.place()}: without dtype the plugin sets none (seen).")
 
 
-def _scaled_masked_softmax(call: Call, report: Report) -> None:
-    _typed(call, report, scale="FLOAT")
-    _only(call, report, "scale", "fixed_triu_mask")
-
-
-def _weight_quant(call: Call, report: Report) -> None:
-    _typed(call, report, antiquant_group_size="INT", dtype="INT")
-
-
-def _quant_matmul(call: Call, report: Report) -> None:
-    _typed(call, report, dtype="INT", transpose_x1="INT", transpose_x2="INT")
-
-
-def _typed(call: Call, report: Report, **kinds: str) -> None:
-    """An attribute of another type is ignored without a word."""
-    for name, kind in kinds.items():
-        attribute = call.attributes.get(name)
-        if attribute is not None and _KINDS.get(attribute.type) != kind:
-            report.trap(
-                "SIM027",
-                f"{call.place()}: {name} is read as {kind}; of another type it is ignored.",
-            )
-
-
-def _only(call: Call, report: Report, *names: str) -> None:
-    for name in call.attributes:
-        if name not in names:
-            report.trap("SIM028", f"{call.place()}: the plugin does not read {name}.")
-
-
 _PARAMETERS: Mapping[str, Check] = {
     "NPUPromptFlashAttention": _prompt_flash_attention,
     "NPUIncreFlashAttention": _incre_flash_attention,
     "NPUFlashAttention": _flash_attention,
-    "NPURotaryPositionEmbedding": _rotary_position_embedding,
-    "NPUMoeGatingTopKSoftmax": _moe_gating,
-    "GatherND": _gather_nd,
-    "Clip": _clip,
     "Split": _split,
-    "ScatterND": _scatter_nd,
-    "Mod": _mod,
-    "Shape": _shape,
     "AscendQuant": _ascend_quant,
     "AscendDequant": _ascend_dequant,
     "NPURmsNorm": _rms_norm,
     "NPUAddRmsNorm": _rms_norm,
-    "NPURotaryMul": _no_attributes,
-    "NPUFastGelu": _no_attributes,
-    "NPUGeglu": _no_attributes,
     "NPUDtypeCast": _dtype_cast,
     "NPUFormatCast": _format_cast,
     "NPUScatter": _scatter,
     "NPUQuantize": _quantize,
-    "NPUScaledMaskedSoftmax": _scaled_masked_softmax,
-    "NPUWeightQuantBatchMatmulV2": _weight_quant,
-    "WeightQuantBatchMatmulV2": _weight_quant,
-    "QuantBatchMatMul": _quant_matmul,
 }
 
 

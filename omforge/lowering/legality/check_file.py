@@ -17,18 +17,24 @@ import onnx
 
 from omforge import ir
 from omforge.ir.infer import infer_model
-from omforge.lowering.legality import file_rules, message_rules
+from omforge.lowering.legality import attribute_rules, file_rules, message_rules
 from omforge.lowering.legality.file_rules import FILE_LIMIT
 from omforge.lowering.legality.file_subject import FileSubject
 from omforge.lowering.legality.interface_rules import REGISTERED_OPSETS
+from omforge.lowering.legality.message_rules import raw_size
 from omforge.lowering.legality.rules import RULES
 from omforge.lowering.legality.subject import Offence, Rule, Subject, judge
 from omforge.lowering.legalize.dialect import OPSET
+from omforge.lowering.plugins import attribute_types
 from omforge.lowering.target import Target
 
 log = logging.getLogger(__name__)
 
-FILE_RULES: tuple[Rule[FileSubject], ...] = (*file_rules.RULES, *message_rules.RULES)
+FILE_RULES: tuple[Rule[FileSubject], ...] = (
+    *file_rules.RULES,
+    *message_rules.RULES,
+    *attribute_rules.RULES,
+)
 """The rules that look at the file and the protobuf message."""
 
 ALL_RULES: Mapping[str, Rule[FileSubject] | Rule[Subject]] = {
@@ -164,10 +170,12 @@ def _make_loadable(message: onnx.ModelProto) -> None:
             entry.domain = ""
     graphs = FileSubject(Path(), 0, message).graphs
     known = onnx.TensorProto.DataType.values()
+    versions = {entry.domain: entry.version for entry in message.opset_import}
     for stored in FileSubject(Path(), 0, message).tensors:
         tensor = stored.tensor
         if tensor.data_type not in known or tensor.data_type == onnx.TensorProto.UNDEFINED:
             tensor.data_type = onnx.TensorProto.UINT8
+        _fit_data(tensor)
         for entry in [*tensor.external_data]:
             whole = entry.key in ("offset", "length") and entry.value.strip().isdecimal()
             if entry.key != "location" and not whole:
@@ -175,7 +183,36 @@ def _make_loadable(message: onnx.ModelProto) -> None:
     for graph in graphs:
         made: set[str] = {value.name for value in graph.input}
         for node in graph.node:
+            _keep_loadable_attributes(node, versions)
             for index, name in enumerate(node.output):
                 if name and name in made:
                     node.output[index] = f"{name}.made_again.{index}"
                 made.add(name)
+
+
+_PADDED = 1 << 20
+
+
+def _fit_data(tensor: onnx.TensorProto) -> None:
+    """Give raw data the length that dims and dtype say: what is too long is not read by atc."""
+    known = tensor.data_type != onnx.TensorProto.UNDEFINED
+    if not known or not tensor.raw_data or any(dim < 0 for dim in tensor.dims):
+        return
+    size = raw_size(tensor)
+    if size and len(tensor.raw_data) > size:
+        tensor.raw_data = tensor.raw_data[:size]
+    elif len(tensor.raw_data) < size <= _PADDED:
+        tensor.raw_data = tensor.raw_data.ljust(size, b"\0")
+
+
+def _keep_loadable_attributes(node: onnx.NodeProto, versions: Mapping[str, int]) -> None:
+    """Drop attributes of another type than is read, and all but the first of one name."""
+    own = not onnx.defs.has(node.op_type)  # which have rules that look at the loaded node
+    types = attribute_types(node.op_type, versions.get(node.domain, 0))
+    names: set[str] = set()
+    for attribute in [*node.attribute]:
+        given = onnx.AttributeProto.AttributeType.Name(attribute.type)
+        wanted = given if own else types.get(attribute.name, given)
+        if attribute.name in names or wanted != given or (given == "UNDEFINED"):
+            node.attribute.remove(attribute)
+        names.add(attribute.name)

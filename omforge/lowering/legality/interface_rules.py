@@ -1,24 +1,17 @@
-"""Rules for the model as a whole: opset, functions, inputs, outputs and names."""
+"""Rules for the model as a whole: opset, functions, inputs and outputs."""
 
 from __future__ import annotations
 
-import bisect
-import re
 from collections.abc import Iterator
 
 from omforge import ir
 from omforge.lowering.legality.subject import Finding, Rule, Subject, describe_input
-from omforge.lowering.target import DEFAULT_DOMAIN, EXPANDED, registered
+from omforge.lowering.target import DEFAULT_DOMAIN, registered
 
-_SAFE_NAME = re.compile(r"[A-Za-z0-9_./:-]+")
-_NAMES = "names of nodes and tensors use A-Z a-z 0-9 _ . / : - only"
 _LEGALIZE = "run `legalize`"
-_NAME = "rename the node; `legalize` gives every node a name of its own"
 
 GEAR_INPUT = "ascend_mbatch_shape_data"
 """The input that atc adds to a model with gears."""
-
-_NAME_LIMIT = 127
 
 _DATA_DEPENDENT = ("Compress", "NonMaxSuppression", "NonZero", "Unique")
 
@@ -210,117 +203,7 @@ def outputs_are_distinct(subject: Subject) -> Iterator[Finding]:
         )
 
 
-def node_names_are_unique(subject: Subject) -> Iterator[Finding]:
-    """Node names are unique, also among the nodes that the parser adds."""
-    inputs = {value.name for value in subject.inputs}
-    # As the parser counts: nodes without a name in their order, initializers by name.
-    nameless = (node for node in subject.nodes if not node.name)
-    unnamed = {(node.op_type, index) for index, node in enumerate(nameless)}
-    types = {op_type for op_type, _ in unnamed}
-    initializers = enumerate(sorted(subject.graph.initializers))
-    constants = {f"{name}_Initializer": index for index, name in initializers}
-    for node in subject.nodes:
-        name = node.name
-        if not name:
-            continue
-        automatic, _, number = name.rpartition("_")
-        if subject.node_names[name] > 1:
-            yield Finding(ir.describe(node), "the node's name is used twice", "", _NAME)
-        elif name in inputs:
-            yield Finding(
-                ir.describe(node),
-                "the node has the name of a graph input",
-                "each graph input becomes a node of that name",
-                _NAME,
-            )
-        elif number.isdigit() and automatic in types:
-            yield Finding(
-                ir.describe(node),
-                "the node has a name that the parser may give",
-                f"a {automatic} node without a name is named {automatic}_<n>",
-                _NAME,
-                level=None if (automatic, int(number)) in unnamed else "advice",
-            )
-        elif number.isdigit() and automatic in constants:
-            yield Finding(
-                ir.describe(node),
-                "the node has a name that the parser may give",
-                "an initializer becomes a node named <name>_Initializer_<n>",
-                _NAME,
-                level=None if constants[automatic] == int(number) else "advice",
-            )
-
-
-def nodes_are_named(subject: Subject) -> Iterator[Finding]:
-    """Every node has a name of its own, not shared with a tensor."""
-    for node in subject.nodes:
-        if not node.name:
-            yield Finding(
-                ir.describe(node),
-                "the node has no name",
-                "the parser would make one up, and log and profile would not name the layer",
-                _LEGALIZE,
-            )
-        elif node.name in subject.value_names:
-            yield Finding(
-                ir.describe(node),
-                "the node has the name of a tensor",
-                "inputs and constants become nodes: the two sets of names are kept apart",
-                _LEGALIZE,
-            )
-
-
-def names_are_safe(subject: Subject) -> Iterator[Finding]:
-    """Names of nodes and tensors, and the stricter ones of the interface."""
-    for node in subject.nodes:
-        if node.name and not _SAFE_NAME.fullmatch(node.name):
-            yield Finding(ir.describe(node), "the node's name is not safe", _NAMES, _LEGALIZE)
-    for name in sorted(subject.value_names):
-        if not _SAFE_NAME.fullmatch(name):
-            yield Finding(f"tensor {name!r}", "the tensor's name is not safe", _NAMES, _LEGALIZE)
-    for value in (*subject.inputs, *subject.graph.outputs):
-        if ":" in (value.name or ""):
-            yield Finding(
-                f"tensor {value.name!r}",
-                "an input or output has a colon in its name",
-                "the .om names outputs <node>:<index>:<tensor>, and --input_shape splits at it",
-                "rename it",
-                "",
-                "advice",
-            )
-
-
-def names_are_short(subject: Subject) -> Iterator[Finding]:
-    """Names of inputs and outputs have at most 127 characters."""
-    for value in (*subject.inputs, *subject.graph.outputs):
-        if len(value.name or "") > _NAME_LIMIT:
-            yield Finding(
-                f"tensor {value.name}",
-                f"an input or output with a name of {len(value.name or '')} characters",
-                "the runtime replaces longer names by made-up ones",
-                "rename it",
-            )
-
-
-def inner_names_are_free(subject: Subject) -> Iterator[Finding]:
-    """No node is named like a node inside an expanded one."""
-    ordered = sorted(subject.node_names)
-    for node in subject.nodes:
-        if not node.name or subject.plugin(node) != EXPANDED:
-            continue
-        prefix = f"{node.name}_"
-        at = bisect.bisect_left(ordered, prefix)
-        if at < len(ordered) and ordered[at].startswith(prefix):
-            yield Finding(
-                f"{ir.describe(node)}, and {ordered[at]}",
-                "another node's name begins with this one's and an underscore",
-                f"{node.op_type} is expanded into nodes named <node>_<suffix>",
-                _NAME,
-            )
-
-
 _PARSER = "hicann/ge:parser/parser/onnx/onnx_parser.cc"
-_CHECKER = "hicann/ge:parser/parser/common/pre_checker.cc"
 _OMG = "hicann/ge:api/atc/omg.cc"
 
 _DATA = "hicann/ge:parser/parser/onnx/onnx_data_parser.cc"
@@ -364,36 +247,5 @@ RULES = (
         _OMG,
         outputs_are_distinct,
         certainty="inferred",
-    ),
-    Rule("node-names-unique", "E13009", _CHECKER, node_names_are_unique, certainty="seen"),
-    Rule(
-        "nodes-named",
-        "E13009 where they collide",
-        _CHECKER,
-        nodes_are_named,
-        certainty="inferred",
-        level="advice",
-    ),
-    Rule(
-        "names-safe",
-        "names that cannot be told apart, or an error of a later step",
-        _OMG,
-        names_are_safe,
-        certainty="inferred",
-    ),
-    Rule(
-        "name-length",
-        "a made-up name in acl.mdl's descriptions",
-        "hicann/ge:docs/zh/api/graph_engine_api/c/acl (aclmdlGetTensorRealName)",
-        names_are_short,
-        level="advice",
-    ),
-    Rule(
-        "inner-names",
-        "E13009",
-        _CHECKER,
-        inner_names_are_free,
-        certainty="inferred",
-        level="advice",
     ),
 )

@@ -89,7 +89,7 @@ def constant_has_data(subject: FileSubject) -> Iterator[Finding]:
             continue
         held, needed = _held(tensor), count
         if tensor.HasField("raw_data"):
-            held, needed = _raw_bytes(tensor), -(-count * _bits(tensor.data_type) // 8)
+            held, needed = _raw_bytes(tensor), raw_size(tensor)
         if held == 0:
             yield Finding(
                 where,
@@ -246,6 +246,11 @@ def _bits(dtype: int) -> int:
     if found is not None:
         return found
     return onnx.helper.tensor_dtype_to_np_dtype(dtype).itemsize * 8
+
+
+def raw_size(tensor: onnx.TensorProto) -> int:
+    """The bytes that dims and dtype say; 0 for strings."""
+    return -(-math.prod(tensor.dims) * _bits(tensor.data_type) // 8)
 
 
 def _held(tensor: onnx.TensorProto) -> int:

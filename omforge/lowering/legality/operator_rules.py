@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterator
 
 import onnx
@@ -11,6 +12,7 @@ from omforge import ir
 from omforge.ir.ops import TARGET_OPS
 from omforge.lowering.legality.subject import Finding, Rule, Subject, present_inputs
 from omforge.lowering.legalize import LEGALIZATIONS, NOT_LEGALIZED
+from omforge.lowering.plugins import plugin_facts
 from omforge.lowering.target import (
     DEFAULT_DOMAIN,
     EXPANDED,
@@ -127,7 +129,7 @@ def fits_schema(subject: Subject) -> Iterator[Finding]:
                 "respell the node for this opset",
             )
         required = {name for name, item in schema.attributes.items() if item.required}
-        missing = sorted(required - set(node.attributes))
+        missing = sorted(required - set(node.attributes) - _needed(node, subject.opset))
         if missing:
             yield Finding(
                 ir.describe(node),
@@ -144,6 +146,13 @@ def fits_schema(subject: Subject) -> Iterator[Finding]:
                 "respell the node for this opset",
             )
         yield from _absent_required(node, schema)
+
+
+def _needed(node: ir.Node, opset: int) -> set[str]:
+    """The attributes without which the plugin fails, of which plugin_rules speaks."""
+    facts = (fact for fact in plugin_facts(node.op_type, opset) if fact.kind == "needs")
+    parts = (part for fact in facts for part in re.split(r"[,|]", fact.attribute))
+    return {part.partition(":")[0] for part in parts}
 
 
 def _absent_required(node: ir.Node, schema: onnx.defs.OpSchema) -> Iterator[Finding]:

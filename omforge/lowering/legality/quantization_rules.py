@@ -8,19 +8,6 @@ from omforge import ir
 from omforge.lowering.legality.subject import Finding, Rule, Subject, present_inputs, static_shape
 
 
-def quant_attribute_types(subject: Subject) -> Iterator[Finding]:
-    """AscendQuant's dst_type is a STRING."""
-    for node in subject.typed("AscendQuant"):
-        dst_type = node.attributes.get("dst_type")
-        if dst_type is not None and dst_type.type != ir.AttributeType.STRING:
-            yield Finding(
-                ir.describe(node),
-                f"AscendQuant with dst_type as {dst_type.type.name}",
-                "an INT is silently ignored, and the result is int8",
-                'write "INT8", "INT16" or "INT4"',
-            )
-
-
 def weight_quant(subject: Subject) -> Iterator[Finding]:
     """NPUWeightQuantBatchMatmulV2: weights and groups that the SoC takes."""
     for node in subject.typed("NPUWeightQuantBatchMatmulV2"):
@@ -224,13 +211,6 @@ _WEIGHT_QUANT = f"{_NN}matmul/weight_quant_batch_matmul_v2"
 _OPS_INFO = "CANN 8.1.RC1:opp/built-in/op_impl/ai_core/tbe/config/<soc>/aic-<soc>-ops-info.json"
 
 RULES = (
-    Rule(
-        "quant-attribute-types",
-        "silently the default",
-        f"{_NN}quant/ascend_quant/framework/ascend_quant_onnx_plugin.cpp",
-        quant_attribute_types,
-        "seen",
-    ),
     Rule(
         "quant-defaults",
         "wrong numbers",

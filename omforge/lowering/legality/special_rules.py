@@ -131,98 +131,6 @@ def split_sizes(subject: Subject) -> Iterator[Finding]:
         )
 
 
-def clip_bounds(subject: Subject) -> Iterator[Finding]:
-    """Clip has a bound."""
-    for node in subject.typed("Clip"):
-        if all(value is None for value in node.inputs[1:]):
-            yield Finding(
-                ir.describe(node),
-                "Clip with neither bound",
-                "at least one of min and max is needed",
-                "remove the Clip",
-            )
-
-
-def scatter_reduction(subject: Subject) -> Iterator[Finding]:
-    """ScatterND has no reduction."""
-    for node in subject.typed("ScatterND"):
-        reduction = node.attributes.get("reduction")
-        if reduction is not None and reduction.as_string() != "none":
-            yield Finding(
-                ir.describe(node),
-                f"ScatterND with reduction {reduction.as_string()}",
-                "two plugins register it; the one that maps to TensorScatterUpdate drops it",
-                "write the reduction as operators of its own",
-            )
-
-
-def gather_nd_batch(subject: Subject) -> Iterator[Finding]:
-    """GatherND has no batch dims."""
-    for node in subject.typed("GatherND"):
-        batch = node.attributes.get("batch_dims")
-        if batch is not None and batch.as_int() != 0:
-            yield Finding(
-                ir.describe(node),
-                f"GatherND with batch_dims {batch.as_int()}",
-                "the plugin supports 0 only",
-                "use GatherElements, or fold the batch into the indices",
-            )
-
-
-def mod_fmod(subject: Subject) -> Iterator[Finding]:
-    """Mod has no fmod."""
-    for node in subject.typed("Mod"):
-        fmod = node.attributes.get("fmod")
-        if fmod is not None and fmod.as_int():
-            yield Finding(
-                ir.describe(node),
-                "Mod with fmod",
-                "fmod is dropped, so negative operands may give another result",
-                "write it as x - y * trunc(x / y)",
-            )
-
-
-def shape_part(subject: Subject) -> Iterator[Finding]:
-    """Shape gives all dims: `start` and `end`, of opset 15, are not read."""
-    for node in subject.typed("Shape"):
-        start, end = node.attributes.get("start"), node.attributes.get("end")
-        if end is not None or (start is not None and start.as_int()):
-            given = " and ".join(item.name for item in (start, end) if item is not None)
-            yield Finding(
-                ir.describe(node),
-                f"Shape with {given}",
-                "the plugin reads no attribute, so all dims come out",
-                "run `fold-shapes`, or slice the result of a plain Shape",
-            )
-
-
-_CAST_DESTINATIONS = frozenset(
-    (
-        *("UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "BOOL"),
-        *("FLOAT16", "FLOAT", "DOUBLE", "BFLOAT16", "STRING", "COMPLEX64", "COMPLEX128"),
-    )
-)
-
-
-def cast_destination(subject: Subject) -> Iterator[Finding]:
-    """Cast has a destination that the plugin maps."""
-    for node in subject.typed("Cast"):
-        to = node.attributes.get("to")
-        if to is None or to.type != ir.AttributeType.INT:
-            continue  # reported by fits_schema
-        try:
-            name = ir.DataType(to.as_int()).name
-        except ValueError:
-            name = str(to.as_int())
-        if name not in _CAST_DESTINATIONS:
-            yield Finding(
-                ir.describe(node),
-                f"Cast to {name}",
-                "the plugin maps integers, bool, floats, string and complex, no float8 and no int4",
-                "store the tensor in that dtype, or quantise with an operator",
-            )
-
-
 def if_branches(subject: Subject) -> Iterator[Finding]:
     """If has a then_branch and an else_branch, and nothing else."""
     for node in subject.typed("If"):
@@ -246,31 +154,6 @@ def layer_norm_bias(subject: Subject) -> Iterator[Finding]:
                 "LayerNormalization without a bias",
                 "the plugin makes a float32 beta, whatever x is",
                 "give a bias of zeros in x's dtype",
-            )
-
-
-# Attributes without which the plugin fails, and the error that it gives (seen).
-_REQUIRED = {
-    "NPUPromptFlashAttention": (("num_heads", "input_layout"), "EZ9999"),
-    "NPURotaryPositionEmbedding": (("mode",), "EZ9999"),
-    "NPUMoeGatingTopKSoftmax": (("k",), "E19999"),
-}
-
-
-def plugin_attributes(subject: Subject) -> Iterator[Finding]:
-    """The attributes without which a plugin fails are there."""
-    for node in subject.nodes:
-        if node.domain not in ("", "ai.onnx", "npu") or node.op_type not in _REQUIRED:
-            continue
-        names, code = _REQUIRED[node.op_type]
-        missing = [name for name in names if name not in node.attributes]
-        if missing:
-            yield Finding(
-                ir.describe(node),
-                f"{node.op_type} without {' and '.join(missing)}",
-                "the plugin requires it",
-                "write the attribute",
-                code,
             )
 
 
@@ -323,46 +206,6 @@ RULES = (
         "seen",
     ),
     Rule(
-        "clip-bounds",
-        "EZ9999: at least 'min' or 'max' must not be None or Empty",
-        "hicann/ops-math:conversion/clip_by_value/framework/clip_onnx_plugin.cpp",
-        clip_bounds,
-        "seen",
-    ),
-    Rule(
-        "scatter-reduction",
-        "wrong numbers",
-        "hicann/ge:graph_metadef/register/register.cpp",
-        scatter_reduction,
-        "seen",
-    ),
-    Rule(
-        "gather-nd-batch",
-        "EZ9999: only support batch_dims=0",
-        "hicann/ops-nn:index/gather_nd/framework/gather_nd_onnx_plugin.cpp",
-        gather_nd_batch,
-        "seen",
-    ),
-    Rule(
-        "mod-fmod",
-        "wrong numbers",
-        "hicann/ops-math:math/mod/framework/mod_onnx_plugin.cpp",
-        mod_fmod,
-        "seen",
-    ),
-    Rule(
-        "shape-part",
-        "wrong numbers",
-        "hicann/ops-math:math/shape/framework/shape_onnx_plugin.cpp",
-        shape_part,
-    ),
-    Rule(
-        "cast-destination",
-        "an error of the plugin",
-        "hicann/ops-math:math/cast/framework/cast_onnx_plugin.cpp",
-        cast_destination,
-    ),
-    Rule(
         "if-branches",
         "E19999: adapt subgraph failed",
         "hicann/ge:parser/parser/onnx/subgraph_adapter/if_subgraph_adapter.cc",
@@ -374,13 +217,6 @@ RULES = (
         "hicann/ops-nn:common/src/framework/layer_normalization_onnx_plugin.cpp",
         layer_norm_bias,
         "inferred",
-    ),
-    Rule(
-        "plugin-attributes",
-        "EZ9999, or E19999 without a word about the attribute",
-        "hicann/ge:parser/parser/onnx/onnx_parser.cc (ParseParams of the plugins)",
-        plugin_attributes,
-        "seen",
     ),
     Rule(
         "scatter-elements-310p",
