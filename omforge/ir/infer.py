@@ -348,7 +348,13 @@ def _fallback(context: Inference) -> None:
         inferred = onnx.shape_inference.infer_node_outputs(
             schema, ir.to_proto(node), types, data, opset_imports=imports
         )
-    except (onnx.shape_inference.InferenceError, onnx.defs.SchemaError, RuntimeError) as error:
+    except (  # LookupError: an input without a type; ValidationError: one that the operator has not
+        onnx.shape_inference.InferenceError,
+        onnx.defs.SchemaError,
+        onnx.checker.ValidationError,
+        LookupError,
+        RuntimeError,
+    ) as error:
         log.debug("no shape for %s %s: %s", node.op_type, node.name, error)
         return
     for output in node.outputs:

@@ -10,13 +10,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from omforge.ir.weights import replacing
+from omforge.lowering.ge_inference import sizes_by_value
 from omforge.lowering.legality import FILE_RULES, RULES, Rule
 from omforge.lowering.legality.file_subject import FileSubject
 from omforge.lowering.legality.subject import Subject
 from omforge.lowering.legalize.choices import CHOICES
 from omforge.lowering.llm_ops import LlmOp, Row, llm_ops
+from omforge.lowering.plugins import all_plugin_facts
 from omforge.lowering.tables import table_rows
-from omforge.lowering.target import TARGETS, Family, all_registrations
+from omforge.lowering.target import TARGETS, Fact, Family, all_registrations
 
 # The words of `choices` in those of this page.
 _CERTAINTY = {"parser": "seen", "documented": "source", "uncertain": "inferred"}
@@ -45,7 +47,7 @@ takes a form that is out of the running by default.
 def page() -> str:
     """Return the page as Markdown."""
     parts = [_INTRO, *_targets(), *_choices(), *_rules(), *_uncertain(), *_releases()]
-    parts += [*_command_line(), *_ops(), *_registered()]
+    parts += [*_command_line(), *_ops(), *_plugins(), *_sizes(), *_registered()]
     return "\n".join(parts)
 
 
@@ -78,9 +80,14 @@ def _targets() -> Iterator[str]:
         [
             (family.name, fact.text, _code(fact.source))
             for family in _families()
-            for fact in family.facts
+            for fact in (*family.facts, _run_time_sizes(family))
         ],
     )
+
+
+def _run_time_sizes(family: Family) -> Fact:
+    found = family.run_time_sizes
+    return Fact(f"a size that is not known before the run: {found.text}", found.source)
 
 
 def _choices() -> Iterator[str]:
@@ -233,6 +240,46 @@ def _row_text(row: Row) -> str:
     place = f"{', '.join(sorted(row.families))}: " if row.families else ""
     name = f"{row.name} " if row.name else ""
     return f"{place}{name}{row.value}"
+
+
+_KINDS = {
+    "reads": "reads no attribute but",
+    "needs": "fails without",
+    "refuses": "fails at",
+    "ignores": "drops",
+    "changes": "gives another result",
+    "output": "gives an output of another dtype",
+}
+
+
+def _plugins() -> Iterator[str]:
+    yield "## What plugins do with attributes\n"
+    yield (
+        "Read from each plugin's source. `a:INT` is an attribute of that type; commas separate\n"
+        "what must all be there, bars what must be there in one form. An operator of ONNX that\n"
+        "is not here is taken as ONNX has it.\n"
+    )
+    rows: list[Sequence[str]] = []
+    for fact in all_plugin_facts():
+        opsets = "" if fact.opsets is None else f"{fact.opsets[0]}-{fact.opsets[-1]}"
+        told = (fact.attribute, fact.when, fact.atc, fact.why)
+        place = (fact.certainty, _code(fact.source))
+        rows.append((fact.op, opsets, _KINDS[fact.kind], *told, *place))
+    columns = ("op", "opsets", "the plugin", "attribute", "when", "atc", "why")
+    yield _table((*columns, "certainty", "source"), rows)
+
+
+def _sizes() -> Iterator[str]:
+    yield "## Sizes that values decide\n"
+    yield (
+        "Of these inputs GE has to know the values when it compiles: constants, or what is\n"
+        "computed of constants and static shapes. Otherwise the size of the result is not static.\n"
+    )
+    rows: list[Sequence[str]] = []
+    for row in sizes_by_value().values():
+        inputs = "data" if row.inputs is None else ", ".join(map(str, row.inputs))
+        rows.append((row.op, inputs, row.decides, _code(row.source)))
+    yield _table(("op", "inputs", "which are", "source"), rows)
 
 
 def _registered() -> Iterator[str]:

@@ -43,11 +43,16 @@ class Family:
         name: The short name of its operator configuration, as `aic-<name>-ops-info.json`.
         dtypes: The dtypes that tensors may have.
         facts: Limits in words, with their sources.
+        run_time_sizes: What becomes of a size that is not known before the run.
     """
 
     name: str
     dtypes: frozenset[str]
     facts: tuple[Fact, ...]
+    run_time_sizes: Fact = Fact(
+        "the graph becomes one of dynamic shape: the host schedules each operator, nothing is sunk",
+        "hicann/ge:docs/zh/user_guides/atc_tools/CLI_options (input_shape)",
+    )
 
 
 @dataclass(frozen=True)
@@ -123,6 +128,10 @@ FAMILY_910_93 = Family(
 FAMILY_310B = Family(
     name="310b",
     dtypes=_INTEGERS | {"float16", "float32", "bfloat16"},
+    run_time_sizes=Fact(
+        "dynamic shapes are not supported",
+        "hicann/ge:docs/zh/user_guides/atc_tools/CLI_options (input_shape)",
+    ),
     facts=(
         Fact(
             "no kernel for RmsNorm, RotaryMul, ScaledMaskedSoftmax or weight-quantised products",

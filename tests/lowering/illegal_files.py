@@ -300,7 +300,7 @@ ILLEGAL_FILES: tuple[IllegalModel, ...] = (
         constant(tensor(TensorProto.FLOAT, [2], b"\0\0\0\0")),
         "constant-data",
         trap="SIM013",
-        legal=constant(tensor(TensorProto.FLOAT, [0])),
+        legal=LEGAL_CONSTANT,
     ),
     IllegalModel(
         "a constant with a negative dim",

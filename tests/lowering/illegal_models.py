@@ -6,10 +6,17 @@ where it goes wrong without a word; there `trap` is the code that the simulator 
 """
 
 from tests.lowering.illegal_files import ILLEGAL_FILES
+from tests.lowering.illegal_inference import ILLEGAL_ATTRIBUTES, ILLEGAL_INFERENCE
 from tests.lowering.illegal_operators import ILLEGAL_OPERATORS
 from tests.lowering.illegal_parts import IllegalModel, Source
 from tests.lowering.illegal_target_ops import ILLEGAL_TARGET_OPS
 
 __all__ = ["ILLEGAL", "IllegalModel", "Source"]
 
-ILLEGAL: tuple[IllegalModel, ...] = (*ILLEGAL_FILES, *ILLEGAL_OPERATORS, *ILLEGAL_TARGET_OPS)
+ILLEGAL: tuple[IllegalModel, ...] = (
+    *ILLEGAL_FILES,
+    *ILLEGAL_OPERATORS,
+    *ILLEGAL_ATTRIBUTES,
+    *ILLEGAL_INFERENCE,
+    *ILLEGAL_TARGET_OPS,
+)

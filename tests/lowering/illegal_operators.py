@@ -187,14 +187,14 @@ ILLEGAL_OPERATORS: tuple[IllegalModel, ...] = (
     IllegalModel(
         "Clip without bounds",
         Source("g (float[4] x) => (float[4] y) { y = Clip (x) }"),
-        "clip-bounds",
+        "plugin-refuses",
         "EZ9999",
         legal=Source(CLIPPED),
     ),
     IllegalModel(
         "GatherND with batch_dims",
         Source(GATHER_ND),
-        "gather-nd-batch",
+        "plugin-refuses",
         "EZ9999",
         legal=Source(GATHER_ND, drop_attribute("batch_dims")),
     ),
@@ -214,32 +214,31 @@ ILLEGAL_OPERATORS: tuple[IllegalModel, ...] = (
             """g (float[4] x, int64[1,1] i, float[1] u) => (float[4] y)
             { y = ScatterND <reduction = "add"> (x, i, u) }"""
         ),
-        "scatter-reduction",
-        trap="SIM023",
+        "plugin-ignores",
+        trap="SIM024",
         legal=Source(
             "g (float[4] x, int64[1,1] i, float[1] u) => (float[4] y) { y = ScatterND (x, i, u) }"
         ),
     ),
     IllegalModel(
-        "Mod with fmod",
-        Source("g (float[2] x, float[2] z) => (float[2] y) { y = Mod <fmod = 1> (x, z) }"),
-        "mod-fmod",
+        "Mod of integers without fmod",
+        Source("g (int32[2] x, int32[2] z) => (int32[2] y) { y = Mod (x, z) }"),
+        "mod-sign",
         trap="SIM024",
-        legal=Source("g (int32[2] x, int32[2] z) => (int32[2] y) { y = Mod (x, z) }"),
+        legal=Source("g (int32[2] x, int32[2] z) => (int32[2] y) { y = Mod <fmod = 1> (x, z) }"),
     ),
     IllegalModel(
         "a part of a Shape",
         Source("g (float[2,3] x) => (int64[1] y) { y = Shape <start = 1> (x) }"),
-        "shape-part",
-        trap="SIM029",
+        "plugin-ignores",
+        trap="SIM024",
         legal=Source("g (float[2,3] x) => (int64[2] y) { y = Shape <start = 0> (x) }"),
     ),
     IllegalModel(
         "Cast to float8",
         Source("g (float[2] x) => (float[2] y) { h = Cast <to = 17> (x) y = Cast <to = 1> (h) }"),
-        "cast-destination",
-        sim=False,
-        reason="the table of the plugin was read; what it says was not seen",
+        "plugin-changes",
+        trap="SIM024",
         legal=Source("g (float[2] x) => (float16[2] y) { y = Cast <to = 10> (x) }"),
     ),
     IllegalModel(

@@ -94,7 +94,7 @@ ILLEGAL_TARGET_OPS: tuple[IllegalModel, ...] = (
             """g (float16[1,4,2,64] x, float16[1,4,1,64] c) => (float16[1,4,2,64] y)
             { y = NPURotaryPositionEmbedding (x, c, c) }"""
         ),
-        "plugin-attributes",
+        "plugin-needs",
         "EZ9999",
         soc=A2,
         legal=Source(
@@ -116,7 +116,7 @@ ILLEGAL_TARGET_OPS: tuple[IllegalModel, ...] = (
     IllegalModel(
         "NPUMoeGatingTopKSoftmax without k",
         Source("g (float16[4,8] x) => (float16[4,2] y) { y, e, r = NPUMoeGatingTopKSoftmax (x) }"),
-        "plugin-attributes",
+        "plugin-needs",
         "E19999",
         soc=A2,
         legal=Source(
@@ -197,7 +197,7 @@ ILLEGAL_TARGET_OPS: tuple[IllegalModel, ...] = (
     IllegalModel(
         "prompt flash attention without num_heads",
         Source(flash("q, q, q"), drop_attribute("num_heads")),
-        "plugin-attributes",
+        "plugin-needs",
         "EZ9999",
         soc=A2,
         legal=Source(flash("q, q, q")),
@@ -267,7 +267,7 @@ ILLEGAL_TARGET_OPS: tuple[IllegalModel, ...] = (
             """g (float16[2,4] x) => (int8[2,4] y)
             { y = AscendQuant <scale = 1.0, offset = 0.0, dst_type = 2> (x) }"""
         ),
-        "quant-attribute-types",
+        "target-op-attributes",
         trap="SIM027",
         legal=Source(
             """g (float16[2,4] x) => (int8[2,4] y)
@@ -344,8 +344,7 @@ ILLEGAL_TARGET_OPS: tuple[IllegalModel, ...] = (
             { y = MatMul (x, w) }"""
         ),
         "int8-matmul",
-        sim=False,
-        reason=KERNEL,
+        trap="E89999",
         legal=Source(
             """g (int8[2,4] x) => (int32[2,2] y) <int8[4,2] w = {1,2,3,4,5,6,7,8}>
             { y = MatMul (x, w) }"""

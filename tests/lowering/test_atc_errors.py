@@ -119,7 +119,7 @@ def test_what_the_simulation_says_is_understood(tmp_path: Path) -> None:
     found = diagnose(result.stdout.splitlines(), ir.load(path))
     assert [d.where for d in found[:2]] == ["Gelu one", "Foo two"]
     assert "E13010" in codes_of(result.stdout.splitlines())
-    path = save("(float[1,4] x) => (float[1,4] y) { [one] y = Mod <fmod = 1> (x, x) }", tmp_path)
+    path = save("(int32[1,4] x) => (int32[1,4] y) { [one] y = Mod (x, x) }", tmp_path)
     (trap,) = diagnose(run([*flags, report]).stdout.splitlines(), ir.load(path))
     assert (trap.code, trap.where) == ("SIM024", "Mod one")
 

@@ -3,9 +3,11 @@
 from pathlib import Path
 
 from omforge.lowering import docs
+from omforge.lowering.ge_inference import sizes_by_value
 from omforge.lowering.legality import ALL_RULES
 from omforge.lowering.legalize.choices import CHOICES
 from omforge.lowering.llm_ops import llm_ops
+from omforge.lowering.plugins import all_plugin_facts
 from omforge.lowering.target import TARGETS, all_registrations
 
 PAGE = Path(__file__).parents[2] / "docs" / "what-omforge-knows-about-atc.md"
@@ -26,6 +28,8 @@ def test_the_page_has_all_of_every_table(tmp_path: Path) -> None:
         f"| {row.op} | {row.opset_text} | {row.ge_type} |" in page for row in all_registrations()
     )
     assert len(all_registrations()) == 356
+    assert all(f"| {fact.op} |" in page and fact.why in page for fact in all_plugin_facts())
+    assert all(f"| {op} |" in page for op in sizes_by_value())
 
 
 def test_every_row_of_a_table_has_its_columns() -> None:

@@ -20,6 +20,7 @@ from omforge import ir
 from omforge.lowering.atc_sim import parser, tensors
 from omforge.lowering.atc_sim.command_line import Arguments
 from omforge.lowering.atc_sim.graph import Parsed
+from omforge.lowering.atc_sim.inference import load_graph
 from omforge.lowering.atc_sim.reports import Refused, Report
 from omforge.lowering.atc_sim.shapes import Gears, Shapes
 from omforge.lowering.om import layout, model_def, read_om, write_om
@@ -158,7 +159,7 @@ def write_model(parsed: Parsed, arguments: Arguments, shapes: Shapes, report: Re
         report.inner("the simulator makes no .om for shape ranges", "SIM061")
         raise Refused
     try:
-        model = ir.load(arguments["model"])
+        model = load_graph(Path(arguments["model"]))
         for node, made in zip(model.graph, parsed.nodes, strict=False):
             node.name = made.name
         _empty_constants(model)

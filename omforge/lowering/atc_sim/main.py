@@ -8,9 +8,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NoReturn
 
-from omforge.lowering.atc_sim import checks, emit, paths
+from omforge.lowering.atc_sim import checks, emit, inference, paths
 from omforge.lowering.atc_sim.command_line import Arguments, Helped, parse, usage
 from omforge.lowering.atc_sim.parser import parse_model
 from omforge.lowering.atc_sim.reports import Refused, Report
@@ -104,6 +105,7 @@ def _compile(arguments: Arguments, report: Report, out: list[str]) -> None:
     if parsed is None:
         return
     emit.check_build(parsed, arguments, shapes, report)
+    inference.check_inference(Path(arguments["model"]), report)
     checks.check_output_type(arguments, report)
     check_gears(shapes, report)
     if report.errors:  # silent failures, which stop the run here

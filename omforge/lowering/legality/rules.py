@@ -5,10 +5,13 @@ from __future__ import annotations
 from omforge import ir
 from omforge.lowering.legality import (
     attention_rules,
+    inference_rules,
     int8_rules,
     interface_rules,
     kernel_rules,
+    name_rules,
     operator_rules,
+    plugin_rules,
     quantization_rules,
     special_rules,
     tensor_rules,
@@ -19,8 +22,11 @@ from omforge.lowering.target import Target
 
 RULES: tuple[Rule[Subject], ...] = (
     *interface_rules.RULES,
+    *name_rules.RULES,
     *tensor_rules.RULES,
     *operator_rules.RULES,
+    *plugin_rules.RULES,
+    *inference_rules.RULES,
     *special_rules.RULES,
     *attention_rules.RULES,
     *quantization_rules.RULES,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Generic, Literal, NamedTuple, TypeVar
 
 from omforge import ir
+from omforge.lowering.ge_inference import GeInference, Misfit
 from omforge.lowering.target import DEFAULT_DOMAIN, Target, registered
 
 Certainty = Literal["seen", "source", "inferred"]
@@ -28,8 +29,8 @@ _CODE = re.compile(r"\b[EW][0-9A-Z]\d{4}\b")
 class Finding(NamedTuple):
     """One offence: the place, the fault without the place, the reason, and what mends it.
 
-    `atc` and `level` replace those of the rule where one place differs from the others; an `atc` of
-    "" is a fault that atc does not report.
+    `atc`, `level` and `source` replace the rule's where one place differs from the others; an `atc`
+    of "" is a fault that atc does not report.
     """
 
     where: str
@@ -38,6 +39,7 @@ class Finding(NamedTuple):
     remedy: str
     atc: str | None = None
     level: Level | None = None
+    source: str | None = None
 
 
 @dataclass(frozen=True)
@@ -89,14 +91,15 @@ def judge(rule: Rule[S], subject: S) -> Iterator[Offence]:
     for finding in rule.check(subject):
         told = f"{finding.why}; " if finding.why else ""
         doubt = ", inferred" if rule.certainty == "inferred" else ""
+        source = finding.source or rule.source
         yield Offence(
             where=finding.where,
             what=finding.what,
-            why=f"{told}atc: {rule.atc} ({rule.source}{doubt})",
+            why=f"{told}atc: {rule.atc} ({source}{doubt})",
             remedy=finding.remedy,
             code=rule.id,
             atc=rule.atc_code if finding.atc is None else finding.atc,
-            source=rule.source,
+            source=source,
             certainty=rule.certainty,
             level=finding.level or rule.level,
         )
@@ -137,6 +140,11 @@ class Subject:
     def nodes(self) -> tuple[ir.Node, ...]:
         """All nodes, those of subgraphs included."""
         return tuple(self.graph.all_nodes())
+
+    @functools.cached_property
+    def misfits(self) -> tuple[Misfit, ...]:
+        """What GE's inference finds."""
+        return tuple(GeInference(self.model, self.opset).misfits())
 
     @functools.cached_property
     def inputs(self) -> tuple[ir.Value, ...]:

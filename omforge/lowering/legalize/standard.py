@@ -23,6 +23,7 @@ from omforge.lowering.legalize.builder import (
     required_input,
     used_output,
 )
+from omforge.lowering.value_bounds import sign_of_mod_differs
 
 _FAR = 2**31 - 1
 
@@ -54,19 +55,19 @@ def clip_without_bounds(op: Builder, node: ir.Node) -> Results | None:
     return (required_input(node, 0),)
 
 
-def mod_with_the_sign_of_the_dividend(op: Builder, node: ir.Node) -> Results | None:
-    """Mod with fmod=1, as x - y * trunc(x / y): the plugin drops fmod.
+def mod_with_the_sign_of_the_divisor(op: Builder, node: ir.Node) -> Results | None:
+    """Mod of integers without fmod, as Mod(Mod(x, y) + y, y) with fmod=1.
 
-    Source: hicann/ops-math:math/mod/framework/mod_onnx_plugin.cpp.
+    GE's Mod is x - trunc(x / y) * y, and the plugin drops fmod: with fmod=1 it is right as it is,
+    and so is one whose operands are never negative.
+    Source: hicann/ops-math:math/mod/op_graph/mod_proto.h; math/mod/framework/mod_onnx_plugin.cpp.
     """
-    if not int_attribute(node, "fmod", 0):
+    if not sign_of_mod_differs(node):
         return None
     x, y = required_input(node, 0), required_input(node, 1)
-    if x.dtype is None or not x.dtype.is_floating_point():
-        raise NotLegal("Mod with fmod of integers has no counterpart: the plugin drops fmod")
-    quotient = op.div(x, y)
-    whole = op.mul(op.unary("Sign", quotient), op.unary("Floor", op.unary("Abs", quotient)))
-    return (op.sub(x, op.mul(whole, y)),)
+    shape = dims(node.outputs[0])
+    remainder = op.emit("Mod", [x, y], x.dtype, shape, fmod=1)
+    return (op.emit("Mod", [op.add(remainder, y), y], x.dtype, shape, fmod=1),)
 
 
 def gather_nd_in_batches(op: Builder, node: ir.Node) -> Results | None:
@@ -150,7 +151,7 @@ STANDARD: Mapping[str, Callable[[Builder, ir.Node], Results | None]] = {
     "Clip": clip_without_bounds,
     "GatherND": gather_nd_in_batches,
     "Mish": mish,
-    "Mod": mod_with_the_sign_of_the_dividend,
+    "Mod": mod_with_the_sign_of_the_divisor,
     "OneHot": one_hot_of_one_dtype,
     "Pad": pad_of_some_axes,
     "Shape": shape_of_some_axes,

@@ -186,7 +186,7 @@ def test_an_input_without_a_shape_is_a_scalar(tmp_path: Path) -> None:
 
 def test_silent_failures_may_be_warnings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMFORGE_ATC_SIM_STRICT", "0")
-    body = "(float[1,4] x) => (float[1,4] y) { y = Mod <fmod = 1> (x, x) }"
+    body = "(int32[1,4] x) => (int32[1,4] y) { y = Mod (x, x) }"
     result = atc(save(body, tmp_path))
     assert (result.exit_status, result.codes) == (0, ("SIM024",))
     assert "ATC run success" in result.text

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from omforge.lowering.legality import check_legal
-from omforge.lowering.legalize import NOT_LEGALIZED, legalize
+from omforge.lowering.legalize import legalize
 from omforge.lowering.target import target
 
 
@@ -35,19 +35,34 @@ def test_a_clip_of_one_side_stays(lower: Any) -> None:
     assert lower(text, feeds).ops == ["Clip"]
 
 
-def test_fmod_keeps_the_sign_of_the_dividend(lower: Any) -> None:
-    text = "g (float[6] x, float[6] y) => (float[6] z) { z = Mod <fmod = 1> (x, y) }"
+def test_fmod_is_what_the_device_does(lower: Any) -> None:
+    for kind, numbers in (("float", np.float32), ("int32", np.int32)):
+        text = f"g ({kind}[6] x, {kind}[6] y) => ({kind}[6] z) {{ z = Mod <fmod = 1> (x, y) }}"
+        feeds = {
+            "x": np.array([5, -5, 5, -5, 0, 7], numbers),
+            "y": np.array([2, 2, -2, -2, 3, 3], numbers),
+        }
+        assert lower(text, feeds).ops == ["Mod"]
+
+
+def test_mod_takes_the_sign_of_the_divisor(lower: Any) -> None:
+    text = "g (int32[6] x, int32[6] y) => (int32[6] z) { z = Mod (x, y) }"
     feeds = {
-        "x": np.array([5.5, -5.5, 5.5, -5.5, 0, 7], np.float32),
-        "y": np.array([2, 2, -2, -2, 3, 3.5], np.float32),
+        "x": np.array([5, -5, 5, -5, 0, 7], np.int32),
+        "y": np.array([2, 2, -2, -2, 3, 3], np.int32),
     }
-    assert "Mod" not in lower(text, feeds).ops
+    lowered = lower(text, feeds)  # which compares with ONNX Runtime
+    assert lowered.ops == ["Mod", "Add", "Mod"]
+    assert {
+        node.attributes["fmod"].as_int() for node in lowered.model.graph if node.attributes
+    } == {1}
 
 
-def test_fmod_of_integers_stays_and_says_why(text_to_model: Any) -> None:
-    model = text_to_model("g (int32[2] x) => (int32[2] y) { y = Mod <fmod = 1> (x, x) }")
-    assert legalize(model, target("Ascend310P3")) == 0
-    assert "drops fmod" in model.graph[0].metadata_props[NOT_LEGALIZED]
+def test_mod_of_what_is_never_negative_stays(lower: Any) -> None:
+    text = """g (float[2,8] x) => (int64[2,2] z) <int64[1] k = {2}, int64 n = {3}>
+        { v, rows = TopK (x, k) z = Mod (rows, n) }"""
+    feeds = {"x": floats(2, 8)}
+    assert [op for op in lower(text, feeds).ops if op == "Mod"] == ["Mod"]
 
 
 @pytest.mark.parametrize(
