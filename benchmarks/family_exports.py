@@ -81,15 +81,13 @@ _SIZES: Sequence[tuple[int, str]] = (
 SIZES = {name: size for size, names in _SIZES for name in names.split()}
 """What a size is made; a field that is absent, None or no number keeps what the family has."""
 
-_RATIO = {"head_dim": 16}
+_HYBRID = {"layer_types": ["mamba", "attention", "mamba", "attention"], "num_hidden_layers": 4}
 OWN: Mapping[str, Mapping[str, Any]] = {
     # Fields whose default is None, and without which the family's own code does not run.
-    "deepseek_v2": {"num_experts_per_tok": 2, "n_routed_experts": 4, "head_dim": 16},
+    "deepseek_v2": {"num_experts_per_tok": 2, "n_routed_experts": 4},
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
-    "hunyuan_v1_dense": _RATIO,
-    "hunyuan_v1_moe": _RATIO,
-    "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv", "full_attention"]},
-    "nemotron": {"head_dim": 16},
+    "granitemoehybrid": _HYBRID,
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2, "num_hidden_layers": 4},
 }
 """Where one family's fields must fit together in a way of their own."""
 
@@ -116,6 +114,8 @@ def _small(config: Any) -> dict[str, Any]:
     """The fields to give a config's class, from what it has without any."""
     given = config.to_dict()
     small: dict[str, Any] = {}
+    if "head_dim" in given and given["head_dim"] is None:
+        small["head_dim"] = SIZES["head_dim"]
     for name, value in given.items():
         if name in SIZES and isinstance(value, int) and not isinstance(value, bool):
             small[name] = SIZES[name]

@@ -31,7 +31,7 @@ Array = npt.NDArray[Any]
 
 @dataclass
 class _Router:
-    """One TopK: its scores [B, tokens, E] and choices [B, tokens, k], step by step."""
+    """One TopK or ArgMax: its scores [B, tokens, E] and choices [B, tokens, k], step by step."""
 
     name: str
     scores: list[Array] = field(default_factory=list[Array])
@@ -43,8 +43,8 @@ class _Watched:
 
     def __init__(self, path: Path, routers: list[_Router], *, lowered: bool) -> None:
         model = load(path)
-        nodes = [node for node in model.graph if node.op_type == "TopK"]
-        names = [(node.inputs[0], node.outputs[1]) for node in nodes]
+        nodes = [node for node in model.graph if node.op_type in ("TopK", "ArgMax")]
+        names = [(node.inputs[0], node.outputs[-1]) for node in nodes]
         self._pairs = [(str(a.name), str(b.name)) for a, b in names if a is not None]
         if not routers:
             routers += [_Router(str(node.name)) for node in nodes]

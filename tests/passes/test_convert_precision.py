@@ -44,6 +44,28 @@ def test_converts_weights_inputs_and_outputs() -> None:
     assert cast.attributes["to"].as_int() == HALF
 
 
+def test_counts_stay_in_float() -> None:
+    """Experts that 3,000 tokens chose: in half precision, 2,048 + 1 is 2,048."""
+    model = converted("""g (int64[n] chosen, float[n] x) => (int64[2] ends, float[n] y)
+    <float[2] none = {0, 0}, float one = {1}, int64 i_0 = {0}> {
+        all = Shape (chosen) ones = Expand (one, all)
+        count = ScatterElements <reduction = "add"> (none, chosen, ones)
+        whole = Cast <to = 7> (count) ends = CumSum (whole, i_0) y = Mul (x, one)
+    }""")
+    dtypes = {v.name: v.dtype for node in model.graph for v in node.outputs}
+    assert (dtypes["count"], dtypes["y"]) == (FLOAT, HALF)
+    chosen = np.arange(6001) % 2
+    feeds = {"chosen": chosen, "x": np.ones(6001, np.float16)}
+    assert numerics.run(model, feeds)["ends"].tolist() == [3001, 6001]
+
+
+def test_what_is_computed_of_integers_and_stays_a_float_is_converted() -> None:
+    model = converted("""g (int64[n] i, float[n] x) => (float[n] y) {
+        f = Cast <to = 1> (i) y = Mul (x, f)
+    }""")
+    assert {v.dtype for node in model.graph for v in node.outputs} == {HALF}
+
+
 def test_finds_nothing_in_a_second_run() -> None:
     model = named(dataclasses.replace(Block(rotary="half")))
     assert ConvertPrecision().run(model) > 0
