@@ -37,12 +37,14 @@ from omforge.options import (
     MaxIncrease,
     MaxKl,
     Model,
+    Pair,
     Prefill,
     Quality,
     QualityPieces,
     QualityText,
     Quantize,
     ReportFile,
+    Save,
     Soc,
     Task,
     Trust,
@@ -259,7 +261,9 @@ def _announcer(bar: console.Progress | None) -> list[Instrument]:
 @_guarded
 def run(
     bundle: BundleFolder,
-    prompt: Annotated[str, typer.Option(help="The text to continue.")],
+    prompt: Annotated[str, typer.Option(help="The text to continue, or to encode.")],
+    pair: Pair = "",
+    save: Save = None,
     chat: Annotated[bool, typer.Option("--chat", help="Take it as a message to answer.")] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Stop after so many tokens.")] = 128,
     level: Annotated[
@@ -277,8 +281,9 @@ def run(
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Generate text from a bundle; it streams to stdout."""
+    """Generate text from a bundle; it streams to stdout. Of an encoder: vectors and scores."""
     from omforge import reports
+    from omforge.encoded import asks_to_encode, run_encoder
     from omforge.runtime.backends import open_model
     from omforge.runtime.bundle import Bundle
     from omforge.runtime.sampling import Sampling
@@ -290,6 +295,9 @@ def run(
         if bar is not None:
             bar("load the tokenizer", 0, 0)
         tokenizer = opened.tokenizer()
+    if asks_to_encode(opened, pair, save, chat=chat):
+        run_encoder(opened, tokenizer, prompt, pair, level, backend, save, as_json=as_json)
+        return
     tokens = chat_tokens(tokenizer, prompt) if chat else tokenizer.encode(prompt)
     with open_model(opened, level, batch=opened.batches[0], backend=backend) as model:
         with console.progress() as bar:

@@ -40,6 +40,13 @@ Context = Annotated[
         help="Tokens that a sequence may hold; the model's own limit, at most 2048, if absent.",
     ),
 ]
+Pair = Annotated[
+    str, typer.Option(metavar="TEXT", help="A second text, for models that judge two (rerankers).")
+]
+Save = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE.npz", help="Keep all that an encoder gives, by its names."),
+]
 Prefill = Annotated[
     str,
     typer.Option(

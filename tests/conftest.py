@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from omforge.lowering.build_om import BuildOptions
+from omforge.lowering.compile import CompileOptions, compile_bundle
+from omforge.runtime.bundle import Bundle
 from tests.exports import ENCODERS, export
 
 
@@ -38,3 +41,13 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Pa
         return written[route, family]
 
     return path
+
+
+@pytest.fixture(scope="session")
+def bert(encoder: Callable[[str, str], Path], tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """An encoder's bundle of two lengths and two rows, with simulated .om files; read-only."""
+    folder = tmp_path_factory.mktemp("bert") / "bundle"
+    build = BuildOptions("sim", cache=None)
+    options = CompileOptions("Ascend310P3", prefill=(4, 12), batch=2, build=build)
+    compile_bundle(encoder("optimum", "bert"), folder, options)
+    return Bundle.open(folder)

@@ -75,6 +75,12 @@ class DeviceCache:
         """Nothing: the sessions know where the buffers are."""
         return {}
 
+    @property
+    def presents(self) -> frozenset[str]:
+        """The outputs that the cache takes over: new keys and values, renewed states."""
+        tensors = (tensor.present for tensor in self.tensors)
+        return frozenset((*tensors, *(renewed for renewed, _ in self._states.values())))
+
     def size(self, past: str) -> int:
         """Return the bytes of a buffer."""
         for tensor in self.tensors:

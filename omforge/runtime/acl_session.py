@@ -35,7 +35,6 @@ log = logging.getLogger(__name__)
 
 Array = npt.NDArray[Any]
 
-LOGITS = "logits"
 GAP = 4096
 """Bytes between two inputs that are copied along rather than split into two copies."""
 
@@ -248,6 +247,16 @@ def _c_function() -> Callable[[int, str, int, int], int]:
     return lambda handle, name, address, size: function(handle, name.encode(), address, size)
 
 
+@dataclass(frozen=True)
+class _Result:
+    """An output that the caller gets: where it is on the device, and on the host."""
+
+    spec: TensorSpec
+    address: int
+    host: int
+    view: npt.NDArray[np.uint8]
+
+
 class AclSession:
     """One loaded model, with its buffers; the cache's are bound to it and are never fed.
 
@@ -288,7 +297,7 @@ class AclSession:
         return self._bucket.outputs
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """Run a step; return the logits. New keys and values stay on the device, for the cache.
+        """Run a step; return its results. New keys and values stay on the device, for the cache.
 
         Raises:
             InputError: A feed is missing or unknown, or its dtype or shape is not the graph's.
@@ -308,12 +317,20 @@ class AclSession:
             device.upload(self._block + start, self._host + start, end - start)
         ret = acl.mdl.execute_async(self._model, self._source, self._target, device.stream)
         device.check(ret, f"running {self.name}")
-        device.download(self._logits_host, self._logits, len(self._logits_view))
+        sizes: list[int] = []
+        for result in self._results:
+            size = byte_size(result.spec.dtype, _bound(result.spec, seq))
+            device.download(result.host, result.address, size)
+            sizes.append(size)
         device.synchronize()
         self._cache.produced(Slice(self._present, seq))
-        logits = self._logits_view.view(self._logits_spec.dtype)
-        shape = [dim for dim in self._logits_spec.shape if isinstance(dim, int)]
-        return {LOGITS: logits.reshape(shape).copy()}
+        return {
+            result.spec.name: result.view[:size]
+            .view(result.spec.dtype)
+            .reshape(_bound(result.spec, seq))
+            .copy()
+            for result, size in zip(self._results, sizes, strict=True)
+        }
 
     def close(self) -> None:
         """Nothing: the device gives everything back, in reverse order."""
@@ -347,13 +364,14 @@ class AclSession:
             spec.name: block + offset
             for spec, offset in zip(self._bucket.outputs, offsets, strict=True)
         }
-        self._present = {name: a for name, a in addresses.items() if name != LOGITS}
-        self._logits = addresses[LOGITS]
-        self._logits_spec = next(spec for spec in self._bucket.outputs if spec.name == LOGITS)
-        shape = _bound(self._logits_spec, self._bucket.seq)
-        self._logits_host, self._logits_view = device.malloc_host(
-            byte_size(self._logits_spec.dtype, shape)
-        )
+        kept = self._cache.presents
+        self._present = {name: a for name, a in addresses.items() if name in kept}
+        self._results: list[_Result] = []
+        for spec in self._bucket.outputs:
+            if spec.name not in kept:
+                # With gears, room for the largest.
+                size = byte_size(spec.dtype, _bound(spec, self._bucket.seq))
+                self._results.append(_Result(spec, addresses[spec.name], *device.malloc_host(size)))
         self._target = device.handle(acl.mdl.create_dataset(), "acl.mdl.create_dataset")
         device.later(acl.mdl.destroy_dataset, self._target)
         for spec, tensor in zip(self._bucket.outputs, self._desc.outputs, strict=True):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from omforge.ir.errors import InputError
 from omforge.runtime.bundle import Bundle
+from omforge.runtime.encode import Encoder
 from omforge.runtime.generate import LanguageModel, Level
+
+if TYPE_CHECKING:
+    from omforge.runtime.acl_session import AclBackend
 
 BackendName = Literal["cpu", "sim", "acl"]
 
@@ -18,7 +22,7 @@ def open_model(
     batch: int | None = None,
     backend: BackendName = "cpu",
 ) -> LanguageModel:
-    """Open a bundle on a backend; whatever the backend made is undone when the model closes.
+    """Open a bundle that generates on a backend; what the backend made is undone at the close.
 
     Args:
         bundle: The bundle.
@@ -33,6 +37,38 @@ def open_model(
     """
     if backend == "cpu":
         return LanguageModel(bundle, level, batch=batch)
+    device = _device(bundle, level, batch, backend)
+    try:
+        return LanguageModel(bundle, level, batch=batch, backend=device)
+    except BaseException:  # Ctrl-C too: a device that is not reset stays occupied
+        device.close()
+        raise
+
+
+def open_encoder(
+    bundle: Bundle,
+    level: Level = "lowered",
+    *,
+    batch: int | None = None,
+    backend: BackendName = "cpu",
+) -> Encoder:
+    """Open a bundle that encodes on a backend, as `open_model` one that generates.
+
+    Raises:
+        InputError: The backend cannot run this bundle, or is not installed.
+        OmforgeError: A call of pyACL failed.
+    """
+    if backend == "cpu":
+        return Encoder(bundle, level, batch=batch)
+    device = _device(bundle, level, batch, backend)
+    try:
+        return Encoder(bundle, level, batch=batch, backend=device)
+    except BaseException:  # Ctrl-C too: a device that is not reset stays occupied
+        device.close()
+        raise
+
+
+def _device(bundle: Bundle, level: Level, batch: int | None, backend: BackendName) -> AclBackend:
     if level != "lowered":
         raise InputError(
             f"the level {level} does not run on the backend {backend}",
@@ -44,9 +80,4 @@ def open_model(
     from omforge.runtime.acl_sim import simulated_acl
 
     module: Any = simulated_acl(strict=True) if backend == "sim" else None
-    device = AclBackend(bundle, batch, acl=module)
-    try:
-        return LanguageModel(bundle, level, batch=batch, backend=device)
-    except BaseException:  # Ctrl-C too: a device that is not reset stays occupied
-        device.close()
-        raise
+    return AclBackend(bundle, batch, acl=module)

@@ -51,6 +51,24 @@ def chat_tokens(tokenizer: Tokenizer, message: str) -> list[int]:
     return tokenizer.encode(str(text), add_special_tokens=False)
 
 
+def text_inputs(
+    tokenizer: Tokenizer, text: str, pair: str, further: Sequence[str]
+) -> tuple[list[int], dict[str, list[int]]]:
+    """Return the token ids of a text or of two, and what else the tokenizer says of each token.
+
+    Args:
+        tokenizer: Of the model.
+        text: The text.
+        pair: The second one, for models that judge two; "" for none.
+        further: Names of further inputs, as token_type_ids; those that it knows are returned.
+    """
+    told: Any = tokenizer  # a tokenizer is called, and the protocol asks for no such thing
+    found = told(text, pair or None, return_token_type_ids="token_type_ids" in further)
+    tokens = [int(token) for token in found["input_ids"]]
+    numbers = {name: [int(n) for n in found[name]] for name in further if name in found}
+    return tokens, numbers
+
+
 class TextStream:
     """Turns tokens into text as they come, and holds back what is not a whole character yet.
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from omforge.lowering.compile import CompileOptions, compile_bundle
 from omforge.runtime.bundle import Bundle
 from tests.runtime.tiny import Tiny, build
 
@@ -22,12 +21,3 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Tiny], Bu
         return built[tiny]
 
     return bundle
-
-
-@pytest.fixture(scope="session")
-def bert(encoder: Callable[[str, str], Path], tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """An encoder's bundle of two lengths and two rows; read-only, because tests share it."""
-    folder = tmp_path_factory.mktemp("bert") / "bundle"
-    options = CompileOptions("Ascend310P3", prefill=(4, 12), batch=2)
-    compile_bundle(encoder("optimum", "bert"), folder, options)
-    return Bundle.open(folder)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from omforge.ir.errors import InputError
+from omforge.runtime.backends import open_encoder
 from omforge.runtime.bundle import Bundle
 from omforge.runtime.encode import Encoder
 from omforge.runtime.export_encode import ExportEncoder
@@ -30,6 +31,16 @@ def test_every_text_gets_what_it_gets_alone(bert: Bundle, level: str) -> None:
         np.testing.assert_allclose(
             mine["last_hidden_state"], theirs["last_hidden_state"], rtol=1e-3, atol=1e-3
         )
+
+
+def test_a_simulated_device_gives_what_the_cpu_does(bert: Bundle) -> None:
+    """The .om files take ids, segments and masks, and give hidden states back by their name."""
+    given = {"token_type_ids": SEGMENTS}
+    with open_encoder(bert) as cpu, open_encoder(bert, backend="sim") as sim:
+        expected = cpu.encode(TEXTS, token_inputs=given)
+        actual = sim.encode(TEXTS, token_inputs=given)
+    for mine, theirs in zip(actual, expected, strict=True):
+        assert np.array_equal(mine["last_hidden_state"], theirs["last_hidden_state"])
 
 
 def test_segments_are_zeros_where_none_are_given(bert: Bundle) -> None:
