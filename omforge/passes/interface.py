@@ -259,6 +259,8 @@ def _is_segment(value: ir.Value) -> bool:
 
     It picks rows as learned positions do, of a table that has few; names say it of others.
     """
+    if "position" in _words(value):
+        return False
     rows = table_rows(value)
     named = any(word in _words(value) for word in ("type", "segment", "lang"))
     return named or (rows is not None and 0 < rows < _FEWEST_POSITIONS)

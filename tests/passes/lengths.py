@@ -46,6 +46,14 @@ TURNED = """p = Unsqueeze (position_ids, last)
     angle = Cast <to = 1> (p)
     turned = Mul (angle, frequency)
     place = Cos (turned)"""
+FLATTENED = (
+    COUNTED
+    + """flat = Flatten <axis = 2> (attention_mask)
+    keys_of = Range (zero, seen, one)
+    shown = Gather (flat, keys_of)
+    some = ReduceSum <keepdims = 0> (shown)
+    place = Cast <to = 1> (some)"""
+)
 LONGEST = """most = ReduceMax <keepdims = 0> (position_ids)
     long = Greater (most, six)
     frequency = Where (long, slow, fast)

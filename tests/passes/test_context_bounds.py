@@ -2,6 +2,8 @@
 
 import pytest
 
+from omforge import ir
+from omforge.ir.infer import infer_model
 from omforge.passes import make_pipeline
 from omforge.passes.config import ModelConfig
 from omforge.passes.context_bounds import Bound, config_bounds, find_bounds
@@ -25,6 +27,24 @@ from tests.passes.blocks import LONGEST, Block
 def test_a_table_ends_with_its_rows(body: str, tokens: int, why: str) -> None:
     assert find_bounds(lengths.model(body), 100) == (Bound(tokens, why),)
     assert find_bounds(lengths.model(body), tokens) == ()
+
+
+def test_a_step_of_one_token_ends_with_the_table_too() -> None:
+    model = lengths.model(lengths.LOOKED_UP)
+    for value in model.graph.inputs[0], model.graph.inputs[2]:
+        value.shape = ir.Shape(["batch", 1])
+    infer_model(model)
+    assert [bound.tokens for bound in find_bounds(model, 100)] == [8]
+
+
+def test_what_is_as_long_as_the_text_is_no_table_that_ends() -> None:
+    """A mask of all rows in one, looked up row by row, in a step of one token."""
+    model = lengths.model(lengths.FLATTENED)
+    assert find_bounds(model, 100) == ()
+    for value in model.graph.inputs[0], model.graph.inputs[2]:
+        value.shape = ir.Shape(["batch", 1])
+    infer_model(model)
+    assert find_bounds(model, 100) == ()
 
 
 @pytest.mark.parametrize(
