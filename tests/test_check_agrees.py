@@ -1,4 +1,4 @@
-"""Our check and the simulated atc, written apart, judge damaged models alike.
+"""Our check and the simulated atc judge damaged models alike.
 
 Each case damages a real export in a few random ways. What the simulator refuses, our check refuses
 with the same code; what our check says atc refuses, the simulator refuses.
@@ -145,6 +145,62 @@ def respell_a_constant(proto: onnx.ModelProto, rng: random.Random) -> None:
     made.attribute.append(onnx.helper.make_attribute("value_ints", [1, 2]))
 
 
+def attribute(proto: onnx.ModelProto, rng: random.Random) -> tuple[onnx.NodeProto, int]:
+    chosen = rng.choice([n for n in proto.graph.node if n.attribute and n.op_type != "Constant"])
+    return chosen, rng.randrange(len(chosen.attribute))
+
+
+def drop_an_attribute(proto: onnx.ModelProto, rng: random.Random) -> None:
+    chosen, index = attribute(proto, rng)
+    del chosen.attribute[index]
+
+
+def repeat_an_attribute(proto: onnx.ModelProto, rng: random.Random) -> None:
+    chosen, index = attribute(proto, rng)
+    chosen.attribute.append(chosen.attribute[index])
+
+
+def untype_an_attribute(proto: onnx.ModelProto, rng: random.Random) -> None:
+    chosen, index = attribute(proto, rng)
+    chosen.attribute[index].ClearField("type")
+
+
+def retype_an_attribute(proto: onnx.ModelProto, rng: random.Random) -> None:
+    chosen, index = attribute(proto, rng)
+    name = chosen.attribute[index].name
+    del chosen.attribute[index]
+    other = rng.choice([1.5, "text", [1.5], ["text"]])
+    chosen.attribute.append(onnx.helper.make_attribute(name, other))
+
+
+def other_number(proto: onnx.ModelProto, rng: random.Random) -> None:
+    chosen, index = attribute(proto, rng)
+    chosen.attribute[index].i += rng.choice([-3, 1, 7])
+
+
+def weights(proto: onnx.ModelProto) -> list[TensorProto]:
+    return [t for t in proto.graph.initializer if t.data_type == TensorProto.FLOAT and len(t.dims)]
+
+
+def shorten_a_weight(proto: onnx.ModelProto, rng: random.Random) -> None:
+    tensor = rng.choice([t for t in weights(proto) if t.dims[0] % 2 == 0])
+    tensor.dims[0] //= 2
+    tensor.raw_data = tensor.raw_data[: len(tensor.raw_data) // 2]
+
+
+def halve_a_weights_dtype(proto: onnx.ModelProto, rng: random.Random) -> None:
+    tensor = rng.choice(weights(proto))
+    tensor.data_type = TensorProto.FLOAT16
+    tensor.raw_data = tensor.raw_data[: len(tensor.raw_data) // 2]
+
+
+def feed_a_shape(proto: onnx.ModelProto, rng: random.Random) -> None:
+    chosen = rng.choice([n for n in proto.graph.node if n.op_type in ("Reshape", "Slice")])
+    shape = onnx.helper.make_tensor_value_info("fed_shape", TensorProto.INT64, [2])
+    proto.graph.input.append(shape)
+    chosen.input[1] = "fed_shape"
+
+
 def trap(op: str, **attributes: object) -> Damage:
     def damage(proto: onnx.ModelProto, rng: random.Random) -> None:
         source = proto.graph.input[-1].name
@@ -160,7 +216,9 @@ DAMAGES: list[Damage] = [
     *(blank_an_output, read_from_nowhere, make_twice, unknown_operator, other_domain),
     *(another_import, other_opset, other_dtype, no_data, negative_dim, outside),
     *(input_without_shape, zero_dim, input_dtype, drop_inputs, drop_outputs, repeat_an_output),
-    *(return_an_input, return_nothing, respell_a_constant),
+    *(return_an_input, return_nothing, respell_a_constant, drop_an_attribute, repeat_an_attribute),
+    *(untype_an_attribute, retype_an_attribute, other_number, shorten_a_weight, feed_a_shape),
+    *(halve_a_weights_dtype, trap("Transpose"), trap("NonZero"), trap("Unique"), trap("LRN")),
     *(trap("Clip"), trap("Split", axis=-1), trap("Mod", fmod=1), trap("NPUQuantize", axis=1)),
     *(trap("AscendQuant", offset=0.0), trap("NPUMoeGatingTopKSoftmax"), trap("NPUDtypeCast")),
     *(trap("GatherND", batch_dims=1), trap("NPURmsNorm", epsilon=1e-5), trap("NPUSwish")),

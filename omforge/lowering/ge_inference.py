@@ -20,12 +20,12 @@ from typing import Any, Literal
 import onnx
 
 from omforge import ir
-from omforge.ir.infer import MAX_TRACKED, constant_tensor, dims
+from omforge.ir.infer import MAX_TRACKED, dims
 from omforge.lowering.ge_shape_rules import misfit_of_shapes
 from omforge.lowering.plugins import plugin_facts, plugin_node
 from omforge.lowering.tables import table_rows
 from omforge.lowering.target import dtype_name
-from omforge.lowering.value_bounds import inline_numbers, integers
+from omforge.lowering.value_bounds import inline_numbers, integers, stored
 
 Kind = Literal["shapes", "dtypes", "sizes", "output"]
 
@@ -130,8 +130,7 @@ class GeInference:
 
     def _why_differs(self, node: ir.Node, left: str, right: str) -> str:
         changed = [
-            f"{value.name} is {dtype_name(self._dtypes[id(value)])} in GE, "
-            f"{dtype_name(value.dtype)} in ONNX"
+            f"{dtype_name(value.dtype)} of ONNX is {dtype_name(self._dtypes[id(value)])} in GE here"
             for value in node.inputs
             if value is not None and self._dtypes.get(id(value)) not in (None, value.dtype)
         ]
@@ -193,7 +192,7 @@ class GeInference:
         return known
 
     def _is_fixed(self, value: ir.Value) -> bool:
-        if constant_tensor(value) is not None or value.is_initializer():
+        if value.is_initializer() or stored(value) is not None:
             return True
         node = value.producer()
         if node is None:

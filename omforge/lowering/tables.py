@@ -1,6 +1,7 @@
 """The tables of `omforge/lowering/data`, read as they are.
 
-Both our check and the simulated atc, which must not share more than facts, read them from here.
+Our check and the simulated atc both read them from here, two of them by way of `plugins` and
+`ge_inference`. How each reads a model, and what it says, is its own.
 """
 
 from __future__ import annotations

@@ -22,9 +22,17 @@ _DEPTH = 64
 _LIMIT = 1 << 16
 
 
+def stored(value: ir.Value | None) -> ir.TensorProtocol | None:
+    """The tensor behind a constant; None of one that has none, as a Constant without a value."""
+    try:
+        return constant_tensor(value)
+    except ValueError:
+        return None
+
+
 def inline_numbers(value: ir.Value | None, limit: int = _LIMIT) -> npt.NDArray[Any] | None:
     """The numbers of a constant inside the model; None of one that is large, outside or damaged."""
-    tensor = constant_tensor(value)
+    tensor = stored(value)
     if tensor is None or isinstance(tensor, ir.ExternalTensor) or tensor.size > limit:
         return None
     try:
@@ -36,12 +44,19 @@ def inline_numbers(value: ir.Value | None, limit: int = _LIMIT) -> npt.NDArray[A
 
 def integers(value: ir.Value | None) -> list[int] | None:
     """The integers of a constant, or of what is computed of shapes and constants."""
-    if value is None or constant_tensor(value) is None:
-        return known_ints(value)
+    if value is None or stored(value) is None:
+        return _computed(value)
     numbers = inline_numbers(value)
     if numbers is None or not np.issubdtype(numbers.dtype, np.integer):
         return None
     return [int(number) for number in numbers.ravel()]
+
+
+def _computed(value: ir.Value | None) -> list[int] | None:
+    try:
+        return known_ints(value)
+    except ValueError:
+        return None
 
 
 class Bounds(NamedTuple):

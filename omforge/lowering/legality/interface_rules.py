@@ -13,8 +13,6 @@ _LEGALIZE = "run `legalize`"
 GEAR_INPUT = "ascend_mbatch_shape_data"
 """The input that atc adds to a model with gears."""
 
-_DATA_DEPENDENT = ("Compress", "NonMaxSuppression", "NonZero", "Unique")
-
 _INT8_OPS = ("AscendQuant", "AscendDequant", "NPUAscendQuantV2", "NPUQuantize", "QuantBatchMatMul")
 
 REGISTERED_OPSETS = range(8, 19)
@@ -150,13 +148,6 @@ def gears(subject: Subject) -> Iterator[Finding]:
                 f"write --input_shape with {value.name}:",
                 level="advice",
             )
-    for node in subject.typed(*_DATA_DEPENDENT):
-        yield Finding(
-            ir.describe(node),
-            f"{node.op_type} in a model with gears",
-            "its result's shape depends on data, and gears take no such operator",
-            "write it with a mask, or drop --gears",
-        )
     for node in subject.typed(*_INT8_OPS):
         yield Finding(
             ir.describe(node),

@@ -199,7 +199,6 @@ def test_gears_are_what_dynamic_dims_are_for(tmp_path: Path) -> None:
     ("text", "told"),
     [
         ("g (float[s, 2] x, float z) => (float[s, 2] y) { y = Add (x, z) }", "a scalar input"),
-        ("g (float[s] x) => (int64[1, n] y) { y = NonZero (x) }", "NonZero in a model with gears"),
     ],
 )
 def test_what_gears_demand(text: str, told: str, tmp_path: Path) -> None:
@@ -207,6 +206,28 @@ def test_what_gears_demand(text: str, told: str, tmp_path: Path) -> None:
     found = [o for o in check_file(path, SOC, gears=True).offences if o.code == "gears"]
     assert [told in offence.what for offence in found] == [True]
     assert "gears" not in {offence.code for offence in check_file(path, SOC).offences}
+
+
+def test_a_size_that_data_decide_and_what_the_soc_does_with_it(tmp_path: Path) -> None:
+    text = '<ir_version: 8, opset_import: ["" : 16]> g (float[s] x) => (int64[1, n] y)'
+    text += " { y = NonZero (x) }"
+    path = write(tmp_path, text)
+
+    def told(soc: str, *, gears: bool = False) -> list[tuple[str, str]]:
+        offences = check_file(path, target(soc), gears=gears).offences
+        return [(o.level, o.why) for o in offences if o.code == "static-sizes"]
+
+    # A graph with symbols does not claim to be static.
+    ((level, why),) = told("Ascend310P3")
+    assert level == "advice"
+    assert "Ascend310P3 the graph becomes one of dynamic shape" in why
+    ((level, why),) = told("Ascend310P3", gears=True)
+    assert level == "error"
+    assert "gears take no such operator" in why
+    path = write(tmp_path, text.replace("[s]", "[4]"))
+    ((level, why),) = told("Ascend310B4")
+    assert level == "error"
+    assert "Ascend310B4 dynamic shapes are not supported" in why
 
 
 def test_a_long_name_is_advised_against(tmp_path: Path) -> None:
