@@ -24,6 +24,7 @@ from omforge.passes.fuse_kv_io import MASK, PAST
 from omforge.passes.interface import Interface, find_interface, stacked_positions, table_rows
 from omforge.passes.last_token_logits import LOGITS_INDEX
 from omforge.passes.masks import given_mask
+from omforge.passes.padding import StepFeeds
 from omforge.passes.schema import CONTRIB_DOMAIN
 
 Array = npt.NDArray[Any]
@@ -100,7 +101,11 @@ def make_feeds(model: ir.Model, longest: int = 2048, seed: int = 0) -> list[Feed
         steps = list(dict.fromkeys(map(_for_contrib_ops, steps)))
     for number, step in enumerate(steps):
         random = np.random.default_rng([seed, number])
-        made.append({_name(v): _feed(v, step, interface, random) for v in inputs})
+        arrays = {_name(v): _feed(v, step, interface, random) for v in inputs}
+        # Without a mask nothing says which tokens are padding.
+        masked = interface.attention_mask is not None or _is_ours(inputs)
+        first = step.first if masked else np.zeros_like(step.first)
+        made.append(StepFeeds(arrays, first, step.past, step.seq))
     return made
 
 
