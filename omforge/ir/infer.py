@@ -22,7 +22,9 @@ import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 
+from omforge.ir.diagnostics import describe
 from omforge.ir.dims import Dim, Expr, parse_dim, symbol
+from omforge.ir.errors import InputError
 from omforge.ir.ops import TARGET_OPS, is_target_op
 
 log = logging.getLogger(__name__)
@@ -150,9 +152,24 @@ def known_ints(value: ir.Value | None) -> list[int] | None:
 
 
 def attribute(node: ir.Node, name: str, default: Any = None) -> Any:
-    """An attribute's value, or the default where the node does not have it."""
+    """An attribute's value, or the default where the node does not have it.
+
+    Raises:
+        InputError: The value is no number, or no text, and the default is one.
+    """
     found = node.attributes.get(name)
-    return default if found is None else found.value
+    if found is None:
+        return default
+    value = found.value
+    for kind in (str, (int, float)):
+        # ONNX's own operators were held against their schemas on reading; others have none.
+        if isinstance(default, kind) and not isinstance(value, kind):
+            raise InputError(
+                f"attribute {name} of {describe(node)} is of type {found.type.name}",
+                f"it must be as {default!r} is",
+                "Export the model again, or mend the file",
+            )
+    return value
 
 
 class Inference:

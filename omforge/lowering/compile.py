@@ -28,6 +28,7 @@ from omforge.lowering.context import choose_context, choose_prefill
 from omforge.lowering.destination import destination_of
 from omforge.lowering.export_interface import encode_export, export_interface, tensor_spec
 from omforge.lowering.footprint import Footprint, check_budget, spare_bytes
+from omforge.lowering.integer_exports import require_float_products
 from omforge.lowering.legality import check_legal
 from omforge.lowering.legalize import check_forms, legalize
 from omforge.lowering.legalize.choices import choices
@@ -196,6 +197,7 @@ def compile_bundle(
 
     steps.begin("load")
     model = ir.load(found.graph)
+    require_float_products(model, found.graph)
     nodes = {"exported": model.graph.num_nodes()}
     steps.begin("raise")
     text_only = Pipeline((TextPositions(),)).run(model, watch).passes

@@ -284,3 +284,22 @@ def test_new_nodes_are_inferred_alone():
     loose = ir.node("Shape", [value(model)])  # in no graph: the latest opset
     infer_nodes([loose])
     assert [str(element) for element in known(loose.outputs[0])] == ["n", "4"]
+
+
+def test_an_operator_that_takes_no_such_dtype_has_no_shape() -> None:
+    """Onnx raises another error for that than for shapes that do not fit."""
+    model = ir.from_onnx_text("""
+        <ir_version: 8, opset_import: ["" : 18]>
+        g (float16[2] x) => (y) { y, s, z = DynamicQuantizeLinear (x) }""")
+    infer_model(model)
+    assert model.graph.outputs[0].shape is None
+
+
+@pytest.mark.parametrize(("default", "value"), [(1, [1]), (1.5, "x"), ("x", 1)])
+def test_an_attribute_of_another_type_is_refused(default: object, value: object) -> None:
+    """Where the operator has no schema, nobody else looks."""
+    node = ir.node("MatMulNBits", [], {"K": value}, domain="com.microsoft", name="n")  # type: ignore[dict-item]
+    with pytest.raises(ir.InputError, match=r"attribute K of com\.microsoft\.MatMulNBits n is of"):
+        attribute(node, "K", default)
+    assert attribute(node, "N", default) == default
+    assert attribute(node, "K") is not None
