@@ -91,13 +91,10 @@ def _guarded(command: Callable[..., None]) -> Callable[..., None]:
     def guarded(*args: Any, **kwargs: Any) -> None:
         try:
             command(*args, **kwargs)
-        except BrokenPipeError:
-            raise  # the reader of a pipe went away; `Commands` ends the process without a word
-        except (Exception, KeyboardInterrupt) as error:  # `report` sorts out the bugs
-            status = console.report(error, as_json=bool(kwargs.get("as_json")))
-            if status is None:
-                raise
-            raise typer.Exit(status) from None
+        except (BrokenPipeError, typer.Exit, typer.Abort):
+            raise  # the reader of a pipe went away, which `Commands` ends; or the end was asked for
+        except (Exception, KeyboardInterrupt) as error:
+            raise typer.Exit(console.report(error, as_json=bool(kwargs.get("as_json")))) from None
 
     return guarded
 
@@ -219,16 +216,17 @@ def _compile_watch(
     from omforge.lowering.source import find_source
     from omforge.passes.config import read_config
     from omforge.passes.instruments import VerifyEach
+    from omforge.passes.reproducer import Reproducer
 
     watch: list[Instrument] = [*_announcer(bar), VerifyEach()]
     if not compare:
-        return watch, ""
+        return [Reproducer(), *watch], ""
     found = find_source(source)
     config = read_config(found.folder)
     limits = (chosen.context, config.max_positions if config is not None else None)
     longest = min((limit for limit in limits if limit is not None), default=2048)
     more, remark = _comparer(ir.load(found.graph), longest)
-    return [*watch, *more], remark
+    return [Reproducer(None, more), *watch, *more], remark
 
 
 def _comparer(model: ir.Model, longest: int) -> tuple[list[Instrument], str]:
@@ -340,7 +338,12 @@ def opt(
             help="Passes and pipelines by name: 'canonicalize,fuse-rms-norm'; see omforge passes.",
         ),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The .onnx file to write.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="The .onnx file to write; - is stdout; none if absent."
+        ),
+    ] = None,
     print_after: Annotated[
         str,
         typer.Option(metavar="NAMES", help="Write the graph as text to stderr after these passes."),
@@ -367,18 +370,24 @@ def opt(
         bool,
         typer.Option("--compare-each", help="Run the model on the CPU before and after each pass."),
     ] = False,
+    feeds: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.npz", help="Compare on these inputs, which --reproducer kept."),
+    ] = None,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
     """Run passes on any ONNX model."""
     from omforge import ir, reports
+    from omforge.model_output import ModelOutput
     from omforge.passes import make_pipeline
     from omforge.passes.events import events
     from omforge.passes.feeds import weight_bytes
-    from omforge.passes.instruments import Bisect, PrintAfter, Reproducer, Timing, VerifyEach
+    from omforge.passes.instruments import Bisect, CompareEach, PrintAfter, Timing, VerifyEach
+    from omforge.passes.reproducer import Reproducer, saved_feeds
 
     steps = make_pipeline(pipeline)
-    _require_folder_of(output)
+    destination = ModelOutput(output)
     names = pass_names(print_after, [step.name for step in steps.passes])
     loaded = ir.load(model)
     external = _has_external(loaded) or weight_bytes(loaded) > EXTERNAL_ABOVE
@@ -386,41 +395,33 @@ def opt(
     watch: list[Instrument] = [clock]
     if bisect_limit is not None:
         watch.append(Bisect(bisect_limit))
-    if reproducer is not None:
-        watch.append(Reproducer(reproducer))
     if verify_each:
         watch.append(VerifyEach())
-    if compare_each:
+    if feeds is not None:
+        watch.append(CompareEach(saved_feeds(feeds)))
+    elif compare_each:
         more, remark = _comparer(loaded, 2048)
         watch += more
     if names or print_after_changed:
         watch.append(PrintAfter(console.VisibleErrors(), names, changed=print_after_changed))
-    with console.progress() as bar:
-        if bar is not None:
-            bar("passes", 0, 0)
-        result = steps.run(loaded, [*_announcer(bar), *watch])
-        if bar is not None:
-            bar(f"write {output.name}", 0, 0)
-        ir.save(loaded, output, external=f"{output.name}.data" if external else None)
-    if as_json:
-        console.show_json(reports.passes_json(result.passes, events(loaded), remark))
-        return
-    reports.show_passes(result.passes, compared=compare_each)
-    reports.show_events(events(loaded))
-    if remark:
-        console.show(remark)
-    if timing:
-        console.show(f"\n{clock.table()}")
-
-
-def _require_folder_of(file: Path) -> None:
-    """Refuse ahead of the passes what could not be written after them."""
-    from omforge.ir.errors import InputError
-
-    if file.is_dir():
-        raise InputError(f"cannot write {file}", "it is a folder", "Name a .onnx file")
-    if not file.parent.is_dir():
-        raise InputError(f"cannot write {file}", "its folder does not exist", "Create the folder")
+    watch.insert(0, Reproducer(reproducer, watch))
+    with destination.alone(as_json=as_json):
+        with console.progress() as bar:
+            if bar is not None:
+                bar("passes", 0, 0)
+            result = steps.run(loaded, [*_announcer(bar), *watch])
+            if bar is not None and output is not None:
+                bar(f"write {output.name}", 0, 0)
+            destination.write(loaded, external=external)
+        if as_json:
+            console.show_json(reports.passes_json(result.passes, events(loaded), remark))
+            return
+        reports.show_passes(result.passes, compared=compare_each or feeds is not None)
+        reports.show_events(events(loaded))
+        if remark:
+            console.show(remark)
+        if timing:
+            console.show(f"\n{clock.table()}")
 
 
 def _has_external(model: ir.Model) -> bool:
@@ -499,6 +500,8 @@ def explain(
     from omforge.passes.coverage import measure
     from omforge.passes.events import events
     from omforge.passes.explain import explain as put_together
+    from omforge.passes.instruments import VerifyEach
+    from omforge.passes.reproducer import Reproducer
 
     if pass_name is not None and pass_name not in PASSES:
         raise ir.InputError(
@@ -506,7 +509,7 @@ def explain(
         )
     source = find_source(model)
     loaded = ir.load(source.graph)
-    make_pipeline("raise").run(loaded)
+    make_pipeline("raise").run(loaded, [Reproducer(), VerifyEach()])
     coverage = measure(loaded, read_config(source.folder))
     told = put_together(coverage, events(loaded), pass_name=pass_name, layer=layer, at=at)
     if as_json:

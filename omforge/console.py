@@ -17,10 +17,13 @@ import os
 import signal
 import sys
 import threading
+import traceback
 import warnings
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TextIO
+
+log = logging.getLogger(__name__)
 
 PATIENCE = 2.0  # seconds before a progress bar appears
 _UNLIMITED = 1000  # columns, where nobody looks at a window
@@ -277,8 +280,8 @@ class Problem:
         }
 
 
-def problem(error: BaseException) -> Problem | None:
-    """Return how to tell users of an error, or None if it is a bug, whose traceback helps."""
+def problem(error: BaseException) -> Problem:
+    """Return how to tell users of an error; an unexpected one is a bug, and said to be one."""
     from omforge.ir.errors import OmforgeError  # loads onnx-ir, so only once there is an error
 
     notes = tuple(getattr(error, "__notes__", ()))
@@ -290,14 +293,29 @@ def problem(error: BaseException) -> Problem | None:
         return Problem("out of memory", str(error), "Close other programs", notes, 1)
     if isinstance(error, OSError):
         return _system_problem(error, notes)
-    return None
+    return Problem(
+        f"omforge failed with {type(error).__name__}: {error}",
+        f"that is a fault of omforge, at {_place(error)}",
+        "Report the command, with what it says under --verbose",
+        notes,
+        1,
+    )
 
 
-def report(error: BaseException, *, as_json: bool) -> int | None:
-    """Tell of an error; the exit status, or None for a bug."""
+def _place(error: BaseException) -> str:
+    """The innermost function of ours, and where it is."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if f"{os.sep}omforge{os.sep}" in frame.filename] or frames
+    if not own:
+        return "an unknown place"
+    file = own[-1].filename.rpartition(f"{os.sep}omforge{os.sep}")[2]
+    return f"{file}:{own[-1].lineno} in {own[-1].name}"
+
+
+def report(error: BaseException, *, as_json: bool) -> int:
+    """Tell of an error; the exit status. How a bug came about is told by --verbose."""
     found = problem(error)
-    if found is None:
-        return None
+    log.info("how it came about", exc_info=error)
     if as_json:
         show_json(found.to_dict())
     say(str(found))

@@ -2,6 +2,7 @@
 
 import errno
 import io
+import json
 import logging
 import os
 import re
@@ -149,8 +150,20 @@ def test_exit_status(
 
 
 def test_a_bug_is_not_told_as_a_user_error(capsys: pytest.CaptureFixture[str]) -> None:
-    assert console.report(ValueError("a bug"), as_json=True) is None
-    assert capsys.readouterr() == ("", "")
+    with pytest.raises(ValueError, match="bug") as caught:
+        raise ValueError("a \x1b[1mbug")
+    caught.value.add_note("in pass 1 of 2, fuse-gelu")
+    assert console.report(caught.value, as_json=True) == 1
+    out, err = capsys.readouterr()
+    what, why, *more = err.splitlines()
+    assert what == r"error: omforge failed with ValueError: a \x1b[1mbug"
+    assert why.startswith("  why:  that is a fault of omforge, at ")
+    assert "test_console.py:" in why
+    assert more == [
+        "  next: Report the command, with what it says under --verbose",
+        "  in pass 1 of 2, fuse-gelu",
+    ]
+    assert json.loads(out)["error"]["notes"] == ["in pass 1 of 2, fuse-gelu"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's mallopt")

@@ -162,17 +162,19 @@ def _check_weights(model: ir.Model, file: Path) -> None:
         if not isinstance(tensor, ir.ExternalTensor):
             continue
         location = location_of(tensor)
-        source = base / location
+        # Or the graph alone is a link, and its data is where that leads.
+        folder = base if (base / location).is_file() else store
+        source = folder / location
         if location and path_fault(location):
             faults.append(f"tensor {label}: its file {location!r} {path_fault(location)}")
             continue
         if not location or not source.is_file():
             missing.setdefault(location, []).append(label)
             continue
-        fault = _external_fault(label, tensor, source, base, store)
+        fault = _external_fault(label, tensor, source, folder, store)
         if fault:
             faults.append(fault)
-        tensor.base_dir = str(base)
+        tensor.base_dir = str(folder)
     faults = [_missing_text(name, labels, base) for name, labels in missing.items()] + faults
     if not faults:
         _follow_links(model, base)
@@ -228,7 +230,7 @@ def _follow_links(model: ir.Model, base: Path) -> None:
     def follow(tensor: ir.TensorProtocol) -> ir.TensorProtocol | None:
         if not isinstance(tensor, ir.ExternalTensor):
             return None
-        target = (base / location_of(tensor)).resolve()
+        target = Path(tensor.path).resolve()
         if _inside(target, real_base):
             return None
         return external_like(tensor, target.parent, target.name, tensor.offset or 0)

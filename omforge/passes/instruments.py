@@ -1,8 +1,8 @@
 """What watches a pipeline: an instrument is asked before each pass and told after it.
 
-The names follow `mlir-opt`: verify-each, print-after, timing, bisect (LLVM's opt-bisect-limit),
-reproducer. `CompareEach` is our own: it runs the model on ONNX Runtime before and after, and stops
-at the first pass that moves its numbers.
+The names follow `mlir-opt`: verify-each, print-after, timing, bisect (LLVM's opt-bisect-limit);
+the reproducer has a file of its own. `CompareEach` is our own: it runs the model on ONNX Runtime
+before and after, and stops at the first pass that moves its numbers.
 """
 
 import logging
@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from omforge import ir
 from omforge.ir import numerics
-from omforge.ir.errors import CheckError
+from omforge.ir.errors import CheckError, OmforgeError
 from omforge.ir.infer import infer_model
 from omforge.ir.text import to_text
 from omforge.ir.verify import verify
@@ -185,31 +185,6 @@ class Bisect(Instrument):
         return allowed
 
 
-class Reproducer(Instrument):
-    """Keep the model as it was before the pass that fails, and say how to run that pass alone.
-
-    Args:
-        folder: Where `before-<pass>.onnx` goes, with its weights beside it.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._before: ir.Model | None = None
-
-    def before(self, run: PassRun, model: ir.Model) -> None:
-        """Keep the graph; tensors are shared with the model's."""
-        self._before = model.clone()
-
-    def failed(self, run: PassRun, model: ir.Model, error: Exception) -> None:
-        """Save it, and add the command to the error."""
-        if self._before is None:
-            return
-        self._folder.mkdir(parents=True, exist_ok=True)
-        path = self._folder / f"before-{run.name}.onnx"
-        ir.save(self._before, path, external=f"before-{run.name}.data")
-        error.add_note(f"reproduce: omforge opt {path} -p '{run.step}'")
-
-
 class CompareEach(Instrument):
     """Run the model before and after each pass that changed it, and stop when the numbers move.
 
@@ -230,11 +205,16 @@ class CompareEach(Instrument):
         self._feeds: Sequence[Feeds] = ()
         self._expected: list[dict[str, Array]] | None = None
 
+    @property
+    def feeds(self) -> Sequence[Feeds]:
+        """What the model was last run on."""
+        return self._feeds
+
     def before(self, run: PassRun, model: ir.Model) -> None:
         """Run the model, unless it is as it was after an earlier pass."""
         if self._expected is None:
             self._feeds = self._make_feeds(model)
-            self._expected = self._run(model)
+            self._expected = self._run(model, f"the model as it is ahead of {run.name}")
 
     def after(self, run: PassRun, model: ir.Model) -> None:
         """Run it again and compare."""
@@ -245,15 +225,27 @@ class CompareEach(Instrument):
             run.note = f"not compared: it changes the {what}"
             self._expected = None
             return
-        actual = self._run(model)
+        actual = self._run(model, f"the model that {run.name} made")
         run.max_abs_diff = max(
             self._compare(run, number, *outputs)
             for number, outputs in enumerate(zip(actual, self._expected or (), strict=True))
         )
         self._expected = actual
 
-    def _run(self, model: ir.Model) -> list[dict[str, Array]]:
-        return [numerics.run(model, feeds) for feeds in self._feeds]
+    def _run(self, model: ir.Model, which: str) -> list[dict[str, Array]]:
+        made: list[dict[str, Array]] = []
+        for number, feeds in enumerate(self._feeds, 1):
+            try:
+                made.append(numerics.run(model, feeds))
+            except OmforgeError:
+                raise
+            except Exception as error:  # ONNX Runtime's own have no class in common
+                raise CheckError(
+                    f"ONNX Runtime does not run {which}",
+                    f"on feed {number} of {len(self._feeds)}: {error}",
+                    "Run it without --compare-each, or see the graph by --print-after",
+                ) from error
+        return made
 
     def _compare(
         self, run: PassRun, number: int, actual: dict[str, Array], expected: dict[str, Array]
@@ -281,7 +273,8 @@ class CompareEach(Instrument):
                     f"{run.name} moves the numbers of {name}",
                     f"by {difference:g} on feed {number + 1} of {len(self._feeds)}; "
                     f"{words} for {reference.dtype.name}",
-                    f"Stop before it with --bisect-limit {run.index - 1} to see the graph",
+                    "`omforge opt` shows the graph behind it with --print-after, and keeps the one "
+                    "ahead of it with --reproducer DIR",
                 )
         return largest
 

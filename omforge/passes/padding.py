@@ -28,6 +28,11 @@ class StepFeeds(dict[str, Array]):
         super().__init__(arrays)
         self._first, self._past, self._seq = first, past, seq
 
+    @property
+    def tokens(self) -> Array:
+        """What it knows besides the inputs: past, new tokens and first, in one array."""
+        return np.array([self._past, self._seq, *self._first])
+
     def read(self, output: Array) -> npt.NDArray[np.bool_] | None:
         """Return where an output is of a real token, as a mask that it broadcasts; None for all.
 

@@ -109,6 +109,7 @@ class PassRun:
     Attributes:
         index: Position in the pipeline, from 1.
         step: The pass.
+        count: Passes of the pipeline.
         rewrites: What it returned.
         nodes_before: Nodes of the model, subgraphs included, when it started.
         nodes_after: The same when it ended.
@@ -120,6 +121,7 @@ class PassRun:
 
     index: int
     step: Pass
+    count: int = 1
     rewrites: int = 0
     nodes_before: int = 0
     nodes_after: int = 0
@@ -182,7 +184,8 @@ class Pipeline:
         nodes = _count(model)
         state = fingerprint(model) if instruments else None
         for index, step in enumerate(self.passes, 1):
-            run = PassRun(index, step, nodes_before=nodes, nodes_after=nodes)
+            count = len(self.passes)
+            run = PassRun(index, step, count=count, nodes_before=nodes, nodes_after=nodes)
             done.append(run)
             # A list, not a generator: every instrument is asked, also after one has said no.
             run.skipped = not all([watch.should_run(run) for watch in instruments])
@@ -214,7 +217,7 @@ def _run_watched(
     except Exception as error:  # whatever it is, instruments are told and it goes on up
         for watch in instruments:
             watch.failed(run, model, error)
-        error.add_note(f"in pass {run.index}, {run.step}")
+        error.add_note(f"in pass {run.index} of {run.count}, {run.step}")
         raise
     return state
 

@@ -111,6 +111,9 @@ class _Driver:
             except NoMatch as no:
                 log.debug("%s: %s: %s", self.step.name, ir.describe(node), no.why)
                 declined.append(_Refusal(node, frozenset(found.nodes), no.why, complete=True))
+            except Exception as error:  # a bug of the pass: it goes up, and says where it happened
+                error.add_note(f"at {ir.describe(node)}")
+                raise
             else:
                 return True
         closest = self.matcher.closest

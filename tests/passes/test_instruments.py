@@ -16,7 +16,6 @@ from omforge.passes.instruments import (
     CompareEach,
     Instrument,
     PrintAfter,
-    Reproducer,
     Timing,
     VerifyEach,
 )
@@ -176,7 +175,7 @@ def test_verify_each_stops_at_the_pass_that_broke_the_model() -> None:
     with pytest.raises(CheckError) as caught:
         run([NegToSub(), Dangle(), Nothing()], VerifyEach())
     assert str(caught.value).startswith("dangle left an invalid model: ")
-    assert caught.value.__notes__ == ["in pass 2, dangle"]
+    assert caught.value.__notes__ == ["in pass 2 of 3, dangle"]
 
 
 def test_verifying_is_on_by_default() -> None:
@@ -266,7 +265,7 @@ def test_print_after_writes_numbered_files(tmp_path: Path) -> None:
     ir.from_onnx_text(files[1].read_text())
 
 
-# --- Timing, Bisect, Reproducer ---------------------------------------------------------------
+# --- Timing, Bisect --------------------------------------------------------------------------
 
 
 def test_timing_has_a_line_per_pass_and_a_total() -> None:
@@ -289,15 +288,6 @@ def test_bisect_runs_the_first_passes_and_names_all(caplog: pytest.LogCaptureFix
     ]
 
 
-def test_reproducer_saves_the_model_before_the_pass_that_fails(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="a bug") as caught:
-        run([NegToSub(), Crash(depth=3)], Reproducer(tmp_path / "repro"))
-    saved = tmp_path / "repro" / "before-crash.onnx"
-    assert caught.value.__notes__[0] == f"reproduce: omforge opt {saved} -p 'crash{{depth=3}}'"
-    # What the failing pass had done by then is not in it; what earlier ones did is.
-    assert [node.op_type for node in ir.load(saved).graph] == ["Add", "Sub", "Mul"]
-
-
 # --- CompareEach ------------------------------------------------------------------------------
 
 
@@ -314,7 +304,34 @@ def test_compare_each_stops_at_the_first_pass_that_moves_the_numbers() -> None:
     text = str(caught.value)
     assert text.startswith("neg-to-abs moves the numbers of y: by ")
     assert "on feed 1 of 3; atol 0.0001 and rtol 0.0001 are allowed for float32" in text
-    assert text.endswith("--bisect-limit 1 to see the graph")
+    assert text.endswith("keeps the one ahead of it with --reproducer DIR")
+
+
+def test_compare_each_says_so_where_the_model_does_not_run() -> None:
+    class Unrunnable(Pass):
+        """Ask for an operator that ONNX Runtime does not have."""
+
+        name = "unrunnable"
+
+        def run(self, model: ir.Model) -> int:
+            model.graph[0].op_type = "NobodyHasThis"
+            return 1
+
+    with pytest.raises(CheckError, match="does not run the model that unrunnable made: on feed 1"):
+        run([Unrunnable()], CompareEach(several_feeds))
+    with pytest.raises(CheckError, match="does not run the model as it is ahead of nothing"):
+        run([Unrunnable(), Nothing()], _From(2, CompareEach(several_feeds)))
+
+
+class _From(Instrument):
+    """Another instrument, from a position on."""
+
+    def __init__(self, index: int, watch: Instrument) -> None:
+        self.index, self.watch = index, watch
+
+    def before(self, run: PassRun, model: ir.Model) -> None:
+        if run.index >= self.index:
+            self.watch.before(run, model)
 
 
 def test_compare_each_takes_a_tolerance() -> None:
