@@ -26,7 +26,8 @@ from omforge.lowering.build_om import BuildOptions, build_om
 from omforge.lowering.compile_report import write_report
 from omforge.lowering.context import choose_context, choose_prefill
 from omforge.lowering.destination import destination_of
-from omforge.lowering.export_interface import encode_export, export_interface, tensor_spec
+from omforge.lowering.export_interface import encode_export, tensor_spec
+from omforge.lowering.first_step import choose_graph, described
 from omforge.lowering.footprint import Footprint, check_budget, spare_bytes
 from omforge.lowering.integer_exports import require_float_products
 from omforge.lowering.legality import check_legal
@@ -63,6 +64,7 @@ from omforge.lowering.steps import Progress, Steps
 from omforge.lowering.target import Target, target
 from omforge.lowering.task import TaskOption, encode_options, encode_passes, find_task
 from omforge.passes import PassRun, make_pipeline
+from omforge.passes.add_past import AddPast
 from omforge.passes.bind_choices import BindChoices
 from omforge.passes.bind_shapes import BindShapes
 from omforge.passes.config import read_config
@@ -196,7 +198,8 @@ def compile_bundle(
     steps = Steps(progress, 4 + 2 * len(_plan(wanted)))
 
     steps.begin("load")
-    model = ir.load(found.graph)
+    chosen = choose_graph(found, config)
+    model = chosen.model
     require_float_products(model, found.graph)
     nodes = {"exported": model.graph.num_nodes()}
     steps.begin("raise")
@@ -213,7 +216,8 @@ def compile_bundle(
             "Compile with --batch 1, or export a model whose rows do not depend on each other",
         )
     bind = BindChoices(options.context or 0)
-    passes += Pipeline((bind, *make_pipeline("fuse").passes)).run(model, watch).passes
+    fuse = (bind, *make_pipeline("fuse").passes, *([AddPast()] if chosen.past_is_missing else []))
+    passes += Pipeline(fuse).run(model, watch).passes
     nodes["raised"] = model.graph.num_nodes()
     _require_standard(model)
     coverage = measure(model, config)
@@ -231,7 +235,7 @@ def compile_bundle(
         steps.expect(4 + 2 * len(buckets))
     stored = stored_as_integers(model)
     check_stored(stored, soc, options.dtype)
-    export = encode_export(model, found) if encode else export_interface(model, found)
+    export = encode_export(model, found) if encode else described(model, chosen, found)
     layers = () if encode else cache_layers(model, find_interface(model))
     kv_heads, head_size, value_size = cache_heads(layers)
     heads = query_heads(layers, config, kv_heads)

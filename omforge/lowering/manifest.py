@@ -20,7 +20,6 @@ import json
 import math
 import os
 import pathlib
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -30,23 +29,17 @@ from omforge.ir.errors import InputError
 from omforge.ir.json_text import parse_json
 from omforge.ir.paths import name_fault, path_fault
 from omforge.ir.weights import replacing, write_error
+from omforge.lowering.manifest_export import CacheFlag as CacheFlag
+from omforge.lowering.manifest_export import Export, TensorSpec, check_hash, validate_export
+from omforge.lowering.manifest_export import ExportCache as ExportCache
+from omforge.lowering.manifest_export import FirstStep as FirstStep
 from omforge.lowering.manifest_json import as_map, decode, is_map, refuse_constant, wrong
 
 SCHEMA_VERSION = 2
 FILE_NAME = "manifest.json"
 SEAL = "sha256"
 
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 _UNTRUSTED = "Build the bundle again, and do not use one that you do not trust"
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """One input or output of a graph; a dim is a number, or a symbol's name where it is dynamic."""
-
-    name: str
-    dtype: str
-    shape: tuple[int | str, ...]
 
 
 Task = Literal["generate", "encode"]
@@ -162,49 +155,6 @@ class ModelFacts:
     pad_token_id: int | None
     max_positions: int | None
     labels: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class ExportCache:
-    """One tensor of the exported model's own cache.
-
-    Its shape is of numbers and of expressions of "batch" and "past". The output `returns` the
-    `whole` of past and new, or the new `rows` alone, which are appended along `axis`.
-    """
-
-    input: str
-    shape: tuple[int | str, ...]
-    output: str
-    returns: Literal["whole", "rows"]
-    axis: int
-
-
-@dataclass(frozen=True)
-class Export:
-    """The exported model that the bundle was made from, so that the two can be compared.
-
-    `past` and `present` are the (key, value) names of each layer; `extra` are inputs that the
-    model does not use, and that are fed with zeros. `states` are the (input, output) names of its
-    recurrent states. Where the cache is not one [B, K, P, D] for the keys and the values of each
-    layer that comes back whole, `caches` says what it is, and `past` and `present` are empty.
-    `fixed`, `token_inputs` and `outputs` are its names for those of the bundle, in the same order.
-    """
-
-    path: str
-    sha256: str
-    input_ids: str | None
-    attention_mask: str | None
-    position_ids: str | None
-    past: tuple[tuple[str, str], ...]
-    present: tuple[tuple[str, str], ...]
-    logits: str
-    extra: tuple[TensorSpec, ...]
-    dtype: str
-    states: tuple[tuple[str, str], ...] = ()
-    caches: tuple[ExportCache, ...] = ()
-    fixed: tuple[str, ...] = ()
-    token_inputs: tuple[str, ...] = ()
-    outputs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -399,14 +349,13 @@ class Manifest:
                 raise wrong(f"buckets[{index}].kind", f"is {bucket.kind!r}, task is {self.task!r}")
         for name, digest in self.files.items():
             _inside("files", name)
-            _hash(f"files[{name!r}]", digest)
+            check_hash(f"files[{name!r}]", digest)
         self._validate_files()
-        _hash("export.sha256", self.export.sha256)
         if len(self.export.states) != len(self.states):
             raise wrong(
                 "export.states", f"are {len(self.export.states)}, the bundle's {len(self.states)}"
             )
-        _validate_caches(self.export.caches)
+        validate_export(self.export)
         for field in ("fixed", "token_inputs", "outputs"):
             ours, theirs = len(getattr(self, field)), len(getattr(self.export, field))
             if ours != theirs:
@@ -445,17 +394,6 @@ def sealed(data: Mapping[str, object]) -> dict[str, object]:
 def _seal_of(data: Mapping[str, object]) -> str:
     text = json.dumps(data, sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _validate_caches(caches: tuple[ExportCache, ...]) -> None:
-    for index, cache in enumerate(caches):
-        where = f"export.caches[{index}]"
-        for dim in cache.shape:
-            names = symbols(parse_dim(dim))
-            if not names <= {"batch", "past"}:
-                raise wrong(f"{where}.shape", f"has {dim!r}, which is not of batch and past")
-        if not 0 <= cache.axis < len(cache.shape):
-            raise wrong(f"{where}.axis", f"is {cache.axis}, of {len(cache.shape)} axes")
 
 
 def _validate_model(model: ModelFacts, task: Task) -> None:
@@ -580,8 +518,3 @@ def _inside(field: str, name: str) -> None:
     fault = path_fault(name)
     if fault:
         raise wrong(field, f"{name!r} {fault}: it is no file inside the bundle", _UNTRUSTED)
-
-
-def _hash(field: str, digest: str) -> None:
-    if not _SHA256.fullmatch(digest):
-        raise wrong(field, f"{digest!r} is not a sha256 in hexadecimal")

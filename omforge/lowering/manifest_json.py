@@ -55,6 +55,9 @@ def decode(annotation: Any, data: object, where: str) -> object:
 def _decode_union(arguments: tuple[Any, ...], data: object, where: str) -> object:
     if data is None and types.NoneType in arguments:
         return None
+    given = [a for a in arguments if a is not types.NoneType]
+    if len(given) == 1 and dataclasses.is_dataclass(given[0]):
+        return _decode_dataclass(cast("type[object]", given[0]), data, where)
     for argument in arguments:
         if argument is not types.NoneType and type(data) is argument:
             return data

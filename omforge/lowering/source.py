@@ -7,7 +7,12 @@ from pathlib import Path
 
 from omforge import ir
 
+_GOES_ON, _FIRST = "decoder_with_past_model.onnx", "decoder_model.onnx"
+"""Of an export in two files, that which goes on from a past and that which reads whole texts."""
+
 _PREFERRED = ("model.onnx", "decoder_model_merged.onnx", "decoder_with_past_model.onnx")
+
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -26,10 +31,17 @@ TOKENIZER_FILES = (
 
 @dataclass(frozen=True)
 class Source:
-    """An export: its .onnx file and the folder that holds config.json and the tokenizer."""
+    """An export: its .onnx file and the folder that holds config.json and the tokenizer.
+
+    Attributes:
+        graph: What goes on from earlier tokens, or does all.
+        folder: Of config.json and the tokenizer.
+        first: What reads a whole text and gives its cache, where that is a file of its own.
+    """
 
     graph: Path
     folder: Path
+    first: Path | None = None
 
     def companions(self) -> list[Path]:
         """Tokenizer and config files that are there."""
@@ -51,8 +63,8 @@ def find_source(given: str | Path) -> Source:
         beside = path.parent
         above = beside.parent
         if not (beside / "config.json").is_file() and (above / "config.json").is_file():
-            return Source(path, above)
-        return Source(path, beside)
+            beside = above
+        return Source(path, beside, _first(path))
     if not path.is_dir():
         raise ir.InputError(
             f"{path} does not exist", "", "Pass an export's folder or its .onnx file"
@@ -62,9 +74,11 @@ def find_source(given: str | Path) -> Source:
         named = {graph.name: graph for graph in graphs}
         for name in _PREFERRED:
             if name in named:
-                return Source(named[name], path)
+                return Source(named[name], path, _first(named[name]))
         if len(graphs) == 1:
             return Source(graphs[0], path)
+        if (pair := _two_parts(graphs, path)) is not None:
+            return pair
         if graphs:
             raise ir.InputError(
                 f"{folder} holds several graphs",
@@ -74,3 +88,30 @@ def find_source(given: str | Path) -> Source:
     raise ir.InputError(
         f"{path} holds no .onnx file", "", "Export the model to ONNX there, or pass the file"
     )
+
+
+def _first(graph: Path) -> Path | None:
+    """The file beside it that reads whole texts, of an export in two."""
+    first = graph.parent / _FIRST
+    return first if graph.name == _GOES_ON and first.is_file() else None
+
+
+def _two_parts(graphs: list[Path], folder: Path) -> Source | None:
+    """Two graphs under other names, if one reads caches of floats and both give the same."""
+    if len(graphs) != 2:
+        return None
+    sides: list[tuple[bool, set[str]]] = []
+    for file in graphs:
+        graph = ir.read_message(file).graph
+        held = {tensor.name for tensor in graph.initializer}
+        reads = any(
+            value.type.tensor_type.elem_type in _FLOATS
+            and len(value.type.tensor_type.shape.dim) > 2
+            for value in graph.input
+            if value.name not in held
+        )
+        sides.append((reads, {value.name for value in graph.output}))
+    if sides[0][0] == sides[1][0] or sides[0][1] != sides[1][1] or len(sides[0][1]) < 3:
+        return None
+    goes_on, first = graphs if sides[0][0] else reversed(graphs)
+    return Source(goes_on, folder, first)

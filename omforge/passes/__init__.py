@@ -4,6 +4,7 @@
 `make_pipeline("canonicalize,fuse-rms-norm")` makes one to run.
 """
 
+from omforge.passes.add_past import AddPast
 from omforge.passes.bind_choices import BindChoices
 from omforge.passes.bind_shapes import BindShapes
 from omforge.passes.canonicalize_cache import CanonicalizeCache
@@ -39,6 +40,7 @@ from omforge.passes.remove_no_ops import RemoveNoOps
 from omforge.passes.rewrite import ANY, Builder, Match, NoMatch, Pat, PatternOps, RewritePass
 from omforge.passes.sign_weights import SignWeights
 from omforge.passes.tabulate_rotary import TabulateRotary
+from omforge.passes.take_branches import TakeBranches
 from omforge.passes.text_positions import TextPositions
 from omforge.passes.turn_weights import TurnWeights
 from omforge.passes.unflatten_gemm import UnflattenGemm
@@ -67,6 +69,7 @@ __all__ = [
 PASSES: dict[str, type[Pass]] = {
     step.name: step
     for step in (
+        AddPast,
         BindChoices,
         BindShapes,
         CanonicalizeCache,
@@ -98,6 +101,7 @@ PASSES: dict[str, type[Pass]] = {
         RemoveNoOps,
         SignWeights,
         TabulateRotary,
+        TakeBranches,
         TextPositions,
         TurnWeights,
         UnflattenGemm,
@@ -111,6 +115,7 @@ PIPELINES: dict[str, str] = {
         (
             "inline-functions",  # first: nothing looks into function bodies
             "fold-defaults",  # before anything asks what is constant
+            "take-branches",  # no pattern looks into subgraphs, either
             "convert-opset",  # before any pattern: each op has one spelling from here on
             "raise-contrib-ops",  # after the opset: it writes operators of 23 and 24
             "name-dims",  # before folding: shapes of different inputs become comparable

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,12 +10,18 @@ import numpy as np
 import numpy.typing as npt
 
 from omforge import ir
+from omforge.ir.dims import Dim, symbols
 from omforge.ir.evaluate import EvaluationError
 from omforge.ir.infer import constant_tensor, dims, known
+from omforge.passes.builder import Builder
+from omforge.passes.interface import Interface
 from omforge.passes.masks import Probe, Prober
 from omforge.passes.match import NoMatch
+from omforge.passes.splice import splice
 
 Array = npt.NDArray[Any]
+
+POSITION_IDS = "position_ids"
 
 _INTEGERS = (ir.DataType.INT64, ir.DataType.INT32)
 
@@ -60,6 +66,70 @@ def follows_input(prober: Prober, value: ir.Value) -> bool:
     except EvaluationError:
         return False
     return array.size == fed.size and len(set((array.ravel() - fed.ravel()).tolist())) == 1
+
+
+def feed_positions(
+    model: ir.Model,
+    interface: Interface,
+    live: Set[ir.Value],
+    keys: Sequence[Dim],
+    *,
+    flags: bool,
+    by: str,
+) -> ir.Value | None:
+    """The input position_ids, made where the model derives positions from its mask or its cache.
+
+    A model that counts all slots, padding included, is fed what it would count without padding:
+    its rows then no longer depend on what they are batched with.
+
+    Args:
+        model: The model, raised; positions that it derives are replaced.
+        interface: Its roles.
+        live: The values that depend on tokens or on the cache.
+        keys: Lengths; what is as long as one of them numbers keys, and is left alone.
+        flags: Leave what only tells padding alone.
+        by: The pass.
+
+    Raises:
+        CheckError: They are derived in a way that the runtime cannot feed.
+    """
+    prober = Prober(model, interface)
+    derived = [
+        value
+        for value in position_values(model)
+        if value not in live
+        and not _spans(value, keys)
+        and not follows_input(prober, value)
+        # Layers that carry a state hide padding from it by the mask's own zeros and ones.
+        and not (flags and are_flags(prober, value))
+    ]
+    try:
+        counted = [recognise(prober, value) for value in derived]
+    except NoMatch as miss:
+        raise ir.CheckError(
+            "the model derives positions in a way that the runtime cannot feed",
+            str(miss),
+            "Export it with position_ids as an input",
+        ) from miss
+    ids = interface.position_ids
+    if derived and ids is None:
+        tokens = interface.input_ids
+        assert tokens.dtype is not None
+        ids = ir.Value(name=POSITION_IDS, shape=tokens.shape, type=ir.TensorType(tokens.dtype))
+    for value, found in zip(derived, counted, strict=True):
+        assert ids is not None
+        op = Builder(model)
+        new = ids if found.offset == 0 else op.Add(ids, np.array(found.offset, dtype=np.int64))
+        target = as_shape_of(value)
+        new = new if target is None else op.Reshape(new, target)
+        splice(op, [value], [new], by=by)
+    return ids
+
+
+def _spans(value: ir.Value, lengths: Sequence[Dim]) -> bool:
+    """Whether an axis of a value depends on one of some lengths."""
+    names = {name for length in lengths for name in symbols(length)}
+    return any(names & symbols(dim) for dim in dims(value) or ())
 
 
 def are_flags(prober: Prober, value: ir.Value) -> bool:

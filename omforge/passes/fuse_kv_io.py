@@ -26,22 +26,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias
 
-import numpy as np
-
 from omforge import ir
 from omforge.ir.dims import Dim, symbol, symbols
 from omforge.ir.edit import all_values, fresh_name, remove_dead, take_name
-from omforge.ir.infer import attribute, dims, infer_model, to_shape
+from omforge.ir.infer import attribute, infer_model, to_shape
 from omforge.passes import alibi, masks, unraised_attention
 from omforge.passes.alibi import KEY_POSITIONS, Bias
 from omforge.passes.builder import Builder
-from omforge.passes.derived_positions import (
-    are_flags,
-    as_shape_of,
-    follows_input,
-    position_values,
-    recognise,
-)
+from omforge.passes.derived_positions import POSITION_IDS, feed_positions
 from omforge.passes.events import record
 from omforge.passes.fixed_inputs import find_fixed
 from omforge.passes.interface import (
@@ -61,7 +53,7 @@ from omforge.passes.views import shape_of
 
 BATCH, SEQ, CAPACITY = symbol("batch"), symbol("seq"), symbol("capacity")
 PAST, PRESENT, MASK = "past_key_values", "present_key_values", "attention_mask"
-INPUT_IDS, POSITION_IDS, LOGITS = "input_ids", "position_ids", "logits"
+INPUT_IDS, LOGITS = "input_ids", "logits"
 
 _Kind: TypeAlias = tuple[int | None, Bias | None]
 """A mask's window, and what it adds to the scores of visible keys."""
@@ -101,7 +93,11 @@ class FuseKvIo(Pass):
         _check_blocks(model, unraised.values())
         kinds = _mask_kinds(model, interface, layers, unraised)
         logits = interface.logits
-        positions = _positions(model, interface, bool(unraised), bool(recurrent))
+        # Attention that was not raised may number its keys: whether that goes well is tried later.
+        keys = shape_of(interface.caches[0][0])[2:3] if unraised else ()
+        positions = feed_positions(
+            model, interface, activations(model), keys, flags=bool(recurrent), by=self.name
+        )
         _drop_outputs(model, logits, layers, recurrent)
         mask_inputs = _mask_inputs(layers[0], [window for window, _ in kinds])
         biased, key_positions = _biased(model, mask_inputs, kinds, self.name)
@@ -283,55 +279,6 @@ def _cache_shape(layer: CacheLayer) -> _Shape:
         f"its keys are [{', '.join(map(str, key))}] and its values [{', '.join(map(str, value))}]",
         "Export the model with its heads and sizes as numbers",
     )
-
-
-def _positions(
-    model: ir.Model, interface: Interface, unraised: bool, recurrent: bool
-) -> ir.Value | None:
-    """The input position_ids, made where the model derives positions from its mask or its cache.
-
-    A model that counts all slots, padding included, is fed what it would count without padding:
-    its rows then no longer depend on what they are batched with.
-    """
-    prober = masks.Prober(model, interface)
-    live = activations(model)
-    # Attention that was not raised may number its keys: whether that goes well is tried later.
-    keys = shape_of(interface.caches[0][0])[2:3] if unraised else ()
-    derived = [
-        value
-        for value in position_values(model)
-        if value not in live
-        and not _spans(value, keys)
-        and not follows_input(prober, value)
-        # Layers that carry a state hide padding from it by the mask's own zeros and ones.
-        and not (recurrent and are_flags(prober, value))
-    ]
-    try:
-        counted = [recognise(prober, value) for value in derived]
-    except NoMatch as miss:
-        raise ir.CheckError(
-            "the model derives positions in a way that the runtime cannot feed",
-            str(miss),
-            "Export it with position_ids as an input",
-        ) from miss
-    ids = interface.position_ids
-    if derived and ids is None:
-        tokens = interface.input_ids
-        ids = _input(POSITION_IDS, tokens.dtype, dims(tokens) or ())
-    for value, found in zip(derived, counted, strict=True):
-        assert ids is not None
-        op = Builder(model)
-        new = ids if found.offset == 0 else op.Add(ids, np.array(found.offset, dtype=np.int64))
-        target = as_shape_of(value)
-        new = new if target is None else op.Reshape(new, target)
-        splice(op, [value], [new], by=FuseKvIo.name)
-    return ids
-
-
-def _spans(value: ir.Value, lengths: Sequence[Dim]) -> bool:
-    """Whether an axis of a value depends on one of some lengths."""
-    names = {name for length in lengths for name in symbols(length)}
-    return any(names & symbols(dim) for dim in shape_of(value))
 
 
 def _drop_outputs(

@@ -22,10 +22,11 @@ import numpy as np
 import numpy.typing as npt
 
 from omforge import ir
+from omforge.ir.digests import sha256
 from omforge.ir.dims import evaluate, parse_dim
 from omforge.ir.errors import InputError
 from omforge.ir.numerics import at_full_accuracy
-from omforge.lowering.manifest import Export, ExportCache, KvCache, TensorSpec
+from omforge.lowering.manifest import Export, ExportCache, FirstStep, KvCache, TensorSpec
 from omforge.runtime.session import OrtSession, zeros
 
 Array = npt.NDArray[Any]
@@ -59,6 +60,7 @@ class ExportModel:
         self._session = OrtSession(at_full_accuracy_of(Path(path)), name=os.fspath(path))
         self._inputs = {spec.name: spec for spec in self._session.inputs}
         self._check_interface()
+        self._first = None if export.first is None else _First(Path(path), export.first, self)
         self._groups: list[_Rows] = []
         self._batch = 0
 
@@ -116,6 +118,8 @@ class ExportModel:
     def close(self) -> None:
         """Free the session and the cache."""
         self._session.close()
+        if self._first is not None:
+            self._first.session.close()
         self._groups = []
 
     def __enter__(self) -> ExportModel:
@@ -123,6 +127,11 @@ class ExportModel:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @property
+    def cache_outputs(self) -> list[str]:
+        """The outputs that the next step's cache is made of."""
+        return [cache.output for cache in self._caches]
 
     def _empty_past(self, batch: int) -> dict[str, Array]:
         past = {
@@ -146,22 +155,34 @@ class ExportModel:
         """
         batch, seq = len(tokens), int(tokens.shape[1])
         end = rows.length + seq
+        first = self._first if rows.length == 0 else None
+        export = self.export if first is None else first.export
+        session = self._session if first is None else first.session
+        inputs = self._inputs if first is None else first.inputs
+        mask = inputs.get(export.attention_mask or "")
         known: dict[str | None, Array] = {
-            self.export.input_ids: tokens,
-            self.export.attention_mask: self._mask(batch, rows.length, end),
-            self.export.position_ids: self._positions(batch, rows.length, end),
+            export.input_ids: tokens,
+            export.attention_mask: _mask(mask, batch, rows.length, end),
+            export.position_ids: _positions(
+                inputs.get(export.position_ids or ""), batch, rows.length, end
+            ),
         }
+        flag = self.export.cache_flag
+        if flag is not None and first is None:
+            shape = [1] * len(inputs[flag.input].shape)
+            known[flag.input] = np.full(shape, (rows.length > 0) == flag.cached)
         feeds = {
-            name: array.astype(self._inputs[name].dtype)
+            name: array.astype(inputs[name].dtype)
             for name, array in known.items()
             if name is not None
         }
-        feeds |= rows.past
-        sizes = self._symbols(feeds)
-        for spec in self.export.extra:
+        if first is None:
+            feeds |= rows.past
+        sizes = _symbols(inputs, feeds)
+        for spec in export.extra:
             shape = [sizes.get(dim, 1) if isinstance(dim, str) else dim for dim in spec.shape]
             feeds[spec.name] = zeros(spec, shape)
-        outputs = self._session.run(feeds)
+        outputs = session.run(feeds)
         rows.past = {
             cache.input: outputs[cache.output]
             if cache.returns == "whole"
@@ -170,37 +191,9 @@ class ExportModel:
         }
         rows.past |= {name: outputs[new] for name, new in self.export.states}
         rows.length = end
-        logits = outputs[self.export.logits].astype(np.float32)
+        logits = outputs[export.logits].astype(np.float32)
         # An export may keep the last token alone, and drop its axis.
         return logits[:, None] if logits.ndim == 2 else logits
-
-    def _mask(self, batch: int, start: int, end: int) -> Array:
-        """Ones [B, end], or where the export takes a whole mask that, [B, 1, end - start, end]."""
-        spec = self._inputs.get(self.export.attention_mask or "")
-        if spec is None or len(spec.shape) != 4:
-            return np.ones((batch, end), np.int64)
-        seen = np.tri(end - start, end, start, dtype=np.bool_)
-        dtype = np.dtype(spec.dtype)
-        whole = np.where(seen, 0, np.finfo(dtype).min) if dtype.kind == "f" else seen
-        return np.broadcast_to(whole, (batch, 1, *seen.shape))
-
-    def _positions(self, batch: int, start: int, end: int) -> Array:
-        """Positions [B, S], as often as the export takes them: M-RoPE's are equal for text."""
-        spec = self._inputs.get(self.export.position_ids or "")
-        rows = np.tile(np.arange(start, end), (batch, 1))
-        if spec is None or len(spec.shape) != 3:
-            return rows
-        count = spec.shape[0]
-        return np.stack([rows] * (count if isinstance(count, int) else 3))
-
-    def _symbols(self, feeds: Mapping[str, Array]) -> dict[str, int]:
-        """Return what the symbols in the inputs' shapes stand for in this step."""
-        return {
-            dim: size
-            for name, array in feeds.items()
-            for dim, size in zip(self._inputs[name].shape, array.shape, strict=True)
-            if isinstance(dim, str)
-        }
 
     def _check_interface(self) -> None:
         export = self.export
@@ -214,10 +207,74 @@ class ExportModel:
         names += [cache.input for cache in self._caches]
         names += [spec.name for spec in export.extra]
         names += [name for name, _ in export.states]
+        names += [export.cache_flag.input] if export.cache_flag is not None else []
         outputs = [export.logits, *(cache.output for cache in self._caches)]
         outputs += [name for _, name in export.states]
         require(self._session.name, "inputs", names, self._session.inputs)
         require(self._session.name, "outputs", outputs, self._session.outputs)
+
+
+class _First:
+    """What reads a whole text, of an export in two files.
+
+    Args:
+        beside: The other file; both lie in one folder.
+        export: Its interface.
+        model: The other, which says what the caches are called.
+    """
+
+    def __init__(self, beside: Path, export: FirstStep, model: ExportModel) -> None:
+        path = beside.with_name(Path(export.file).name)
+        self.export = export
+        if not path.is_file():
+            raise InputError(
+                f"{path} does not exist",
+                f"the export is two files, and {beside.name} goes on from what it gives",
+                "Put both into one folder",
+            )
+        digest = sha256(path)
+        if digest != export.sha256:
+            raise InputError(
+                f"{path} is not the model that the bundle was made from",
+                f"its sha256 is {digest}, the manifest says {export.sha256}",
+                "Give that model, or build the bundle again",
+            )
+        self.session = OrtSession(at_full_accuracy_of(path), name=os.fspath(path))
+        self.inputs = {spec.name: spec for spec in self.session.inputs}
+        names = [export.input_ids, export.attention_mask, export.position_ids]
+        names += [spec.name for spec in export.extra]
+        require(self.session.name, "inputs", names, self.session.inputs)
+        outputs = [export.logits, *model.cache_outputs]
+        require(self.session.name, "outputs", outputs, self.session.outputs)
+
+
+def _mask(spec: TensorSpec | None, batch: int, start: int, end: int) -> Array:
+    """Ones [B, end], or where the export takes a whole mask that, [B, 1, end - start, end]."""
+    if spec is None or len(spec.shape) != 4:
+        return np.ones((batch, end), np.int64)
+    seen = np.tri(end - start, end, start, dtype=np.bool_)
+    dtype = np.dtype(spec.dtype)
+    whole = np.where(seen, 0, np.finfo(dtype).min) if dtype.kind == "f" else seen
+    return np.broadcast_to(whole, (batch, 1, *seen.shape))
+
+
+def _positions(spec: TensorSpec | None, batch: int, start: int, end: int) -> Array:
+    """Positions [B, S], as often as the export takes them: M-RoPE's are equal for text."""
+    rows = np.tile(np.arange(start, end), (batch, 1))
+    if spec is None or len(spec.shape) != 3:
+        return rows
+    count = spec.shape[0]
+    return np.stack([rows] * (count if isinstance(count, int) else 3))
+
+
+def _symbols(inputs: Mapping[str, TensorSpec], feeds: Mapping[str, Array]) -> dict[str, int]:
+    """What the symbols in the inputs' shapes stand for in this step."""
+    return {
+        dim: size
+        for name, array in feeds.items()
+        for dim, size in zip(inputs[name].shape, array.shape, strict=True)
+        if isinstance(dim, str)
+    }
 
 
 def _caches_by_layer(export: Export, kv: KvCache) -> tuple[ExportCache, ...]:
