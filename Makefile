@@ -3,6 +3,7 @@
 # make test        the test suite             make test-deep   with more examples
 # make lint        ruff and pyright           make readme      its outputs, written again
 # make matrix      every family by every exporter, raised and compared
+# make families    docs/families.md: every decoder family of transformers, exported, compiled, verified
 # make docs        docs/what-omforge-knows-about-atc.md, from the tables
 # make clean
 #
@@ -18,7 +19,7 @@ PROMPT := This method raises ValueError if
 OUT := out
 BUNDLE := $(OUT)/docs-llama
 
-.PHONY: demo demo-smollm2 smol-fp16 smol-int8 smol-int4 test test-deep lint matrix docs readme clean
+.PHONY: demo demo-smollm2 smol-fp16 smol-int8 smol-int4 test test-deep lint matrix families docs readme clean
 
 demo: $(VENV)/.installed
 	@mkdir -p $(OUT)
@@ -85,6 +86,9 @@ lint: $(VENV)/.installed-dev
 # The outputs and tables in README.md, from the commands themselves.
 matrix: $(VENV)/.installed
 	$(BIN)/python -m tests.matrix
+
+families: $(VENV)/.installed-export
+	$(BIN)/python benchmarks/families.py $(OUT)/families --table docs/families.md
 
 docs: $(VENV)/.installed
 	$(BIN)/python -m omforge.lowering.docs docs/what-omforge-knows-about-atc.md
