@@ -15,9 +15,10 @@ and judges them once more.
 import argparse
 import json
 import multiprocessing
+import os
 import shutil
-import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -27,7 +28,8 @@ import family_exports
 
 SOCS = ("Ascend910B4", "Ascend310P3")
 COMPILE = ("--context", "64", "--prefill", "16", "--atc", "none")
-OMFORGE = (sys.executable, "-m", "omforge")
+EXPORTERS = ("family_exports", "torch", "transformers.exporters")
+PRELOADED = ("omforge.cli", "omforge.lowering.compile", "omforge.runtime.compare", "onnxruntime")
 PACKAGES = ("transformers", "torch", "onnxruntime")
 
 
@@ -42,9 +44,10 @@ def main() -> None:
     parser.add_argument("--table", type=Path, help="write the table to this file")
     given = parser.parse_args()
     names = [name for name in given.only.split(",") if name] or family_exports.families()
-    # Forked from one process that has imported torch: importing it takes longer than an export.
+    # Forked from one process that has imported everything: that takes longer than the work itself.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["family_exports", "torch", "transformers.exporters"])
+    exports = any(not (given.scratch / "exports" / n / "export.json").exists() for n in names)
+    context.set_forkserver_preload([*PRELOADED, *(EXPORTERS if exports else ())])
     rows: list[Row] = []
     for name in names:
         exported = _exported(context, name, given)
@@ -166,30 +169,44 @@ def _judge(source: Path, bundle: Path, soc: str, timeout: int, *, compare: bool)
 
 def _omforge(arguments: Sequence[str], timeout: int) -> tuple[int, dict[str, Any], str]:
     """Run a command with `--json`; return its status, its document and what it said in one line."""
+    context = multiprocessing.get_context("forkserver")
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = Path(folder, "out"), Path(folder, "err")
+        process = context.Process(target=_command, args=(arguments, out, err))
+        process.start()
+        process.join(timeout)
+        if process.is_alive():
+            process.kill()
+            process.join()
+            return -1, {}, f"no end in {timeout} s"
+        stdout, stderr = (f.read_text() if f.exists() else "" for f in (out, err))
+    status = process.exitcode or 0
     try:
-        done = subprocess.run(
-            (*OMFORGE, *arguments), capture_output=True, text=True, timeout=timeout, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return -1, {}, f"no end in {timeout} s"
-    try:
-        told = json.loads(done.stdout)
+        told = json.loads(stdout)
     except ValueError:
         told = {}
-    if "Traceback (most recent call last)" in done.stderr:
-        lines = done.stderr.strip().splitlines()
-        return done.returncode or 1, told, "Traceback: " + " / ".join(lines[-2:])
-    if done.returncode == 0:
+    if "Traceback (most recent call last)" in stderr:
+        return status or 1, told, "Traceback: " + " / ".join(stderr.strip().splitlines()[-2:])
+    if status == 0:
         return 0, told, ""
     if error := told.get("error"):
-        return (
-            done.returncode,
-            told,
-            ": ".join(_one_line(error[k]) for k in ("what", "why") if error[k]),
-        )
+        return status, told, ": ".join(_one_line(error[k]) for k in ("what", "why") if error[k])
     if failures := told.get("failures"):
-        return done.returncode, told, _one_line(str(failures[0]))
-    return done.returncode, told, _one_line(done.stderr.strip().partition("\n")[0])
+        failure = failures[0]
+        told_by = [failure[k] for k in ("what", "why")] if isinstance(failure, dict) else [failure]
+        return status, told, ": ".join(map(_one_line, told_by))
+    return status, told, _one_line(stderr.strip().partition("\n")[0])
+
+
+def _command(arguments: Sequence[str], out: Path, err: Path) -> None:
+    """`omforge ARGUMENTS`, with its output in two files."""
+    for stream, path in ((1, out), (2, err)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream)
+    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
+    sys.argv = ["omforge", *arguments]
+    from omforge.__main__ import main as omforge_main
+
+    omforge_main()
 
 
 def _one_line(text: str) -> str:
