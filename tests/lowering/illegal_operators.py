@@ -114,8 +114,7 @@ ILLEGAL_OPERATORS: tuple[IllegalModel, ...] = (
         "an attribute of a later opset",
         Source("g (float[2] x) => (float16[2] y) { y = Cast <to = 10, saturate = 1> (x) }"),
         "onnx-schema",
-        sim=False,
-        reason="the parser reads what it knows and says nothing of the rest",
+        trap="SIM028",
         legal=Source("g (float[2] x) => (float16[2] y) { y = Cast <to = 10> (x) }"),
     ),
     IllegalModel(
@@ -136,6 +135,13 @@ ILLEGAL_OPERATORS: tuple[IllegalModel, ...] = (
         "ge-requirements",
         trap="SIM038",
         legal=Source(weight_quant("2,64")),
+    ),
+    IllegalModel(
+        "a required input of ONNX is missing",
+        Source("g (float[2] x) => (float[2] y) { y = Add (x) }"),
+        "onnx-schema",
+        trap="SIM038",
+        legal=Source("g (float[2] x) => (float[2] y) { y = Add (x, x) }"),
     ),
     IllegalModel(
         "an input too many",

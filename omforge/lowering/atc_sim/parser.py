@@ -433,6 +433,10 @@ class _Graph:
 
     def _check_required(self, call: plugins.Call) -> None:
         """A node without a required input is accepted without a word (seen)."""
+        missing = plugins.missing_inputs(call.node, call.opset) if not call.node.domain else ""
+        if missing:
+            text = f"{call.place()}: {missing}; the parser does not look."
+            self.report.trap("SIM038", text)
         slots = self.parser.registry.slots(call.ge_type)
         if slots is None or not call.node.op_type.startswith(("NPU", "Ascend", "Quant", "Weight")):
             return

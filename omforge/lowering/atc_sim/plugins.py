@@ -89,7 +89,8 @@ def _check_attributes(call: Call, report: Report) -> None:
         if given == "UNDEFINED" or types.get(name, given) != given:
             wanted = types.get(name, "another type")
             report.trap("SIM027", f"{place}: {name} is read as {wanted}, and given as {given}.")
-        if reads and name not in known and name != "epsilon":
+        unread = name not in known if reads else bool(types) and name not in types
+        if unread and name != "epsilon":
             report.trap("SIM028", f"{place}: the plugin does not read {name}.")
     seen = _seen(call)
     for fact in facts:
@@ -100,6 +101,24 @@ def _check_attributes(call: Call, report: Report) -> None:
         if fact.atc:
             raise Refused  # nothing but the parser's own message is printed (seen)
         report.trap("SIM024", f"{place}: {fact.told(seen)}: {fact.why} ({fact.source}).")
+
+
+def missing_inputs(node: onnx.NodeProto, opset: int) -> str:
+    """What ONNX demands of the inputs and the parser does not look for; "" where all is there."""
+    try:
+        schema = onnx.defs.get_schema(node.op_type, opset, "")
+    except onnx.defs.SchemaError:
+        return ""
+    count = len(node.input)
+    if node.op_type == "If":
+        return ""  # it has got what its branches read by now
+    if not schema.min_input <= count <= schema.max_input:
+        return f"{count} inputs, where ONNX has {schema.min_input} to {schema.max_input}"
+    single = onnx.defs.OpSchema.FormalParameterOption.Single
+    for name, formal in zip(node.input, schema.inputs, strict=False):
+        if not name and formal.option == single:
+            return f"no {formal.name}"
+    return ""
 
 
 def _seen(call: Call) -> PluginNode:
