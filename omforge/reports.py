@@ -171,10 +171,19 @@ def show_compiled(result: CompileResult, source: Path, output: Path, remark: str
     if made.quantization.weights or made.quantization.kv:
         show(f"quantised  {quantization_text(made)}")
     show(f"memory     {memory_text(made)}")
+    show_nonfinite(result.nonfinite)
     show_budget(result)
     show(f"atc        {_atc_hint(result, output)}")
     folder = shlex.quote(str(output))
     show(f'next       omforge verify {folder}; omforge run {folder} --prompt "..."')
+
+
+def show_nonfinite(found: Mapping[str, str]) -> None:
+    """Show which weights hold what is no number: NaN there is NaN in every logit, or many."""
+    for name, what in list(found.items())[:_WORST]:
+        show(f"warning    the weight {name} holds {what}, as in the export: verify cannot tell")
+    if len(found) > _WORST:
+        show(f"warning    so do {len(found) - _WORST} other weights")
 
 
 def _bounded_by(result: CompileResult) -> str:

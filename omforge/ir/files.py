@@ -331,6 +331,8 @@ def _proto(
         if writer is not None and external(tensor):
             offset, _ = writer.add(tensor)
             return external_like(tensor, file.parent, location, offset)
+        if writer is not None and tensor.dtype.is_floating_point():
+            writer.look(tensor, tensor.tobytes())  # small ones stay in the graph
         if isinstance(tensor, ir.ExternalTensor):
             return ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name)
         return None

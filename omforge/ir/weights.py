@@ -15,6 +15,7 @@ from typing import Self, cast
 import onnx_ir as ir
 
 from omforge.ir.errors import OmforgeError
+from omforge.ir.nonfinite import Nonfinite, nonfinite, worse
 from omforge.ir.streamed import StreamedTensor, ViewTensor
 
 CHUNK = 8 << 20
@@ -282,6 +283,8 @@ class WeightWriter:
         self._temporary = temporary_sibling(self.path)
         self._end = 0
         self._closed = False
+        self.nonfinite: dict[str, Nonfinite] = {}
+        """Tensors that hold NaN or infinity, by name."""
         self._places: dict[tuple[int, bytes], list[int]] = {}
         # Keyed by identity, so the tensor is kept: a new one could take over a dead one's id.
         self._seen: dict[int, tuple[ir.TensorProtocol, tuple[int, int]]] = {}
@@ -319,6 +322,7 @@ class WeightWriter:
             """Write a piece, from any thread and in any order."""
             _write_at(self._file, chunk, offset + start)
             written[start] = len(chunk), b"".join(_samples(chunk, start))
+            self.look(tensor, chunk)
 
         try:
             if isinstance(tensor, StreamedTensor):
@@ -342,6 +346,13 @@ class WeightWriter:
         places.append(offset)
         self._end = offset + done
         return offset, done
+
+    def look(self, tensor: ir.TensorProtocol, content: bytes | memoryview) -> None:
+        """Note what a tensor holds that is no number, wherever its bytes go."""
+        found = nonfinite(tensor.dtype, content)
+        if found:
+            name = tensor.name or "without a name"
+            self.nonfinite[name] = worse(self.nonfinite.get(name, ""), found)
 
     def _equal(self, first: int, second: int, length: int) -> bool:
         """Whether two parts of the file have the same bytes."""

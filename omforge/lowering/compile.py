@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -153,6 +153,8 @@ class CompileResult:
     budget: BudgetPlan | None = None
     bounds: tuple[Bound, ...] = ()
     """What bounds a text, of which the first is the tightest."""
+    nonfinite: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Weights that hold NaN or infinity, which they should not."""
 
 
 def compile_bundle(
@@ -300,6 +302,10 @@ def compile_bundle(
                 graph_bytes = weight_bytes(lowered)
             check_budget(options.budget, graph_bytes, made[-1].name)
             writer.close()
+        told += tuple(
+            Event("compile", f"tensor {name}", f"it holds {what}")
+            for name, what in writer.nonfinite.items()
+        )
         for file in found.companions():
             with writing(destination / file.name):
                 shutil.copyfile(file, folder / file.name)
@@ -339,7 +345,8 @@ def compile_bundle(
         jobs = options.build.jobs
         written = build_om(destination, program, progress, jobs=jobs, cache=cache, trusted=True)
     plan = budget_plan(model)
-    return CompileResult(destination, written, coverage, passes, nodes, told, plan, bounds)
+    wrong = dict(writer.nonfinite)
+    return CompileResult(destination, written, coverage, passes, nodes, told, plan, bounds, wrong)
 
 
 @dataclass(frozen=True)

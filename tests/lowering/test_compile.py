@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from omforge.ir.infer import dims
 from omforge.ir.ops import reference_model
 from omforge.lowering import compile as compiling
 from omforge.lowering.atc import find_atc
+from omforge.lowering.build_om import BuildOptions
 from omforge.lowering.compile import CompileOptions, compile_bundle
 from omforge.lowering.legality import check_legal
 from omforge.lowering.legalize import legalize
@@ -426,3 +428,18 @@ def test_a_choice_by_length_is_bound_below_it(tmp_path: Path) -> None:
     assert ["always takes inv_freq" in e.reason for e in result.events if e.done] == [True]
     report = verify_bundle(Bundle.open(tmp_path / "b"))
     assert report.ok, report.failures
+
+
+def test_a_weight_that_holds_nan_is_named(exported: Exported, tmp_path: Path) -> None:
+    """The export computes NaN as well, and verify finds them equal."""
+    folder = shutil.copytree(exported("optimum", "llama_gqa").parent, tmp_path / "in")
+    model = ir.load(folder / "model.onnx")
+    weight = model.graph.initializers["model.norm.weight"]
+    array = weight.const_value.numpy().copy()
+    array[3] = np.nan
+    weight.const_value = ir.tensor(array, name=weight.name)
+    ir.save(model, folder / "model.onnx")
+    options = CompileOptions("Ascend310P3", context=32, prefill=(8,), build=BuildOptions("none"))
+    result = compile_bundle(folder, tmp_path / "b", options)
+    assert list(result.nonfinite.values()) == ["NaN"]
+    assert any(event.reason == "it holds NaN" for event in result.events)
