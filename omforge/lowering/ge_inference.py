@@ -147,6 +147,8 @@ class GeInference:
             found = None if formal is None else bound.get(formal.type_str)
             if found is not None and output.dtype is not None and found[1] != output.dtype:
                 self._dtypes[id(output)] = found[1]
+        if node.op_type == "Pow":
+            self._promote(node)
         facts = [f for f in plugin_facts(node.op_type, self._opset) if f.kind == "output"]
         if not facts:
             return
@@ -155,6 +157,18 @@ class GeInference:
             index, _, name = fact.attribute.partition(":")
             if fact.broken_by(seen) and int(index) < len(node.outputs):
                 self._dtypes[id(node.outputs[int(index)])] = _DTYPES[name]
+
+    def _promote(self, node: ir.Node) -> None:
+        """Pow is of the wider dtype of base and exponent, where ONNX has the base's.
+
+        Source: hicann/ops-math:math/pow/op_graph/pow_proto.h (Promote).
+        """
+        base, exponent = (self.dtype(value) for value in node.inputs[:2])
+        if base is None or exponent is None or base == exponent:
+            return
+        found = _promoted(base, exponent)
+        if found != node.outputs[0].dtype:
+            self._dtypes[id(node.outputs[0])] = found
 
     # --- sizes ----------------------------------------------------------------------------------
 
@@ -175,7 +189,7 @@ class GeInference:
                 node,
                 "sizes",
                 f"the size of {node.op_type}'s result depends on data",
-                f"its {row.decides} ({names}) is not known before the run",
+                f"not known before the run: its {row.decides}, {names}",
                 row.source,
             )
         if loose or any(id(value) in self._dynamic for value in given):
@@ -269,6 +283,15 @@ def _one_dtype(node: ir.Node, index: int, variable: str) -> str:
     return "indices and depth" if node.op_type == "OneHot" and index < 2 else variable
 
 
+def _promoted(left: ir.DataType, right: ir.DataType) -> ir.DataType:
+    """The dtype that holds both: floats before integers, the wider before the narrower."""
+    if left.is_floating_point() != right.is_floating_point():
+        return left if left.is_floating_point() else right
+    if left.is_floating_point() and left.bitwidth == right.bitwidth:
+        return ir.DataType.FLOAT  # float16 and bfloat16
+    return left if left.bitwidth >= right.bitwidth else right
+
+
 def _is_static(value: ir.Value) -> bool:
     return value.shape is not None and value.shape.is_static()
 
@@ -286,7 +309,7 @@ def _refused_by_onnx(node: ir.Node, schema: Any, opset: int) -> str:
     for value in node.inputs:
         if value is None:
             continue
-        if value.dtype is None:
+        if value.dtype is None or not isinstance(value.type, ir.TensorType):
             return ""
         name = value.name or ""
         shape = dims(value)

@@ -369,6 +369,8 @@ def _tile(node: ir.Node, shapes: Shapes) -> str:
     x, repeats = _at(shapes, 0), _at(shapes, 1)
     if x is None or not repeats or repeats[0] is None:
         return ""
+    if repeats[0] > 8:
+        return f"{repeats[0]} axes, where Tile has 8 at most"
     return "" if repeats[0] == len(x) else f"{repeats[0]} repeats for {len(x)} axes"
 
 

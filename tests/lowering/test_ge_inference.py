@@ -1,10 +1,12 @@
 """What GE's inference finds, asked of every operator of the tables."""
 
-from typing import Any
+import warnings
+from typing import Any, cast
 
 import onnx
 import pytest
 from onnx import TensorProto, helper
+from onnx.backend.test.case.node import collect_testcases
 
 from omforge import ir
 from omforge.ir.infer import infer_model
@@ -245,6 +247,40 @@ def test_nodes_in_any_order_and_in_branches() -> None:
     """)
     model.graph.sort()
     assert [(m.node.op_type, m.kind) for m in misfits(model)] == [("Add", "dtypes")]
+
+
+def test_pow_is_of_the_wider_dtype() -> None:
+    text = """
+        g (float16[2] x) => (float16[2] y) <%s e = {2}> { h = Pow (x, e) y = Add (h, x) }
+    """
+    assert misfits(parse(text % "float16")) == []
+    assert misfits(parse(text % "int64")) == []
+    assert [(m.node.op_type, m.kind) for m in misfits(parse(text % "float"))] == [
+        ("Add", "dtypes"),
+        ("Add", "output"),
+    ]
+
+
+def node_cases() -> list[onnx.ModelProto]:
+    """ONNX's own example of every operator that ATC registers: valid models."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        cases = cast("list[Any]", collect_testcases(None))
+    known = {row.op for row in all_registrations() if row.domain == "ai.onnx"}
+    models = [case.model for case in cases]
+    return [m for m in models if {node.op_type for node in m.graph.node} <= known]
+
+
+def test_no_valid_example_of_an_operator_is_refused() -> None:
+    examples = node_cases()
+    assert len(examples) > 900
+    for proto in examples:
+        model = ir.from_proto(proto)
+        found = [
+            m for m in misfits(model, model.opset_imports[""]) if m.kind in ("shapes", "dtypes")
+        ]
+        # What ATC is stricter at than ONNX: Sum broadcasts nothing, OneHot adds depth to indices.
+        assert {m.node.op_type for m in found} <= {"Sum", "OneHot"}, found
 
 
 def test_the_dtype_of_an_output_is_told() -> None:
