@@ -84,7 +84,7 @@ def from_softmax(softmax: ir.Node, live: set[ir.Value], batch: Dim) -> Block:
         NoMatch: It is none.
     """
     scores = find_scores(softmax, live)
-    mixed = find_mixed(softmax, live)
+    mixed = find_mixed(softmax, live, sink=scores.sink is not None)
     check_shapes(softmax, scores, mixed, batch)
     q, k = operands(scores.product)
     _, v = operands(mixed.product)

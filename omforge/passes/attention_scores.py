@@ -16,7 +16,7 @@ from omforge.ir.dims import Dim, Expr
 from omforge.ir.infer import attribute, dims, known_ints
 from omforge.passes.masks import Applied
 from omforge.passes.match import NoMatch
-from omforge.passes.views import scalar, shape_of, trace
+from omforge.passes.views import Chain, Link, is_same_movement, scalar, shape_of, trace
 
 _ORDER_KEEPING = ("Reshape", "Unsqueeze", "Squeeze", "Identity")
 _HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
@@ -24,12 +24,6 @@ _ROUNDED = 2 * 2.0**-23
 """Of the product of two float32 numbers that are inverse to each other. The inverse of a rounded
 number, rounded again, is off by at most 0.75 ulp, and both may be such; anything else is a scale.
 """
-
-SINKS = (
-    "a learned score is joined to those of each query (an attention sink), and `Attention` has no "
-    "place for it"
-)
-"""Why an attention with sinks is left alone: a kind of its own, and no failure to match."""
 
 DYNAMIC = "what is added to the scores depends on the tokens"
 """Why an attention with a mask or bias made of tokens is left alone: a kind of its own too."""
@@ -47,6 +41,8 @@ class Scores:
     floor: float | None = None
     """What scores are raised to, behind the next mask that is met."""
     precision: int | None = None
+    sink: ir.Value | None = None
+    """Joined to the scores [B, N, S, T] as one more key, [B, N, S, 1]."""
     path: list[ir.Node] = field(default_factory=list[ir.Node])
     """The nodes between, the one nearest to the softmax first."""
 
@@ -104,7 +100,9 @@ def check_shapes(softmax: ir.Node, scores: Scores, mixed: Mixed, batch: Dim) -> 
         output = shape_of(node.outputs[0])
         if node in masking and now not in allowed:
             raise NoMatch(f"scores of {text(shape)} are masked as {text(now)}", node)
-        if node.op_type in _ORDER_KEEPING:
+        if node.op_type == "Concat" or _cuts_last(node):  # of a sink
+            now = output
+        elif node.op_type in _ORDER_KEEPING:
             if shape_of(node.inputs[0])[-1:] != output[-1:]:
                 raise NoMatch(f"scores of {text(now)} become {text(output)}", node)
             now = output
@@ -273,13 +271,17 @@ def _up_softcap(tanh: ir.Node, cap: float, found: Scores) -> ir.Value:
 
 
 def _up_concat(node: ir.Node, found: Scores, live: set[ir.Value]) -> ir.Value:
-    """Never a step further, but why."""
+    """An attention sink: a score that belongs to no key."""
     *scores, extra = node.inputs
     last = attribute(node, "axis") in (-1, len(shape_of(node.outputs[0])) - 1)
     joined = len(scores) == 1 and scores[0] in live and extra is not None and extra not in live
-    if last and joined and shape_of(extra)[-1:] == (1,):
-        raise NoMatch(SINKS, node)
-    raise NoMatch("the scores come from Concat, not from a product", node)
+    if not last or not joined or shape_of(extra)[-1:] != (1,):
+        raise NoMatch("the scores come from Concat, not from a product", node)
+    if found.sink is not None or found.applied or found.scale != 1.0 or found.softcap:
+        raise NoMatch("an attention sink is scaled, capped or masked with the scores", node)
+    found.sink = extra
+    assert scores[0] is not None
+    return scores[0]
 
 
 _UPWARD: Mapping[str, Callable[[ir.Node, Scores, set[ir.Value]], ir.Value]] = {
@@ -298,14 +300,24 @@ _UPWARD: Mapping[str, Callable[[ir.Node, Scores, set[ir.Value]], ir.Value]] = {
 # --- from the softmax down --------------------------------------------------------------------
 
 
-def find_mixed(softmax: ir.Node, live: set[ir.Value]) -> Mixed:
-    """Walk down: casts, a guard against NaN, to the product with the values, a guard on rows."""
+def find_mixed(softmax: ir.Node, live: set[ir.Value], *, sink: bool = False) -> Mixed:
+    """Walk down: casts, a guard against NaN, to the product with the values, a guard on rows.
+
+    With an attention sink, its share is cut off on the way.
+    """
     value = softmax.outputs[0]
     path: list[ir.Node] = []
     while True:
         guard = _nan_guard(value)
         node = guard or _only_consumer(value)
+        if sink and _cuts_last(node):
+            sink = False
+            path.append(node)
+            value = node.outputs[0]
+            continue
         if node.op_type == "MatMul" and node.inputs[0] is value:
+            if sink:
+                raise NoMatch("the share of an attention sink meets a value", node)
             return replace(row_guard(node.outputs[0], live), path=path)
         if node.op_type == "Cast" and node.outputs[0].dtype not in (*_HALVES, ir.DataType.FLOAT):
             raise NoMatch(f"the probabilities are cast to {node.outputs[0].dtype}", node)
@@ -313,6 +325,14 @@ def find_mixed(softmax: ir.Node, live: set[ir.Value]) -> Mixed:
             raise NoMatch(f"the probabilities go into {node.op_type}", node)
         path.append(node)
         value = node.outputs[0]
+
+
+def _cuts_last(node: ir.Node) -> bool:
+    """Whether it leaves out the last element of the last axis, and moves nothing."""
+    if node.op_type != "Slice" or node.inputs[0] is None:
+        return False
+    link = Link(node, node.outputs[0], node.inputs[0])
+    return is_same_movement(Chain(node.outputs[0], (link,)), lambda array, _: array[..., :-1])
 
 
 def _only_consumer(value: ir.Value) -> ir.Node:

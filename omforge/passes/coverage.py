@@ -11,7 +11,8 @@ from omforge import ir
 from omforge.ir.infer import dims, known_ints
 from omforge.passes import masks
 from omforge.passes.attention_block import is_canonical
-from omforge.passes.attention_scores import DYNAMIC, SINKS
+from omforge.passes.attention_scores import DYNAMIC
+from omforge.passes.attention_sinks import mask_of
 from omforge.passes.config import ModelConfig
 from omforge.passes.events import Event, events
 from omforge.passes.interface import activations, find_interface, states
@@ -87,10 +88,9 @@ def measure(model: ir.Model, config: ModelConfig | None) -> Coverage:
     attention, given = _attentions(model), ops["Attention"]
     layers = config.layers or given + ops["Softmax"]
     attending = config.attention_layers or _attending(model) or layers
-    sinks = sum(event.reason == SINKS for event in told)
     dynamic = sum(event.reason == DYNAMIC for event in told)
     # No more than the layers that are left without attention: other softmaxes have biases too.
-    other = min(sinks + dynamic, max(0, attending - attention))
+    other = min(dynamic, max(0, attending - attention))
     rotary = sum(n.op_type == "RotaryEmbedding" and not is_own(n) for n in model.graph)
     norms = sum(ops[name] for name in _NORMS)
     gates = sum(1 for node in model.graph if _is_gate(node))
@@ -233,9 +233,6 @@ def _unrecognised(
     if routed:
         yield f"{routed} x NonZero (tokens chosen for an expert): their number is no fixed size"
     told = list(told)
-    sinks = [event for event in told if event.reason == SINKS]
-    if sinks:
-        yield f"{len(sinks)} x attention with a sink: {SINKS}"
     dynamic = [event for event in told if event.reason == DYNAMIC]
     if dynamic:
         yield f"{len(dynamic)} x attention with a bias of its own: {DYNAMIC}"
@@ -243,9 +240,7 @@ def _unrecognised(
         softmaxes = [
             e
             for e in told
-            if e.pass_name == "fuse-attention"
-            and "Softmax" in e.where
-            and e not in (*sinks, *dynamic)
+            if e.pass_name == "fuse-attention" and "Softmax" in e.where and e not in dynamic
         ]
         if softmaxes:
             yield f"{len(softmaxes)} x Softmax that is no attention: {softmaxes[0].reason}"
@@ -306,7 +301,7 @@ def _windows(model: ir.Model, blocks: Iterable[ir.Node]) -> set[int | None] | No
     """The windows of the attention masks; None if one cannot be told."""
     prober = masks.Prober(model, find_interface(model))
     found: set[int | None] = set()
-    for mask in {node.inputs[3] for node in blocks if len(node.inputs) > 3}:
+    for mask in {mask_of(node) for node in blocks if len(node.inputs) > 3}:
         if mask is None:
             found.add(None)
             continue

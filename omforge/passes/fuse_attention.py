@@ -14,6 +14,8 @@ After::
 with q [B, S, N*D], k and v [B, S, K*D]. The heads' split, the repeat of grouped keys and the
 transposes are found by running them on an index tensor, the mask by running it on chosen paddings.
 `Attention` scales, caps, masks and takes the softmax, in this order; another order is left alone.
+An `Attention` that the exporter wrote is raised in the same way (`attention_block`), and a score
+that belongs to no key becomes one more key (`attention_sinks`).
 """
 
 from __future__ import annotations
@@ -26,8 +28,8 @@ import numpy as np
 
 from omforge import ir
 from omforge.ir.edit import remove_dead
-from omforge.ir.infer import infer_model
-from omforge.passes import masks
+from omforge.ir.infer import infer_model, infer_nodes
+from omforge.passes import attention_sinks, masks
 from omforge.passes.attention_block import Block, from_operator, from_softmax, is_canonical, reads
 from omforge.passes.attention_operands import Operand, last, operand, plain, queries
 from omforge.passes.builder import Builder
@@ -36,7 +38,7 @@ from omforge.passes.interface import Interface, activations, find_interface
 from omforge.passes.masks import Applied
 from omforge.passes.match import NoMatch
 from omforge.passes.pipeline import Pass
-from omforge.passes.splice import Names, insert, splice
+from omforge.passes.splice import Names, insert, splice, withdraw
 from omforge.passes.views import shape_of
 
 
@@ -60,7 +62,7 @@ class FuseAttention(Pass):
         names = Names(model)
         live = activations(model)
         made = _Masks(model, interface, names)
-        count = 0
+        count, own = 0, set(model.graph)
         for root in roots:
             if root.op_type == "Attention" and is_canonical(root, made.caches):
                 continue
@@ -72,6 +74,8 @@ class FuseAttention(Pass):
                 count += 1
         if count:
             remove_dead(model)
+        else:
+            withdraw(model.graph, own)  # masks that were made for nothing
         return count
 
 
@@ -103,7 +107,10 @@ def _replace(op: Builder, block: Block, made: _Masks, names: Names) -> None:
         raise NoMatch(f"its scale is {scale:g}, and `Attention` takes a positive one", root)
     mask = made.get(op, block, query, key)
     pasts = [key.past, value.past] if key.past is not None else []
-    inputs = [query, key.new, value.new, *([mask] if mask is not None or pasts else []), *pasts]
+    new_key, new_value = key.new, value.new
+    if scores.sink is not None:
+        new_key, new_value, mask = made.with_sink(op, block, key, value, mask)
+    inputs = [query, new_key, new_value, *([mask] if mask is not None or pasts else []), *pasts]
     options: dict[str, Any] = {
         "q_num_heads": heads,
         "kv_num_heads": key.heads,
@@ -128,7 +135,8 @@ def _replace(op: Builder, block: Block, made: _Masks, names: Names) -> None:
     by = FuseAttention.name
     old = [mixed.output, *block.presents]
     splice(op, old, [output, *presents][: len(old)], by=by, matched=[root], names=names)
-    if not block.presents:
+    # What comes out behind a sink has a row too many; the exporter's own joins stay.
+    if not block.presents and scores.sink is None:
         for present, new in zip((key.present, value.present), presents, strict=False):
             if present is not None:
                 _hand_over(op.graph, present, new, names)
@@ -228,6 +236,8 @@ class _Masks:
                 raise NoMatch("rows are zeroed though nothing is masked", mixed.guards[0])
             return None
         kind = self._kind(applied, mixed.guards)
+        if isinstance(kind, masks.Mask) and block.scores.sink is not None:
+            kind = replace(kind, zero_rows=False)  # the sink takes all of a row without keys
         if isinstance(kind, NoMatch):
             alone = applied == [Applied(applied[0].value)]
             if mixed.guards or not (alone or (len(applied) == 1 and applied[0].by_operator)):
@@ -242,6 +252,20 @@ class _Masks:
                 self._made[made] = masks.build(own, self._interface, kind, dtype)
                 insert(own, block.root, by=FuseAttention.name, names=self._names)
         return self._made[made]
+
+    def with_sink(
+        self, op: Builder, block: Block, key: Operand, value: Operand, mask: ir.Value | None
+    ) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """New keys, values and mask with the sink's row."""
+        extra, dtype = block.scores.sink, block.q.dtype
+        assert extra is not None
+        assert dtype is not None
+        if mask is None or block.joined:
+            raise NoMatch("an attention sink where nothing is masked, or heads are rows", extra)
+        numbers = attention_sinks.read(extra, block.heads, op.model.opset_imports[""])
+        column = attention_sinks.column(op, numbers, self._interface.input_ids, dtype)
+        infer_nodes(op.nodes, op.model.opset_imports)
+        return attention_sinks.append(op, key.new, value.new, mask, column)
 
     def _kind(self, applied: list[Applied], guards: list[ir.Value]) -> masks.Mask | NoMatch:
         key = (*applied, *guards)

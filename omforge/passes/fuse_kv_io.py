@@ -30,7 +30,7 @@ from omforge import ir
 from omforge.ir.dims import Dim, symbol, symbols
 from omforge.ir.edit import all_values, fresh_name, remove_dead, take_name
 from omforge.ir.infer import attribute, infer_model, to_shape
-from omforge.passes import alibi, masks, unraised_attention
+from omforge.passes import alibi, attention_sinks, masks, unraised_attention
 from omforge.passes.alibi import KEY_POSITIONS, Bias
 from omforge.passes.builder import Builder
 from omforge.passes.derived_positions import POSITION_IDS, feed_positions
@@ -219,7 +219,7 @@ def _mask_kinds(
         if layer.block is None:
             kinds.append((unraised[layer].window, unraised[layer].bias))
             continue
-        mask = layer.block.inputs[3]
+        mask = attention_sinks.mask_of(layer.block)
         if mask not in seen:
             seen[mask] = _kind(prober, layer.block)
         kinds.append(seen[mask])
@@ -227,7 +227,7 @@ def _mask_kinds(
 
 
 def _kind(prober: masks.Prober, block: ir.Node) -> _Kind:
-    mask = block.inputs[3]
+    mask = attention_sinks.mask_of(block)
     if mask is None:
         if not attribute(block, "is_causal", 0):
             raise ir.CheckError(
@@ -381,8 +381,13 @@ def _rewire(
     assert v is not None
     with Builder(model) as op:
         options = {name: a.value for name, a in block.attributes.items() if name != "is_causal"}
+        sink = attention_sinks.find(block)
+        keys, values = k, v
+        if sink is not None:
+            k, v = sink.key, sink.value
+            keys, values, mask = attention_sinks.append(op, k, v, mask, sink.column)
         # The standard wants presents wherever there are pasts, and ONNX Runtime insists.
-        y, *_ = op.Attention(q, k, v, mask, *pasts, _outputs=3, **options)
+        y, *_ = op.Attention(q, keys, values, mask, *pasts, _outputs=3, **options)
         splice(op, [block.outputs[0]], [y], by=by, matched=[block])
     return [k, v]
 

@@ -10,7 +10,7 @@ those within a window on both sides. What equals a candidate on every probe is t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +19,8 @@ import numpy.typing as npt
 
 from omforge import ir
 from omforge.ir import dims as d
-from omforge.ir.dims import Expr
+from omforge.ir.dims import Dim, Expr
+from omforge.ir.errors import InputError
 from omforge.ir.evaluate import Cutout, EvaluationError, sizes
 from omforge.ir.infer import constant, known
 from omforge.passes import alibi
@@ -147,11 +148,11 @@ class Prober:
         cached = bool(self._interface.caches)
         asked = {"batch": batch, "seq": seq if cached else seq + past, "past": past}
         ids = shape_of(self._interface.input_ids)
-        rows, new = d.evaluate(ids[0], asked), d.evaluate(ids[1], asked)
+        rows, new = _number(ids[0], asked), _number(ids[1], asked)
         if not cached:
             return rows, new, 0
         cache = shape_of(self._interface.caches[0][0])
-        return rows, new, d.evaluate(cache[2], asked) if len(cache) == 4 else past
+        return rows, new, _number(cache[2], asked) if len(cache) == 4 else past
 
     def bindings(self, batch: int, seq: int, past: int) -> dict[str, int]:
         """Numbers for the dimensions that name-dims names.
@@ -190,6 +191,13 @@ class Prober:
             rows = [probe.position_ids + 11 * row for row in range(_rows(self._stacked))]
             feeds[self._stacked.name] = np.stack(rows)
         return part.run(feeds, self.bindings(probe.batch, probe.seq, probe.past))
+
+
+def _number(dim: Dim, asked: Mapping[str, int]) -> int:
+    try:
+        return d.evaluate(dim, asked)
+    except InputError as error:  # a size of its own, which nothing else says
+        raise EvaluationError(error.what, error.why) from error
 
 
 def given_mask(dtype: ir.DataType, visible: Array) -> Array:

@@ -6,7 +6,7 @@ A splice is a transaction. It happens whole, or raises `NoMatch` and leaves the 
 import ast
 import os.path
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import cast
 
 from omforge import ir
@@ -109,6 +109,16 @@ def insert(
     """
     _place(op, before, names)
     _adopt(op, matched or [before], by)
+
+
+def withdraw(graph: ir.Graph, kept: Collection[ir.Node]) -> None:
+    """Take out again what was inserted and then not used.
+
+    Args:
+        graph: The graph.
+        kept: The nodes that it had before.
+    """
+    _remove_dead(graph, [node for node in reversed(graph) if node not in kept])
 
 
 def _place(op: Builder, before: ir.Node, names: Names | None) -> None:

@@ -6,9 +6,7 @@ import pytest
 
 from omforge import ir
 from omforge.ir.dims import parse_dim
-from omforge.passes.attention_scores import SINKS, joined_heads
-from omforge.passes.config import ModelConfig
-from omforge.passes.coverage import measure
+from omforge.passes.attention_scores import joined_heads
 from omforge.passes.events import events
 from omforge.passes.fuse_attention import FuseAttention
 from tests.passes.blocks import LOW, Block, fused, named, ops
@@ -171,55 +169,6 @@ def test_leaves_alone(case: str) -> None:
     assert FuseAttention().run(model) == 0
     (event,) = events(model)
     assert why in event.reason
-
-
-SINK = {
-    # A learned score for each head, which takes a share of the softmax and has no value.
-    "masked = Add (scaled, bias)": (
-        "late = Add (scaled, bias) s_s = Concat <axis = 0> (batch1, j_4, seq1, j_1)"
-        " sink = Expand (sinks, s_s) masked = Concat <axis = 3> (late, sink)"
-    ),
-    "mixed = MatMul (probs,": ("kept = Slice (probs, j_0, j_m1, j_3) mixed = MatMul (kept,"),
-    "<float lowest": (
-        "<float[1, 4, 1, 1] sinks = {0.3, -0.2, 0.1, 0.5}, int64[1] j_4 = {4}, "
-        "int64[1] j_1 = {1}, int64[1] j_0 = {0}, int64[1] j_3 = {3}, float lowest"
-    ),
-}
-
-
-def sink(**changes: str) -> ir.Model:
-    """A block with sinks, its text changed."""
-    block = edited(Block(), {key: SINK[key] for key in SINK if not key.startswith("<")})
-    return named(
-        dataclasses.replace(
-            block, edits=(*block.edits, ("<float lowest", SINK["<float lowest"]), *changes.items())
-        )
-    )
-
-
-def test_says_that_an_attention_has_sinks() -> None:
-    model = sink()
-    assert FuseAttention().run(model) == 0
-    (event,) = events(model)
-    assert event.reason == SINKS
-    found = measure(model, ModelConfig(layers=1))
-    assert (found.kinds["attention"].found, found.kinds["attention"].expected) == (0, 0)
-    assert found.unrecognised == (f"1 x attention with a sink: {SINKS}",)
-
-
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        ("sink = Expand (sinks, s_s)", "sink = ReduceMax <keepdims = 1> (late, j_m1)"),
-        ("masked = Concat <axis = 3> (late, sink)", "masked = Concat <axis = 3> (sink, late)"),
-        ("masked = Concat <axis = 3> (late, sink)", "masked = Concat <axis = 3> (late, late)"),
-    ],
-)
-def test_takes_nothing_else_for_a_sink(old: str, new: str) -> None:
-    model = sink(**{old: new})
-    assert FuseAttention().run(model) == 0
-    (event,) = events(model)
-    assert event.reason == "the scores come from Concat, not from a product"
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,9 @@ neither concatenated nor transposed::
     y       = MatMul(p, past_v [B, K, C, E]) + MatMul(n, v [B, K, S, E])            [B, K, G*S, E]
 
 In a graph for gears S is a symbol; of the shapes above no Reshape needs more than one -1 then.
-The forms that use ATC's fused operators are in `fused_attention`.
+With an attention sink (`passes.attention_sinks`) its column is joined to the masked scores, and its
+share split off: neither the mask nor the keys are made wider for it. The forms that use ATC's fused
+operators are in `fused_attention`.
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ from omforge.lowering.legalize.builder import (
     shape_text,
     used_output,
 )
+from omforge.passes import attention_sinks
 
 # What a masked score is set to where the graph gives no number of its own: finite in fp16 even
 # after scores are added, and exp() of it is 0.
@@ -84,6 +87,9 @@ def attend(op: Builder, node: ir.Node, shares_of: Shares) -> Results:
     size = check(node)
     q, k, v = (required_input(node, index) for index in range(3))
     past_key, past_value = optional_input(node, 4), optional_input(node, 5)
+    sink = attention_sinks.find(node)
+    if sink is not None:
+        k, v = sink.key, sink.value
 
     # The scale goes to q, before the product: the raw scores of a long head overflow fp16.
     q = op.mul(q, scale(node, size))
@@ -102,7 +108,15 @@ def masked_softmax(op: Builder, node: ir.Node, scores: ir.Value, size: Sizes) ->
     """Softcap, mask and softmax, an operator each."""
     scores = _softcap(op, scores, float_attribute(node, "softcap", 0.0))
     scores = _mask(op, node, scores, size)
-    return _softmax(op, scores, int_attribute(node, "softmax_precision", 0))
+    precision = int_attribute(node, "softmax_precision", 0)
+    sink = attention_sinks.find(node)
+    if sink is None:
+        return _softmax(op, scores, precision)
+    by_head = op.reshape(scores, (size.batch, size.query_heads, size.new, size.keys))
+    column = op.cast(sink.column, scores.dtype or ir.DataType.FLOAT)
+    # In front of the keys, whose number may change at run time.
+    shares = _softmax(op, op.concat([column, by_head], axis=-1), precision)
+    return op.split(shares, (1, size.keys))[1]
 
 
 def check(node: ir.Node) -> Sizes:
@@ -117,6 +131,11 @@ def check(node: ir.Node) -> Sizes:
         raise NotLegal("qk_matmul_output is read, and has no counterpart")
     q, k, v = (required_input(node, index) for index in range(3))
     past_key, past_value = optional_input(node, 4), optional_input(node, 5)
+    sink = attention_sinks.find(node)
+    if sink is not None:
+        if used_output(node, 1) or used_output(node, 2):
+            raise NotLegal("its present, with the row of an attention sink, is read")
+        k, v = sink.key, sink.value
     if (past_key is None) != (past_value is None):
         raise NotLegal("past_key and past_value come together")
     return _sizes(node, q, k, v, past_key)
@@ -208,7 +227,7 @@ def _softcap(op: Builder, scores: ir.Value, cap: float) -> ir.Value:
 
 
 def _mask(op: Builder, node: ir.Node, scores: ir.Value, size: Sizes) -> ir.Value:
-    mask = optional_input(node, 3)
+    mask = attention_sinks.mask_of(node)
     causal = _causal_bias(op, node, scores, size)
     if mask is None and causal is None:
         return scores

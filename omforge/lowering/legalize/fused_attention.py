@@ -26,6 +26,7 @@ from omforge.lowering.legalize.builder import (
     required_input,
     used_output,
 )
+from omforge.passes import attention_sinks
 
 # What lies below it in an additive mask is hidden: scores are added to 0 or to -30000.
 _HIDDEN_BELOW = -1000.0
@@ -116,6 +117,8 @@ def _check_limits(op: Builder, node: ir.Node, q: ir.Value, size: Sizes) -> None:
 
 def _hidden(op: Builder, node: ir.Node) -> ir.Value:
     """Make the boolean mask [B, 1, S, T], true where hidden."""
+    if attention_sinks.find(node) is not None:
+        raise NotLegal("it has an attention sink, a score that no boolean mask holds")
     if int_attribute(node, "is_causal", 0):
         raise NotLegal("is_causal without a mask to make a boolean one of")
     mask = optional_input(node, 3)

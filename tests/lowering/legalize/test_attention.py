@@ -259,3 +259,27 @@ def test_what_cannot_be_lowered_stays_and_says_why(
     # Nothing that was recorded before the refusal is left behind.
     assert all(set(value.consumers()) <= set(model.graph) for value in model.graph.inputs)
     assert not model.graph.initializers
+
+
+# --- attention sinks --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2)], ids=["mha", "gqa"])
+@pytest.mark.parametrize("new", [1, 5])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_sink_makes_neither_keys_nor_masks_wider(
+    lower: Any, batch: int, new: int, heads: tuple[int, int]
+) -> None:
+    text = attention(batch, new, heads)
+    numbers = ", ".join(f"{i / 4 - 0.3:g}" for i in range(4))
+    before, _, call = text.partition("{ y, present_k, present_v = Attention")
+    text = f"""{before} <float[1, 4, 1, 1] sinks = {{{numbers}}}, int64[6] row = {{0,0,0,0,1,0}},
+        int64[4] spread = {{1,4,1,1}}, int64[4] all = {{{batch},4,{new},1}}>
+        {{ k1 = Pad (k, row) v1 = Pad (v, row) by_head = Expand (mask, spread)
+           column = Expand (sinks, all) mask1 = Concat <axis = -1> (by_head, column)
+           y, present_k, present_v = Attention {call.replace("(q, k, v, mask,", "(q, k1, v1, mask1,")}
+    """
+    lowered = lower(text, feeds(batch, new, heads))
+    assert not {"Attention", "Pad"} & set(lowered.ops)
+    assert lowered.consumers("past_k") == {"MatMul"}
+    assert lowered.consumers("mask") == {"Add"}
