@@ -74,6 +74,7 @@ class Export:
     layer that comes back whole, `caches` says what it is, and `past` and `present` are empty.
     `fixed`, `token_inputs` and `outputs` are its names for those of the bundle, in the same order.
     `first` is what is run where there is no past, and `cache_flag` what tells one graph of it.
+    `longest_call` is how many new tokens it can take at once; None for any number.
     """
 
     path: str
@@ -91,6 +92,7 @@ class Export:
     fixed: tuple[str, ...] = ()
     token_inputs: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
+    longest_call: int | None = None
     first: FirstStep | None = None
     cache_flag: CacheFlag | None = None
 

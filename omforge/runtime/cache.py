@@ -198,6 +198,23 @@ class KvCache:
         begin = self.length - count
         return {name: array[:, :, begin : self.length] for name, array in self._buffers.items()}
 
+    def repeat(self, length: int) -> None:
+        """Repeat the tokens that are held until there are `length` of them; states stay.
+
+        Raises:
+            CheckError: The context is full.
+            InputError: Nothing is held, or more already.
+        """
+        held = self.length
+        if length > self.capacity:
+            raise full(held, length - held, self.capacity)
+        if not 0 < held <= length:
+            raise InputError(f"{held} tokens cannot be repeated to {length}")
+        rows = np.arange(held, length) % held
+        for buffer in self._buffers.values():
+            buffer[:, :, held:length] = buffer[:, :, rows]
+        self.length = length
+
     def reset(self) -> None:
         """Forget all tokens, and zero their slots, which an overflow may have left infinite."""
         for buffer in self._buffers.values():

@@ -12,13 +12,60 @@ import numpy as np
 
 from omforge.runtime.bundle import Bundle
 
+_WHOLE = 1 << 34
+"""Bytes of weights, read once a token, up to which the whole context is filled token by token."""
+
+_FIRST = 16
+"""Tokens of the prompt whose cache is repeated where the context is not filled token by token."""
+
+_PLACES = 4
+"""Places between that prompt and the end of the context that a token goes to."""
+
+_LAST_STEPS = 2
+"""Decode steps at the end of such a context."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Tokens that go on at a later place, of every row; until there the cache is repeated."""
+
+    start: int
+    tokens: tuple[tuple[int, ...], ...]
+
+    @property
+    def end(self) -> int:
+        """How many tokens a row has behind it."""
+        return self.start + len(self.tokens[0])
+
 
 @dataclass(frozen=True)
 class Case:
-    """One run: a batch of prompts."""
+    """One run: a batch of prompts, what goes on at later places, then decode steps.
+
+    Attributes:
+        name: What is special about it.
+        prompts: Tokens by row.
+        parts: In the order of their places.
+        steps: Decode steps at the end; None for as many as all cases have.
+    """
 
     name: str
     prompts: tuple[tuple[int, ...], ...]
+    parts: tuple[Part, ...] = ()
+    steps: int | None = None
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """How many tokens each row has ahead of the decode steps."""
+        if self.parts:
+            return tuple(self.parts[-1].end for _ in self.prompts)
+        return tuple(map(len, self.prompts))
+
+    def position(self, step: int) -> int:
+        """Where the last token of the longest row is in a step; 0 is the prompt, then the parts."""
+        ends = [max(map(len, self.prompts)), *(part.end for part in self.parts)]
+        last = len(ends) - 1
+        return ends[min(step, last)] + max(0, step - last) - 1
 
 
 def make_cases(
@@ -32,7 +79,10 @@ def make_cases(
     One token; shorter than a prefill bucket; longer than the largest (in chunks); longer than each
     sliding window; where a batch has rows, rows of different lengths, padded on the left (but for
     models with recurrent states, which are never padded); and where there are several buckets, one
-    that each of the larger ones ends, so that all read a past, if the context has room for it.
+    that each of the larger ones ends, so that all read a past, if the context has room for it; and
+    one that fills the context to its last position. Of a large model in a long context that one
+    goes on at places in between, with the cache of a short prompt repeated in front of each, which
+    costs as many tokens as are computed and not as many as there are positions.
 
     The random tokens are none that pads: no text has it, and its embedding may be zero, which a
     norm makes noise of.
@@ -82,11 +132,31 @@ def make_cases(
             tokens[tokens == padding] = (padding + 1) % vocabulary
         return tuple(tokens.tolist())
 
+    def filling(name: str, batch: int) -> Case:
+        weights = (bundle.folder / manifest.weights).stat().st_size
+        if longest < 2 * _FIRST or longest * batch * weights <= _WHOLE:
+            return Case(name, tuple(prompt(longest) for _ in range(batch)))
+        steps_left = max(0, room(bundle) - longest)
+        end = room(bundle) - min(_LAST_STEPS, steps_left)
+        last = min(sizes[-1], end - _FIRST - 1)
+        span = end - last - _FIRST
+        edges = sorted({_FIRST + span * place // _PLACES for place in range(_PLACES + 1)})
+        starts: list[int] = stream.integers(edges[:-1], edges[1:]).tolist()
+        prompts = tuple(prompt(_FIRST) for _ in range(batch))
+        parts = [
+            Part(start, tuple(prompt(count) for _ in range(batch)))
+            for start, count in [*((start, 1) for start in starts), (end - last, last)]
+        ]
+        return Case(name, prompts, tuple(parts), min(_LAST_STEPS, steps_left))
+
     cases: list[Case] = []
     for batch in bundle.batches:
         for name, length in (kinds | ends).items():
             label = name if batch == 1 else f"{name}, batch {batch}"
             cases.append(Case(label, tuple(prompt(length) for _ in range(batch))))
+        if longest > max((*kinds.values(), *ends.values())):
+            name = "to the end of the context"
+            cases.append(filling(name if batch == 1 else f"{name}, batch {batch}", batch))
         if batch > 1 and not manifest.states:
             lengths = sorted(kinds.values(), reverse=True)
             mixed = tuple(prompt(lengths[row % len(lengths)]) for row in range(batch))

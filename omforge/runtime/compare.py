@@ -10,11 +10,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +28,7 @@ from omforge.runtime.export import ExportModel
 from omforge.runtime.generate import LanguageModel, Level
 from omforge.runtime.om_files import check_om
 from omforge.runtime.routing import first_other_choice
+from omforge.runtime.run_cases import Decoder, chosen_for_pieces, run_cases
 from omforge.runtime.same_cache import Follower, Recorder, Tips, Written
 from omforge.runtime.sampling import greedy
 from omforge.runtime.session import OrtSession
@@ -41,6 +41,9 @@ EXPORT = "exported"
 _UNROUNDED = ", unrounded"
 """Of a level whose layers or cache are int8: what it is called without that rounding."""
 
+_PIECES = "exported, in pieces"
+"""The export, given the tokens of a prompt in several calls: it must agree with itself."""
+
 _SAME_CACHE = "canonical, same cache"
 """The canonical graph on the integers that the lowered graphs wrote into their cache."""
 
@@ -48,22 +51,6 @@ _MEAN_STEPS = 0.5
 """How many steps the integers of a cache tensor may be from the canonical graph's on average.
 Rounding puts a few of them one step away, the more the deeper the layer; a wrong scale puts most of
 them many, and another rounding half of them one."""
-
-
-class Decoder(Protocol):
-    """What can be compared: `LanguageModel` at any level, and `ExportModel`."""
-
-    def prefill(self, prompts: Sequence[Sequence[int]]) -> Array:
-        """Return logits [B, V] behind the prompts."""
-        ...
-
-    def decode(self, tokens: Array) -> Array:
-        """Return logits [B, V] behind one more token a row."""
-        ...
-
-    def close(self) -> None:
-        """Free what it holds."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -74,11 +61,11 @@ class Comparison:
         level: What was compared.
         reference: With what.
         case: The case's name.
-        lengths: The prompts' lengths; their number is the batch size.
+        lengths: Tokens of each row ahead of the steps; their number is the batch size.
         max_abs: The largest difference of a logit.
         max_rel: The same, relative to the largest logit of the reference.
-        worst_step: Where it is; 0 is the prefill.
-        max_abs_prefill: The largest difference of the logits behind the prompt.
+        worst_step: Where it is; 0 is the prefill, then come the parts that go on at later places.
+        max_abs_prefill: The largest difference of the logits behind the prompt, and the parts.
         max_abs_decode: That of the steps after it; 0 without steps.
         excess: The largest difference as a multiple of the tolerance; above 1 fails.
         divergence: The first step at which another token would be chosen, or None.
@@ -91,6 +78,7 @@ class Comparison:
         output: What was compared; "" for the logits of what generates.
         finite: Whether no logit of either is infinite or NaN. (`excess` is infinite, too, where the
             tolerance is 0.)
+        worst_position: The place in the text of the token that the logits of `worst_step` follow.
     """
 
     level: str
@@ -108,6 +96,7 @@ class Comparison:
     ok: bool
     judged: bool = True
     finite: bool = True
+    worst_position: int = 0
     output: str = ""
 
 
@@ -201,7 +190,7 @@ def verify_bundle(
     int8_inputs, int8_cache = manifest.quantization.int8_inputs, manifest.kv.dtype == "int8"
     rounds = int8_inputs or int8_cache
     cases = make_cases(bundle, steps, seed, prompts)
-    longest = max((len(row) for case in cases for row in case.prompts), default=0)
+    longest = max((n for case in cases if case.steps is None for n in case.lengths), default=0)
     steps = max(0, min(steps, room(bundle) - longest))
     order = ["canonical"] if export is None else [EXPORT]
     order += [level for level in ("canonical", "lowered") if level in levels and level not in order]
@@ -229,6 +218,14 @@ def verify_bundle(
             return ExportModel(export, manifest.export, manifest.kv)
         return _opened(bundle, name, batch, written)
 
+    largest = max((bucket.seq for bucket in manifest.buckets), default=1)
+    whole = chosen_for_pieces(cases, largest)
+    pieces: list[Array] = []
+
+    def in_pieces(model: Decoder) -> None:
+        if isinstance(model, ExportModel):
+            pieces.append(model.prefill(whole.prompts, apart=True, pieces=True))
+
     logits: dict[str, dict[str, list[Array]]] = {}
     comparisons: list[Comparison] = []
     failures: list[Failure] = []
@@ -242,11 +239,23 @@ def verify_bundle(
 
         # One level at a time, so that no two hold their sessions together.
         try:
-            logits[name] = _run_cases(name, cases, steps, logits.get(order[0]), opener, report)
+            leader = logits.get(order[0])
+            also = in_pieces if name == EXPORT else None
+            logits[name] = run_cases(name, cases, steps, leader, opener, report, also)
         except CheckError as error:
             if not name.endswith(_UNROUNDED):
                 raise
             failures.append(Failure(error.what, error.why, error.next_step))
+        if pieces:
+            found = _compare(
+                (_PIECES, EXPORT),
+                whole,
+                [pieces.pop()],
+                logits[EXPORT][whole.name][:1],
+                tolerance(manifest.export.dtype),
+            )
+            comparisons.append(found)
+            failures += [] if found.ok else [_disagrees(found, whole)]
         for level, reference in _pairs(name, logits):
             for case in cases:
                 found = _compare(
@@ -261,7 +270,7 @@ def verify_bundle(
                 if not found.ok:
                     routed = ""
                     # Which experts are chosen is looked up where each level has its own cache.
-                    freely = level == "lowered" and reference != _SAME_CACHE
+                    freely = level == "lowered" and reference != _SAME_CACHE and not case.parts
                     if freely and np.isfinite(found.excess):
                         if case.name not in routes:
                             leader = logits[order[0]][case.name]
@@ -279,7 +288,7 @@ def verify_bundle(
     made = check_om(bundle)
     failures += [Failure(fault.what, fault.why, fault.next_step) for fault in made.faults]
     notes += made.notes()
-    if not any(each.judged for each in comparisons):
+    if not any(each.judged for each in comparisons if each.level != _PIECES):
         notes.append("nothing was judged: a quantised bundle needs both canonical and lowered")
     return VerifyReport(
         order[0],
@@ -418,31 +427,6 @@ def tolerances_of(
     }
 
 
-def _run_cases(
-    name: str,
-    cases: Sequence[Case],
-    steps: int,
-    reference: dict[str, list[Array]] | None,
-    opener: Callable[[str, int], Decoder],
-    report: Callable[[str, int], None],
-) -> dict[str, list[Array]]:
-    """Return logits by case: steps+1 arrays [B, V]. Without a reference the own tokens are fed."""
-    found: dict[str, list[Array]] = {}
-    for batch in sorted({len(case.prompts) for case in cases}):
-        with closing(opener(name, batch)) as model:
-            for case in cases:
-                if len(case.prompts) != batch:
-                    continue
-                report(case.name, len(found))
-                rows = [model.prefill(case.prompts)]
-                for step in range(steps):
-                    leader = rows if reference is None else reference[case.name]
-                    rows.append(model.decode(greedy(leader[step])))
-                found[case.name] = rows
-    report("done", len(cases))
-    return found
-
-
 def _compare(
     names: tuple[str, str],
     case: Case,
@@ -461,12 +445,13 @@ def _compare(
         level=names[0],
         reference=names[1],
         case=case.name,
-        lengths=tuple(map(len, case.prompts)),
+        lengths=case.lengths,
         max_abs=worst,
         max_rel=worst / scale if scale else worst,
         worst_step=differences.index(worst),
-        max_abs_prefill=differences[0],
-        max_abs_decode=max(differences[1:], default=0.0),
+        worst_position=case.position(differences.index(worst)),
+        max_abs_prefill=max(differences[: 1 + len(case.parts)]),
+        max_abs_decode=max(differences[1 + len(case.parts) :], default=0.0),
         excess=excess,
         divergence=divergence,
         gap=gap,
@@ -522,7 +507,8 @@ def _failure(found: Comparison, allowed: Tolerance, routed: str = "") -> Failure
     reasons: list[str] = []
     if found.excess > 1:
         reasons.append(
-            f"the largest difference is {found.max_abs:.3g} at step {found.worst_step}, "
+            f"the largest difference is {found.max_abs:.3g} at step {found.worst_step}, behind the "
+            f"token at position {found.worst_position}, "
             f"{found.excess:.3g} times the tolerance (rtol {allowed.rtol:g}, atol {allowed.atol:g})"
         )
     if found.divergence is not None and found.gap is not None:
@@ -537,6 +523,17 @@ def _failure(found: Comparison, allowed: Tolerance, routed: str = "") -> Failure
             "Build with --dtype fp32: if that agrees, rounding in the router is all there is to it",
         )
     return Failure(where, "; ".join(reasons), _next_step(found))
+
+
+def _disagrees(found: Comparison, case: Case) -> Failure:
+    """The failure of an export that gives other logits when it gets fewer tokens a call."""
+    return Failure(
+        f"the export does not agree with itself in case {case.name!r}",
+        f"the logits behind {max(found.lengths)} tokens are {found.max_abs:.3g} off where it gets "
+        f"them in several calls, {found.excess:.3g} times the tolerance",
+        "Build with --prefill buckets as short as the calls that it is right for, or export it "
+        "again with more new tokens in its sample",
+    )
 
 
 def _next_step(found: Comparison) -> str:

@@ -64,8 +64,22 @@ class ExportModel:
         self._groups: list[_Rows] = []
         self._batch = 0
 
-    def prefill(self, prompts: Sequence[Sequence[int]], *, all_logits: bool = False) -> Array:
+    def prefill(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        all_logits: bool = False,
+        apart: bool = False,
+        pieces: bool = False,
+    ) -> Array:
         """Start new sequences.
+
+        Args:
+            prompts: Tokens by row.
+            all_logits: Return those of every token.
+            apart: Run row by row, and what follows, too: ONNX Runtime's GroupQueryAttention takes
+                several tokens behind a past for a single row only.
+            pieces: Run in calls of 1, 1, 2, 4 and so on tokens, instead of one.
 
         Returns:
             Float32 logits: those behind each prompt [B, V]; with `all_logits`, which takes prompts
@@ -80,12 +94,13 @@ class ExportModel:
         lengths = sorted({len(prompt) for prompt in prompts})
         if all_logits and len(lengths) > 1:
             raise InputError("cannot return all logits", f"the prompts have lengths {lengths}")
-        batches = [prompts] if len(lengths) == 1 else [[prompt] for prompt in prompts]
+        together = len(lengths) == 1 and not apart
+        batches = [prompts] if together else [[prompt] for prompt in prompts]
         self._batch = len(prompts)
         self._groups = [_Rows(self._empty_past(len(batch))) for batch in batches]
         logits = np.concatenate(
             [
-                self._step(rows, np.array(batch))[:, 0 if all_logits else -1 :]
+                self._run(rows, np.array(batch), pieces=pieces)[:, 0 if all_logits else -1 :]
                 for rows, batch in zip(self._groups, batches, strict=True)
             ]
         )
@@ -111,9 +126,34 @@ class ExportModel:
                 f"decode got tokens of shape {list(column.shape)}",
                 f"it takes one for each of the {self._batch} rows of the last prefill",
             )
-        parts = np.split(column[:, None], len(self._groups))
+        return self.extend(column[:, None])
+
+    def extend(self, rows: Sequence[Sequence[int]] | Array) -> Array:
+        """Append tokens [B, S] to the rows of the last `prefill`; the float32 logits behind them.
+
+        They are [B, V].
+        """
+        parts = np.split(np.asarray(rows), len(self._groups))
         steps = zip(self._groups, parts, strict=True)
-        return np.concatenate([self._step(rows, part)[:, -1] for rows, part in steps])
+        return np.concatenate([self._run(group, part)[:, -1] for group, part in steps])
+
+    def repeat_past(self, length: int) -> None:
+        """As `LanguageModel.repeat_past`.
+
+        Raises:
+            InputError: The export gives back fewer keys than it has seen.
+        """
+        for rows in self._groups:
+            chosen = np.arange(length) % rows.length
+            for cache in self._caches:
+                past = rows.past[cache.input]
+                if past.shape[cache.axis] != rows.length:
+                    raise InputError(
+                        f"the export's cache {cache.input} cannot be repeated",
+                        f"it holds {past.shape[cache.axis]} of {rows.length} tokens",
+                    )
+                rows.past[cache.input] = np.take(past, chosen, axis=cache.axis)
+            rows.length = length
 
     def close(self) -> None:
         """Free the session and the cache."""
@@ -146,6 +186,18 @@ class ExportModel:
             spec = self._inputs[name]
             past[name] = zeros(spec, [n if isinstance(n, int) else batch for n in spec.shape])
         return past
+
+    def _run(self, rows: _Rows, tokens: Array, *, pieces: bool = False) -> Array:
+        """Run tokens [B, S] in as many calls as the export needs; see `_step`."""
+        count = tokens.shape[1]
+        longest = self.export.longest_call or count
+        ends = [1 << power for power in range(count.bit_length())] if pieces else []
+        ends = sorted({*ends, *range(longest, count, longest), count} - {0})
+        starts = [0, *ends[:-1]]
+        calls = [
+            self._step(rows, tokens[:, a:b]) for a, b in zip(starts, ends, strict=True) if a < count
+        ]
+        return np.concatenate(calls, axis=1) if len(calls) > 1 else calls[0]
 
     def _step(self, rows: _Rows, tokens: Array) -> Array:
         """Run `tokens` [B, S] and extend the rows' cache.

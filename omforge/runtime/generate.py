@@ -153,14 +153,41 @@ class LanguageModel:
         longest = max(map(len, rows))
         self._first = np.array([longest - len(row) for row in rows], np.int64)
         tokens = np.array([[self._pad] * (longest - len(row)) + list(row) for row in rows])
-        logits = np.empty((0, 0), np.float32)
-        done = 0
-        for seq, count in self._plan(longest):
-            logits = self._step(tokens[:, done : done + count], seq)
-            done += count
-            if progress is not None:
-                progress("prefill", done, longest)
-        return logits
+        return self._chunked(tokens, progress)
+
+    def extend(self, rows: Sequence[Sequence[int]]) -> Array:
+        """Append as many tokens to each row, in chunks; return the logits behind the last.
+
+        Raises:
+            InputError: No prompt before, another number of rows than it had, or tokens outside the
+                vocabulary or of different numbers.
+            CheckError: The context has no room for them.
+        """
+        if self.length == 0:
+            raise InputError("tokens without a prompt", next_step="Call prefill first")
+        counts = {len(row) for row in rows}
+        if len(rows) != self._rows or len(counts) != 1 or counts == {0}:
+            raise InputError(
+                f"{len(rows)} rows of {', '.join(map(str, sorted(counts))) or 'no'} tokens",
+                f"each of the {self._rows} rows goes on by as many",
+            )
+        for row in rows:
+            self._check_tokens(row)
+        (count,) = counts
+        if self.length + count > self.context:
+            raise full(self.length, count, self.context)
+        return self._chunked(np.array([*rows, *[rows[-1]] * (self.batch - self._rows)]), None)
+
+    def repeat_past(self, length: int) -> None:
+        """Repeat the cache until it holds `length` tokens: a text of that length, for comparisons.
+
+        Raises:
+            InputError: There is no prompt, or the cache is not the host's.
+            CheckError: The context is full.
+        """
+        if not isinstance(self._cache, KvCache):
+            raise InputError("there is no cache to repeat", next_step="Call prefill first")
+        self._cache.repeat(length)
 
     def decode(self, tokens: Sequence[int] | Array) -> Array:
         """Append one token to each row; return the logits behind it, float32 [rows, V].
@@ -269,6 +296,17 @@ class LanguageModel:
         if chunks[-1][1] == 1 and ("decode", 1) in self._buckets:
             chunks[-1] = (1, 1)
         return chunks
+
+    def _chunked(self, tokens: Array, progress: Progress | None) -> Array:
+        """Run tokens [B, n] in chunks; the logits behind the last."""
+        total, done = tokens.shape[1], 0
+        logits = np.empty((0, 0), np.float32)
+        for seq, count in self._plan(total):
+            logits = self._step(tokens[:, done : done + count], seq)
+            done += count
+            if progress is not None:
+                progress("prefill", done, total)
+        return logits
 
     def _exact(self, length: int) -> list[tuple[int, int]]:
         """Cut into chunks without padding, which would go into the states."""

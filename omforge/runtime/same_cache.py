@@ -83,6 +83,14 @@ class Recorder:
         self._written.runs.append((_key(prompts), self._chunks))
         return self._model.prefill(prompts)
 
+    def extend(self, rows: Sequence[Sequence[int]]) -> Array:
+        """As `LanguageModel.extend`."""
+        return self._model.extend(rows)
+
+    def repeat_past(self, length: int) -> None:
+        """As `LanguageModel.repeat_past`; both models repeat the same integers."""
+        self._model.repeat_past(length)
+
     def decode(self, tokens: Array) -> Array:
         """As `LanguageModel.decode`."""
         return self._model.decode(tokens)
@@ -133,6 +141,14 @@ class Follower:
         self._given = deque(chunks)
         self._counts = _Counts(prompts)
         return self._model.prefill(prompts)
+
+    def extend(self, rows: Sequence[Sequence[int]]) -> Array:
+        """As `LanguageModel.extend`."""
+        return self._model.extend(rows)
+
+    def repeat_past(self, length: int) -> None:
+        """As `LanguageModel.repeat_past`."""
+        self._model.repeat_past(length)
 
     def decode(self, tokens: Array) -> Array:
         """As `LanguageModel.decode`, with the tokens that the recorder had."""

@@ -12,12 +12,21 @@ import pytest
 
 from omforge.ir.errors import InputError
 from omforge.ir.numerics import Tolerance, tolerance
-from omforge.runtime import compare
+from omforge.runtime import cases, compare
 from omforge.runtime.bundle import Bundle
 from omforge.runtime.cases import Case, make_cases
 from omforge.runtime.compare import verify_bundle
 from omforge.runtime.generate import LanguageModel
-from tests.runtime.tiny import Tiny, canonical_graph, change_manifest, digest
+from omforge.runtime.run_cases import run_cases
+from tests.runtime.tiny import (
+    Tiny,
+    canonical_graph,
+    change_manifest,
+    digest,
+    exported_text,
+    parsed,
+    weights,
+)
 
 Bundles = Callable[[Tiny], Bundle]
 WINDOWED = Tiny(windows=(None, 5))
@@ -48,6 +57,7 @@ def test_a_right_bundle_passes(tiny_bundle: Bundles, tiny: Tiny):
     assert report.reference == "exported"
     pairs = {(c.level, c.reference) for c in report.comparisons}
     assert pairs == {
+        ("exported, in pieces", "exported"),
         ("canonical", "exported"),
         ("lowered", "exported"),
         ("lowered", "canonical"),
@@ -93,6 +103,90 @@ def test_no_prompt_holds_padding(folder: Path):
     assert [each.name for each in cases] == [each.name for each in before]
 
 
+FILLED = Tiny(capacity=40)  # as many as the model has positions
+FILLING = "to the end of the context"
+
+
+def test_the_context_is_filled_to_its_last_position(tiny_bundle: Bundles):
+    case = make_cases(tiny_bundle(FILLED))[-1]
+    assert (case.name, case.lengths, case.parts) == (FILLING, (32,), ())
+    assert (case.position(0), case.position(8)) == (31, 39)
+    assert FILLING not in {case.name for case in make_cases(tiny_bundle(Tiny()))}
+
+
+def test_a_large_model_goes_on_at_a_few_places(
+    tiny_bundle: Bundles, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(cases, "_WHOLE", 0)
+    seen: set[int] = set()
+    for seed in range(9):
+        case = make_cases(tiny_bundle(Tiny(capacity=40, batches=(1, 2))), seed=seed)[-2]
+        assert (case.name, case.lengths, case.steps) == (f"{FILLING}, batch 2", (38, 38), 2)
+        starts = [part.start for part in case.parts]
+        assert starts == sorted(starts)
+        assert [len(part.tokens[0]) for part in case.parts] == [1, 1, 1, 1, 8]
+        assert case.position(len(starts) + 2) == 39
+        seen |= {*starts, *range(starts[-1], 40)}
+    assert seen == set(range(16, 40))
+
+
+@pytest.mark.parametrize("whole", [1 << 34, 0], ids=["whole", "in places"])
+@pytest.mark.parametrize("tiny", [FILLED, Tiny(capacity=40, batches=(2,), layout="per-layer")])
+def test_a_table_that_is_wrong_far_out_fails(
+    tiny_bundle: Bundles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: int, tiny: Tiny
+):
+    """Positions from 33 on belong to others: no prompt but the one to the end comes so far."""
+    monkeypatch.setattr(cases, "_WHOLE", whole)
+    bundle = tiny_bundle(tiny)
+    assert verify_bundle(bundle).ok
+    shutil.copyfile(bundle.export, tmp_path / bundle.export.name)
+    copy = Path(shutil.copytree(bundle.folder, tmp_path / "bundle"))
+    table = weights()["positions"]
+    wrong = table.copy()
+    wrong[33:] = table[:7]
+    data = (copy / "weights.bin").read_bytes()
+    assert data.count(table.tobytes()) == 1
+    (copy / "weights.bin").write_bytes(data.replace(table.tobytes(), wrong.tobytes()))
+    report = verify_bundle(Bundle.open(copy, verify_hashes=False))
+    assert {c.case.partition(",")[0] for c in report.comparisons if not c.ok} == {FILLING}
+    assert "behind the token at position 3" in report.failures[0].why
+
+
+def test_an_export_that_is_right_for_a_few_tokens_a_call_fails(folder: Path):
+    """From the ninth new token of a call on, it forgets what the token is."""
+    change_export(
+        folder,
+        "x0 = Add (e, p)",
+        """places = Range (nought, s, one)
+        early = Less (places, eight)
+        kept = Cast <to = 1> (early)
+        column_kept = Unsqueeze (kept, ahead)
+        known = Mul (e, column_kept)
+        x0 = Add (known, p)""",
+    )
+    report = verify_bundle(Bundle.open(folder), prompts=[[3, 5, 7, 9, 11, 2, 4, 6]], steps=1)
+    assert report.ok, report.failures
+    report = verify_bundle(Bundle.open(folder))
+    failure = report.failures[0]
+    assert failure.what == "the export does not agree with itself in case 'in chunks'"
+    assert "where it gets them in several calls" in failure.why
+    assert "--prefill" in failure.next_step
+    # Given no more than it can take it is right, and so is what was made of it.
+    change_manifest(folder, lambda data: data["export"].update(longest_call=8))
+    report = verify_bundle(Bundle.open(folder))
+    assert report.ok, report.failures
+
+
+def change_export(folder: Path, old: str, new: str) -> None:
+    """Write the export of a bundle again, with other nodes."""
+    source = exported_text(WINDOWED.windows)
+    assert old in source
+    text = source.replace(old, new).replace("<int64 nought", "<int64 eight = {8}, int64 nought")
+    path = Bundle.open(folder).export
+    path.write_bytes(parsed(text, "float32").SerializeToString(deterministic=True))
+    change_manifest(folder, lambda data: data["export"].update(sha256=digest(path)))
+
+
 def test_prompts_can_be_given_and_steps_are_cut_at_the_context(tiny_bundle: Bundles):
     bundle = tiny_bundle(Tiny())
     assert make_cases(bundle, prompts=[[1, 2], [3]]) == [
@@ -101,14 +195,14 @@ def test_prompts_can_be_given_and_steps_are_cut_at_the_context(tiny_bundle: Bund
     ]
     report = verify_bundle(bundle, prompts=[[1] * 20])
     assert report.steps == 4
-    assert [c.lengths for c in report.comparisons] == [(20,)] * 3
+    assert [c.lengths for c in report.comparisons] == [(20,)] * 4
 
 
 def test_the_report_is_json(tiny_bundle: Bundles):
     report = verify_bundle(tiny_bundle(Tiny()), steps=1)
     data = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert data["ok"] is True
-    assert data["comparisons"][0]["level"] == "canonical"
+    assert data["comparisons"][0]["level"] == "exported, in pieces"
     assert data["tolerances"]["lowered"] == {"rtol": 1e-4, "atol": 1e-4}
 
 
@@ -135,6 +229,7 @@ def test_a_changed_weight_fails_in_the_lowered_level_only(folder: Path):
     report = verify_bundle(Bundle.open(folder, verify_hashes=False), steps=1)
     ok = {(c.level, c.reference): c.ok for c in report.comparisons}
     assert ok == {
+        ("exported, in pieces", "exported"): True,
         ("canonical", "exported"): True,
         ("lowered", "exported"): False,
         ("lowered", "canonical"): False,
@@ -214,7 +309,7 @@ def test_every_model_is_fed_the_references_tokens():
 
     chosen = [np.eye(3, dtype=np.float32)[[token]] for token in (1, 2, 0)]
     cases = [Case("c", ((5,),))]
-    found = compare._run_cases(
+    found = run_cases(
         "zero", cases, 2, {"c": chosen}, lambda name, batch: Zero(), lambda case, done: None
     )
     assert Zero.fed == [[1], [2]]

@@ -260,6 +260,11 @@ def lowered_graph(tiny: Tiny, batch: int, seq: int | str) -> onnx.ModelProto:
 
 
 def exported_graph(windows: tuple[int | None, ...]) -> onnx.ModelProto:
+    """See `exported_text`, with its weights."""
+    return parsed(exported_text(windows), "float32")
+
+
+def exported_text(windows: tuple[int | None, ...]) -> str:
     """An export: growing 4-D caches, an integer mask of the text so far, an input nobody uses."""
     past = [
         TensorSpec(f"past.{layer}.{kind}", "float32", ("b", KV_HEADS, "p", HEAD))
@@ -299,8 +304,7 @@ def exported_graph(windows: tuple[int | None, ...]) -> onnx.ModelProto:
     limits = "".join(
         f", int64 window{layer} = {{{window or 1000}}}" for layer, window in enumerate(windows)
     )
-    return parsed(
-        f"""<ir_version: 10, opset_import: ["" : 24]>
+    return f"""<ir_version: 10, opset_import: ["" : 24]>
         exported ({text(inputs)}) => ({text((logits, *present))})
         <int64 nought = {{0}}, int64 one = {{1}}, int64[1] ahead = {{1}},
          int64[2] blocks = {{1, 2}}, float zero = {{0.0}}, float low = {{-30000.0}}{limits}>
@@ -322,9 +326,7 @@ def exported_graph(windows: tuple[int | None, ...]) -> onnx.ModelProto:
             x0 = Add (e, p)
             {layers}
             logits = MatMul (x{LAYERS}, head)
-        }}""",
-        "float32",
-    )
+        }}"""
 
 
 def parsed(source: str, dtype: str) -> onnx.ModelProto:
