@@ -79,6 +79,7 @@ class GeInference:
         self._dtypes: dict[int, ir.DataType] = {}
         self._fixed: dict[int, bool] = {}
         self._dynamic: set[int] = set()
+        self._told: dict[_Question, str] = {}
         self._nodes = list(_in_order(model.graph))
 
     def misfits(self) -> Iterator[Misfit]:
@@ -224,8 +225,11 @@ class GeInference:
         if any(a.type in _BRANCHING for a in node.attributes.values()):
             return
         found = misfit_of_shapes(node, self._opset)
-        if not found:
-            found = _refused_by_onnx(node, schema, self._opset)
+        question = None if found else _question(node, self._opset)
+        if question is not None:
+            if question not in self._told:
+                self._told[question] = _refused_by_onnx(node, schema, question)
+            found = self._told[question]
         if found:
             shapes = " and ".join(_shown(value) for value in node.inputs if value is not None)
             yield Misfit(node, "shapes", f"{node.op_type} of {shapes}", found)
@@ -302,30 +306,60 @@ _DTYPES: Mapping[str, ir.DataType] = {
 }
 
 
-def _refused_by_onnx(node: ir.Node, schema: Any, opset: int) -> str:
-    """What ONNX's inference for the operator says of the shapes; "" where it takes them."""
-    types: dict[str, onnx.TypeProto] = {}
-    data: dict[str, onnx.TensorProto] = {}
+@dataclass(frozen=True)
+class _Question:
+    """What ONNX is asked about a node: the layers of a model ask the same ones."""
+
+    op: str
+    opset: int
+    attributes: tuple[tuple[str, str], ...]
+    types: tuple[tuple[int, tuple[int | str | None, ...] | None] | None, ...]
+    data: tuple[bytes | None, ...]
+    outputs: int
+
+
+def _question(node: ir.Node, opset: int) -> _Question | None:
+    """The question; None where an input has no type, or nothing is given."""
+    types: list[tuple[int, tuple[int | str | None, ...] | None] | None] = []
+    data: list[bytes | None] = []
     for value in node.inputs:
         if value is None:
+            types.append(None)
+            data.append(None)
             continue
         if value.dtype is None or not isinstance(value.type, ir.TensorType):
-            return ""
-        name = value.name or ""
-        shape = dims(value)
-        types[name] = onnx.helper.make_tensor_type_proto(
-            int(value.dtype), None if shape is None else [_dim(dim) for dim in shape]
-        )
+            return None
+        shape = value.shape
+        dims = None if shape is None else tuple(d if isinstance(d, int) else d.value for d in shape)
+        types.append((int(value.dtype), dims))
         tensor = _data(value)
-        if tensor is not None:
-            data[name] = tensor
+        data.append(None if tensor is None else tensor.SerializeToString())
+    attributes = tuple((name, repr(item.value)) for name, item in sorted(node.attributes.items()))
     if not types:
-        return ""
-    imports = [onnx.helper.make_opsetid("", opset)]
+        return None
+    counted = len(node.outputs)
+    return _Question(node.op_type, opset, attributes, tuple(types), tuple(data), counted)
+
+
+def _refused_by_onnx(node: ir.Node, schema: Any, question: _Question) -> str:
+    """What ONNX's inference for the operator says of the shapes; "" where it takes them."""
+    names = [f"x{at}" if given else "" for at, given in enumerate(question.types)]
+    types = {
+        name: onnx.helper.make_tensor_type_proto(*given)
+        for name, given in zip(names, question.types, strict=True)
+        if given is not None
+    }
+    data = {
+        name: onnx.TensorProto.FromString(given)
+        for name, given in zip(names, question.data, strict=True)
+        if given is not None
+    }
+    asked = onnx.NodeProto(op_type=node.op_type, input=names)
+    asked.output.extend(f"y{at}" for at in range(question.outputs))
+    asked.attribute.extend(ir.to_proto(item) for item in node.attributes.values())
+    imports = [onnx.helper.make_opsetid("", question.opset)]
     try:
-        onnx.shape_inference.infer_node_outputs(
-            schema, ir.to_proto(node), types, data, opset_imports=imports
-        )
+        onnx.shape_inference.infer_node_outputs(schema, asked, types, data, opset_imports=imports)
     except onnx.shape_inference.InferenceError as error:
         kind, _, text = str(error).partition("]")
         # An attribute that does not fit the shapes is a matter of types to ONNX.
@@ -335,10 +369,6 @@ def _refused_by_onnx(node: ir.Node, schema: Any, opset: int) -> str:
     except (RuntimeError, ValueError, onnx.checker.ValidationError):
         return ""  # of another matter than shapes: types, attributes
     return ""
-
-
-def _dim(dim: object) -> int | str:
-    return dim if isinstance(dim, int) else str(dim)
 
 
 def _data(value: ir.Value) -> onnx.TensorProto | None:
