@@ -18,6 +18,7 @@ from omforge.passes.events import Event, events
 from omforge.passes.interface import activations, find_interface, states
 from omforge.passes.match import NoMatch
 from omforge.passes.rotary_operator import is_own
+from omforge.passes.softmaxes import weighs_values
 from omforge.passes.views import scalar
 
 _NORMS = ("RMSNormalization", "LayerNormalization")
@@ -86,11 +87,16 @@ def measure(model: ir.Model, config: ModelConfig | None) -> Coverage:
     ops = Counter(node.op_type for node in model.graph)
     told = events(model)
     attention, given = _attentions(model), ops["Attention"]
-    layers = config.layers or given + ops["Softmax"]
+    left = given - attention + sum(n.op_type == "Softmax" and weighs_values(n) for n in model.graph)
+    # A spelling without a softmax is known by its cache.
+    layers = config.layers or max(attention + left, _cached(model))
     attending = config.attention_layers or _attending(model) or layers
     dynamic = sum(event.reason == DYNAMIC for event in told)
     # No more than the layers that are left without attention: other softmaxes have biases too.
     other = min(dynamic, max(0, attending - attention))
+    expected = attending - other
+    if attention > expected:  # layers with two of them, as where a decoder reads an encoder
+        expected = attention + left
     rotary = sum(n.op_type == "RotaryEmbedding" and not is_own(n) for n in model.graph)
     norms = sum(ops[name] for name in _NORMS)
     gates = sum(1 for node in model.graph if _is_gate(node))
@@ -102,7 +108,7 @@ def measure(model: ir.Model, config: ModelConfig | None) -> Coverage:
         # Their layers have gates and curves of their own, which nobody promised to raise.
         gated = max(gates, layers if config.gated and not config.experts else 0)
     kinds = {
-        "attention": _covered(attention, attending - other, told, "fuse-attention"),
+        "attention": _covered(attention, expected, told, "fuse-attention"),
         "rotary": _covered(
             rotary,
             _rotations(model, ops["RotaryEmbedding"], attending, config),
@@ -143,6 +149,14 @@ def _attending(model: ir.Model) -> int | None:
     except ir.InputError:  # any graph can be explained, a causal LM or not
         return None
     return len(interface.caches) // 2 if states(model, interface) else None
+
+
+def _cached(model: ir.Model) -> int:
+    """Layers with keys and values in a cache."""
+    try:
+        return len(find_interface(model).caches) // 2
+    except ir.InputError:  # any graph can be explained, a causal LM or not
+        return 0
 
 
 def _is_norm_left(node: ir.Node) -> bool:
@@ -247,8 +261,11 @@ def _unrecognised(
 
 
 def _covered(found: int, expected: int, told: Iterable[Event], *by: str) -> Covered:
-    missed = () if found == expected else tuple(str(e) for e in told if e.pass_name in by)
-    return Covered(found, expected, missed)
+    if found == expected:
+        return Covered(found, expected)
+    missed = tuple(str(e) for e in told if e.pass_name in by)
+    unknown = f"{' and '.join(by)} met nothing like it: it is spelled in a way that is not known"
+    return Covered(found, expected, missed or (unknown,))
 
 
 def _is_gate(node: ir.Node) -> bool:

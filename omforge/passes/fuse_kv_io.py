@@ -497,5 +497,5 @@ def _check_disconnected(model: ir.Model, old_inputs: Sequence[ir.Value]) -> None
             raise ir.CheckError(
                 f"the input {value.name} is still used, by {user.op_type} {user.name}",
                 "the graph reads it in a way that was not raised",
-                "`omforge opt -p raise` lists what was left alone, and why",
+                "`omforge explain` lists what was left alone, and why",
             )

@@ -80,7 +80,7 @@ def cache_layers(model: ir.Model, interface: Interface) -> tuple[CacheLayer, ...
             f"the cache cannot be given a fixed capacity: {len(left)} of its "
             f"{len(interface.caches)} tensors belong to attention that was not raised",
             f"they are no pairs of keys and values: {', '.join(str(p.name) for p, _ in left)}",
-            "`omforge opt -p raise` lists what fuse-attention left alone, and why",
+            "`omforge explain` says of each attention why it was not raised",
         )
     if not left:
         return tuple(raised)

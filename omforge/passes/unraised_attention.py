@@ -181,7 +181,7 @@ def _join(past: ir.Value, present: ir.Value) -> ir.Node:
         f"the cache {past.name} cannot be given a fixed capacity",
         f"expected: Concat({past.name} [B, K, P, D], the step's own, axis=2) makes {present.name}; "
         f"there is {made}, and {past.name} is [{', '.join(map(str, shape_of(past)))}]",
-        "`omforge opt -p raise` lists what fuse-attention left alone, and why",
+        "`omforge explain` says of each attention why it was not raised",
     )
 
 
@@ -218,7 +218,7 @@ def _refused(layer: CacheLayer, why: str) -> ir.CheckError:
         f"the cache {layer.past[0].name} cannot be given a fixed capacity: its attention was not "
         "raised, and cannot be kept as it stands",
         why,
-        "`omforge opt -p raise` lists what fuse-attention left alone, and why",
+        "`omforge explain` says of each attention why it was not raised",
     )
 
 
@@ -494,7 +494,7 @@ def check_sizes(model: ir.Model, blocks: Iterable[Unraised], length: str) -> Non
                 raise ir.CheckError(
                     f"{ir.describe(node)} counts the tokens in the cache",
                     f"{value.name} is the length of the cache, which is its capacity from now on",
-                    "`omforge opt -p raise` lists what was left alone, and why",
+                    "`omforge explain` lists what was left alone, and why",
                 )
 
 

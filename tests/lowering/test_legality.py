@@ -535,7 +535,7 @@ def test_all_offences_are_listed_at_once_with_place_and_remedy() -> None:
     found = check_legal(model, target("Ascend310P3"))
     unregistered = [d for d in found if d.code == "registered"]
     assert len(unregistered) == 12  # two norms, two rotations, attention and Swish in two layers
-    assert {d.remedy for d in unregistered} == {"run `legalize`"}
+    assert {d.remedy for d in unregistered} == {"make the graph by `omforge compile`"}
     assert all("E13010" in d.why and "hicann/ge" in d.why for d in unregistered)
     assert {"opset-version", "int32-inputs"} <= {d.code for d in found}
 

@@ -66,11 +66,13 @@ def test_another_window_than_promised_is_named(exported: Exported) -> None:
 
 def test_an_unraised_softmax_is_missed_with_its_reason() -> None:
     model = parse("""<ir_version: 11, opset_import: ["" : 24]>
-    g (int64[batch, seq] input_ids, float[1, 4] w) => (float[batch, seq, 4] logits)
+    g (int64[batch, seq] input_ids) => (float[batch, seq, 4] logits)
     <float[8, 4] table = {0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0}> {
         x = Gather (table, input_ids)
         s = Softmax <axis = -1> (x)
-        logits = Mul (s, w) }""")
+        t = Transpose <perm = [0, 2, 1]> (x)
+        weighted = MatMul (s, t)
+        logits = MatMul (weighted, x) }""")
     make_pipeline("raise").run(model)
     coverage = measure(model, None)
     assert not coverage.complete

@@ -28,7 +28,7 @@ def one_dtype(subject: Subject) -> Iterator[Finding]:
             ir.describe(found.node),
             found.what,
             found.why,
-            "cast one of them; behind TopK `legalize` does",
+            "cast one of them; behind TopK `omforge compile` does",
         )
 
 
@@ -70,7 +70,7 @@ def mod_signs(subject: Subject) -> Iterator[Finding]:
             "Mod of integers that may be negative",
             "GE's Mod is x - trunc(x / y) * y, which is ONNX's with fmod=1; without it the result "
             "has the divisor's sign",
-            "run `legalize`, which writes Mod(Mod(x, y) + y, y) with fmod=1",
+            "make the graph by `omforge compile`, which writes Mod(Mod(x, y) + y, y) with fmod=1",
         )
 
 

@@ -8,7 +8,7 @@ from omforge import ir
 from omforge.lowering.legality.subject import Finding, Rule, Subject, describe_input
 from omforge.lowering.target import DEFAULT_DOMAIN, registered
 
-_LEGALIZE = "run `legalize`"
+_LEGALIZE = "make the graph by `omforge compile`"
 
 GEAR_INPUT = "ascend_mbatch_shape_data"
 """The input that atc adds to a model with gears."""

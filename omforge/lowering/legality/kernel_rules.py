@@ -51,7 +51,7 @@ def _known(subject: Subject) -> Iterator[tuple[ir.Node, LlmOp]]:
 
 def _remedy(op: LlmOp) -> str:
     if op.name.startswith("NPU"):
-        return "write it in standard operators, as `legalize` does where a SoC lacks it"
+        return "write it in standard operators, as `omforge compile` does where a SoC lacks it"
     return "choose another SoC, or quantise weights only"
 
 

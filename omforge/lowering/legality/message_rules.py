@@ -116,7 +116,7 @@ def int4_is_raw(subject: FileSubject) -> Iterator[Finding]:
                 where,
                 "int4 numbers in int32_data",
                 "ATC reads eight numbers from each int32, ONNX writes two",
-                "run `legalize`, which stores them as raw data",
+                "make the graph by `omforge compile`, which stores them as raw data",
             )
 
 

@@ -12,8 +12,8 @@ from omforge.lowering.target import EXPANDED
 
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_./:-]+")
 _NAMES = "names of nodes and tensors use A-Z a-z 0-9 _ . / : - only"
-_LEGALIZE = "run `legalize`"
-_NAME = "rename the node; `legalize` gives every node a name of its own"
+_LEGALIZE = "make the graph by `omforge compile`"
+_NAME = "rename the node; `omforge compile` gives every node a name of its own"
 _NAME_LIMIT = 127
 
 NET_OUTPUT = "Node_Output"

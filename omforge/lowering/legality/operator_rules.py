@@ -106,9 +106,9 @@ def _why_unregistered(node: ir.Node) -> str:
 
 def _registration_remedy(node: ir.Node) -> str:
     if NOT_LEGALIZED in node.metadata_props:
-        return "mend what it names, before `legalize`"
+        return "mend what it names"
     if node.op_type in LEGALIZATIONS and node.domain in ("", DEFAULT_DOMAIN):
-        return "run `legalize`"
+        return "make the graph by `omforge compile`"
     if node.domain == "com.microsoft":
         return "run `raise-contrib-ops`; ATC knows no operator of that domain"
     return _REMEDIES.get(node.op_type, "rewrite it in operators that ATC registers")
@@ -263,7 +263,7 @@ def outputs_are_named(subject: Subject) -> Iterator[Finding]:
                     f'output {index} is named ""',
                     'every absent input "" of the whole graph would be wired to it'
                     + ("" if absent else " (this graph has none)"),
-                    "run `legalize`, which names it, or drop trailing outputs",
+                    "make the graph by `omforge compile`, which names it, or drop trailing outputs",
                     level=None if absent else "advice",
                 )
 

@@ -28,7 +28,7 @@ def rms_norm(subject: Subject) -> Iterator[Finding]:
                 ir.describe(node),
                 f"{node.op_type} with an epsilon of {epsilon.value}",
                 "the plugin ignores it and always uses 1e-6",
-                "scale x by sqrt(1e-6/epsilon) first, as `legalize` does for RMSNormalization",
+                "scale x by sqrt(1e-6/epsilon) first, as `omforge compile` does",
             )
 
 
@@ -69,7 +69,7 @@ def rotary_mul(subject: Subject) -> Iterator[Finding]:
                 ir.describe(node),
                 problem,
                 "; ".join(TARGET_OPS["NPURotaryMul"].limits),
-                "decompose the rotation, as `legalize` does outside the limits",
+                "decompose the rotation, as `omforge compile` does outside the limits",
             )
 
 
@@ -124,7 +124,7 @@ def split_sizes(subject: Subject) -> Iterator[Finding]:
             "with num_outputs the plugin reads out of bounds or crashes on unknown dims"
             if subject.opset >= 18
             else "at this opset atc makes a Split of equal parts",
-            "run `legalize`, which writes the sizes",
+            "make the graph by `omforge compile`, which writes the sizes",
             # On a graph input of known dims, from the front, the plugin was seen to work.
             atc="" if fixed or subject.opset < 18 else code,
             level="advice" if subject.opset < 18 or fixed else None,

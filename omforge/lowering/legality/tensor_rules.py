@@ -86,7 +86,7 @@ def int4_is_raw(subject: Subject) -> Iterator[Finding]:
                 where,
                 "int4 numbers in int32_data",
                 "ATC reads eight numbers from each int32, ONNX writes two",
-                "run `legalize`, which stores them as raw data",
+                "make the graph by `omforge compile`, which stores them as raw data",
             )
 
 
@@ -137,7 +137,7 @@ def constants_use_value(subject: Subject) -> Iterator[Finding]:
                 ir.describe(node),
                 f"a Constant spelled with {spelled}",
                 "only `value` is read; the others give an empty tensor without a word",
-                "run `legalize`",
+                "make the graph by `omforge compile`",
             )
 
 
