@@ -290,10 +290,11 @@ def run(
     sampling = Sampling(temperature, top_k, top_p, seed)
     with console.progress() as bar:
         opened = Bundle.open(bundle, verify_hashes=check, progress=bar)
+        encodes = asks_to_encode(opened, pair, save, chat=chat)
         if bar is not None:
             bar("load the tokenizer", 0, 0)
         tokenizer = opened.tokenizer()
-    if asks_to_encode(opened, pair, save, chat=chat):
+    if encodes:
         run_encoder(opened, tokenizer, prompt, pair, level, backend, save, as_json=as_json)
         return
     tokens = chat_tokens(tokenizer, prompt) if chat else tokenizer.encode(prompt)

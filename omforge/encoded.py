@@ -109,6 +109,12 @@ def asks_to_encode(bundle: Bundle, pair: str, save: Path | None, *, chat: bool) 
             bundle.require("encode", f"Leave {option} away")
     if chat:
         bundle.require("generate", "Leave --chat away")
+    if bundle.manifest.embeddings is not None:
+        raise InputError(
+            f"no text can go into the bundle {bundle.folder}",
+            "the model is fed by embeddings in place of token ids, and its export has no table",
+            "Use Python: LanguageModel(bundle.with_embeddings(table)), or prompts of embeddings",
+        )
     return bundle.manifest.task == "encode"
 
 

@@ -160,7 +160,7 @@ def show_compiled(result: CompileResult, source: Path, output: Path, remark: str
     show_coverage(result.coverage, result.events)
     nodes = ", ".join(f"0 illegal of {result.nodes[name]} nodes in {name}" for name in buckets)
     show(f"legality   {made.target}: {nodes}")
-    show(f"task       {task_text(made.task)}")
+    show(f"task       {task_text(made)}")
     cache = "no" if made.task == "encode" else made.kv.layout
     show(
         f"bundle     {output}: {made.dtype}, context {made.context}, batch {made.batch}, "
@@ -175,7 +175,8 @@ def show_compiled(result: CompileResult, source: Path, output: Path, remark: str
     show_budget(result)
     show(f"atc        {_atc_hint(result, output)}")
     folder = shlex.quote(str(output))
-    show(f'next       omforge verify {folder}; omforge run {folder} --prompt "..."')
+    run = "" if made.embeddings is not None else f'; omforge run {folder} --prompt "..."'
+    show(f"next       omforge verify {folder}{run}")
 
 
 def show_nonfinite(found: Mapping[str, str]) -> None:
@@ -395,6 +396,16 @@ class QualityAsked:
 
     def wanted(self, bundle: Bundle) -> bool:
         """Whether to measure: if asked for, or if there is a loss to measure."""
+        made = bundle.manifest
+        if made.task == "encode" or made.embeddings is not None:
+            asked = self.on or self.text or self.max_kl or self.max_perplexity_increase
+            if asked:
+                raise InputError(
+                    "the quality of this bundle cannot be measured",
+                    "it is measured on text that the model continues, token by token",
+                    "Leave --quality, --text and its limits away",
+                )
+            return False
         if self.on is not None:
             return self.on
         limits = (self.text, self.max_kl, self.max_perplexity_increase)

@@ -35,6 +35,7 @@ from omforge.lowering.legalize import check_forms, legalize
 from omforge.lowering.legalize.choices import choices
 from omforge.lowering.model_facts import (
     cache_heads,
+    embeddings_of,
     encode_facts,
     fixed_inputs,
     generate_facts,
@@ -275,6 +276,7 @@ def compile_bundle(
         kv = kv_cache(
             model, facts, value_size=value_size, capacity=options.context or 0, dtype=stored_as
         )
+    embeddings = embeddings_of(model)
     by_token, fixed = token_inputs(model), fixed_inputs(model, _float(options))
     results = output_specs(model, _float(options)) if encode else ()
     with MadeFolder(destination) as folder:
@@ -338,6 +340,7 @@ def compile_bundle(
             token_inputs=by_token,
             fixed=fixed,
             outputs=results,
+            embeddings=embeddings,
         )
         written.save(folder / m.FILE_NAME)
     if program is not None:

@@ -33,7 +33,15 @@ from omforge.lowering.manifest_export import CacheFlag as CacheFlag
 from omforge.lowering.manifest_export import Export, TensorSpec, check_hash, validate_export
 from omforge.lowering.manifest_export import ExportCache as ExportCache
 from omforge.lowering.manifest_export import FirstStep as FirstStep
-from omforge.lowering.manifest_json import as_map, decode, is_map, refuse_constant, wrong
+from omforge.lowering.manifest_json import (
+    as_map,
+    decode,
+    is_map,
+    positive,
+    refuse_constant,
+    unique,
+    wrong,
+)
 
 SCHEMA_VERSION = 2
 FILE_NAME = "manifest.json"
@@ -69,6 +77,17 @@ class TokenInput:
     name: str
     dtype: str
     rows: int | None
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """What a model is fed with in place of token ids: the input inputs_embeds [B, S, H].
+
+    `scale` is about the deviation of real ones, as far as the model's head tells.
+    """
+
+    hidden_size: int
+    scale: float
 
 
 @dataclass(frozen=True)
@@ -222,6 +241,7 @@ class Manifest:
     token_inputs: tuple[TokenInput, ...] = ()
     fixed: tuple[FixedInput, ...] = ()
     outputs: tuple[TensorSpec, ...] = ()
+    embeddings: Embeddings | None = None
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Manifest:
@@ -330,7 +350,7 @@ class Manifest:
         if not math.isfinite(self.mask_value) or self.mask_value >= 0:
             raise wrong("mask_value", f"is {self.mask_value}, must be finite and below 0")
         for field in ("batch", "context"):
-            _positive(field, getattr(self, field))
+            positive(field, getattr(self, field))
         _validate_model(self.model, self.task)
         if self.task == "encode":
             _validate_no_cache(self)
@@ -338,11 +358,15 @@ class Manifest:
             _validate_cache(self.kv, self.model)
         _validate_states(self.states)
         _validate_given(self.token_inputs, self.fixed)
-        _unique("masks", [mask.name for mask in self.masks])
+        if self.embeddings is not None:
+            positive("embeddings.hidden_size", self.embeddings.hidden_size)
+            if not (math.isfinite(self.embeddings.scale) and self.embeddings.scale > 0):
+                raise wrong("embeddings.scale", f"is {self.embeddings.scale}, must be above 0")
+        unique("masks", [mask.name for mask in self.masks])
         for index, mask in enumerate(self.masks):
             if mask.window is not None:
-                _positive(f"masks[{index}].window", mask.window)
-        _unique("buckets", [bucket.name for bucket in self.buckets])
+                positive(f"masks[{index}].window", mask.window)
+        unique("buckets", [bucket.name for bucket in self.buckets])
         for index, bucket in enumerate(self.buckets):
             _validate_bucket(f"buckets[{index}]", bucket, self.masks)
             if (bucket.kind == "encode") != (self.task == "encode"):
@@ -398,10 +422,10 @@ def _seal_of(data: Mapping[str, object]) -> str:
 
 def _validate_model(model: ModelFacts, task: Task) -> None:
     if task == "encode":  # the rest is told, and nothing depends on it
-        _positive("model.vocab_size", model.vocab_size)
+        positive("model.vocab_size", model.vocab_size)
         return
     for field in ("layers", "heads", "kv_heads", "head_size", "hidden_size", "vocab_size"):
-        _positive(f"model.{field}", getattr(model, field))
+        positive(f"model.{field}", getattr(model, field))
     if model.heads % model.kv_heads:
         raise wrong("model.kv_heads", f"{model.kv_heads} does not divide {model.heads} heads")
 
@@ -415,16 +439,16 @@ def _validate_no_cache(manifest: Manifest) -> None:
         raise wrong("states", f"are {len(manifest.states)}, and what encodes has none")
     if not manifest.outputs:
         raise wrong("outputs", "are none, and a run must give something")
-    _unique("outputs", [spec.name for spec in manifest.outputs])
+    unique("outputs", [spec.name for spec in manifest.outputs])
     for index, spec in enumerate(manifest.outputs):
         _validate_shape(f"outputs[{index}].shape", spec.shape, ("batch", "seq"))
 
 
 def _validate_given(tokens: tuple[TokenInput, ...], fixed: tuple[FixedInput, ...]) -> None:
-    _unique("fixed", [spec.name for spec in (*tokens, *fixed)])
+    unique("fixed", [spec.name for spec in (*tokens, *fixed)])
     for index, spec in enumerate(tokens):
         if spec.rows is not None:
-            _positive(f"token_inputs[{index}].rows", spec.rows)
+            positive(f"token_inputs[{index}].rows", spec.rows)
     for index, spec in enumerate(fixed):
         _validate_shape(f"fixed[{index}].shape", spec.shape, ("batch",))
 
@@ -433,14 +457,14 @@ def _validate_shape(field: str, shape: tuple[int | str, ...], named: tuple[str, 
     """Numbers of 1 or more; a name may only be one of `named`."""
     for axis, dim in enumerate(shape):
         if isinstance(dim, int):
-            _positive(f"{field}[{axis}]", dim)
+            positive(f"{field}[{axis}]", dim)
         elif dim not in named:
             raise wrong(f"{field}[{axis}]", f"is {dim!r}, only {' and '.join(named)} is open")
 
 
 def _validate_cache(kv: KvCache, model: ModelFacts) -> None:
     for field in ("layers", "kv_heads", "head_size", "value_head_size", "capacity"):
-        _positive(f"kv.{field}", getattr(kv, field))
+        positive(f"kv.{field}", getattr(kv, field))
     for field in ("layers", "kv_heads", "head_size"):
         ours, theirs = getattr(kv, field), getattr(model, field)
         if ours != theirs:
@@ -453,7 +477,7 @@ def _validate_cache(kv: KvCache, model: ModelFacts) -> None:
 
 
 def _validate_states(states: tuple[StateSpec, ...]) -> None:
-    _unique("states", [name for state in states for name in (state.input, state.output)])
+    unique("states", [name for state in states for name in (state.input, state.output)])
     for index, state in enumerate(states):
         _validate_shape(f"states[{index}].shape", state.shape, ("batch",))
 
@@ -461,7 +485,7 @@ def _validate_states(states: tuple[StateSpec, ...]) -> None:
 def _validate_bucket(where: str, bucket: Bucket, masks: tuple[MaskSpec, ...]) -> None:
     sizes = ("batch", "seq") if bucket.kind == "encode" else ("batch", "seq", "capacity")
     for field in sizes:
-        _positive(f"{where}.{field}", getattr(bucket, field))
+        positive(f"{where}.{field}", getattr(bucket, field))
     if bucket.kind == "encode" and bucket.capacity:
         raise wrong(f"{where}.capacity", f"is {bucket.capacity}, and what encodes has no cache")
     fault = name_fault(bucket.name)
@@ -472,11 +496,11 @@ def _validate_bucket(where: str, bucket: Bucket, masks: tuple[MaskSpec, ...]) ->
         if not word.isprintable():
             raise wrong(f"{where}.command", f"{word!r} cannot be printed", _UNTRUSTED)
     for kind, specs in (("inputs", bucket.inputs), ("outputs", bucket.outputs)):
-        _unique(f"{where}.{kind}", [spec.name for spec in specs])
+        unique(f"{where}.{kind}", [spec.name for spec in specs])
         for index, spec in enumerate(specs):
             for axis, dim in enumerate(spec.shape):
                 if isinstance(dim, int):
-                    _positive(f"{where}.{kind}[{index}].shape[{axis}]", dim)
+                    positive(f"{where}.{kind}[{index}].shape[{axis}]", dim)
                 elif not bucket.gears:
                     # A bucket is static: a symbol here is a bucket that was never bound.
                     raise wrong(f"{where}.{kind}[{index}].shape[{axis}]", f"is {dim!r}, no number")
@@ -500,17 +524,6 @@ def _validate_bucket(where: str, bucket: Bucket, masks: tuple[MaskSpec, ...]) ->
     for index, mask in enumerate(masks):
         if mask.name not in inputs:
             raise wrong(f"{where}.inputs", f"lack {mask.name!r}, which masks[{index}] names")
-
-
-def _positive(field: str, value: int) -> None:
-    if value < 1:
-        raise wrong(field, f"is {value}, must be 1 or more")
-
-
-def _unique(field: str, names: list[str]) -> None:
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise wrong(field, f"names {', '.join(map(repr, twice))} more than once")
 
 
 def _inside(field: str, name: str) -> None:

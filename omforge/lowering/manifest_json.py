@@ -18,6 +18,19 @@ def wrong(field: str, why: str, next_step: str = "Build the bundle again") -> In
     return InputError(field, why, next_step)
 
 
+def positive(field: str, value: int) -> None:
+    """Refuse a number that is not 1 or more."""
+    if value < 1:
+        raise wrong(field, f"is {value}, must be 1 or more")
+
+
+def unique(field: str, names: list[str]) -> None:
+    """Refuse names of which one is there twice."""
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise wrong(field, f"names {', '.join(map(repr, twice))} more than once")
+
+
 def refuse_constant(name: str) -> float:
     """Refuse NaN and infinity, which Python's reader takes and JSON has not."""
     raise ValueError(f"{name} is not a number that JSON knows")
@@ -61,6 +74,10 @@ def _decode_union(arguments: tuple[Any, ...], data: object, where: str) -> objec
     for argument in arguments:
         if argument is not types.NoneType and type(data) is argument:
             return data
+        if dataclasses.is_dataclass(argument) and isinstance(data, dict):
+            return _decode_dataclass(
+                cast("type[object]", argument), cast("dict[str, object]", data), where
+            )
     names = " or ".join("null" if a is types.NoneType else a.__name__ for a in arguments)
     raise wrong(where, f"is {_kind(data)}, must be {names}")
 

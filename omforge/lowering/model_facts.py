@@ -6,8 +6,10 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
+
 from omforge import ir
-from omforge.ir.infer import attribute, dims
+from omforge.ir.infer import attribute, constant_tensor, dims
 from omforge.lowering import manifest as m
 from omforge.lowering.export_interface import tensor_spec
 from omforge.lowering.target import dtype_name
@@ -18,6 +20,13 @@ from omforge.passes.fuse_encoder_io import MASK_FULL
 from omforge.passes.fuse_kv_io import PAST
 from omforge.passes.interface import CacheLayer, find_interface, table_rows
 from omforge.passes.recurrent_states import is_state, renewed
+from omforge.passes.views import shape_of
+
+_STEPS_TO_HEAD = 6
+"""Casts, caps and reshapes behind a head."""
+
+_SAMPLE = 1 << 20
+"""Numbers of a head that tell how large they are."""
 
 
 def cache_heads(layers: Sequence[CacheLayer]) -> tuple[int, int, int]:
@@ -145,6 +154,31 @@ def encode_facts(
         max_positions=min((bound.tokens for bound in bounds), default=None),
         labels=config.labels,
     )
+
+
+def embeddings_of(model: ir.Model) -> m.Embeddings | None:
+    """What is fed in place of token ids; None where ids are."""
+    interface = find_interface(model)
+    width = shape_of(interface.input_ids)[-1] if interface.embedded else 0
+    if not isinstance(width, int) or not width:
+        return None
+    return m.Embeddings(width, _head_scale(interface.logits, width))
+
+
+def _head_scale(logits: ir.Value, width: int) -> float:
+    """The deviation of the head's weights: embeddings are about as large, where not the same."""
+    pending = [logits]
+    for _ in range(_STEPS_TO_HEAD):
+        node = pending.pop().producer() if pending else None
+        if node is None:
+            break
+        for value in node.inputs:
+            tensor = None if value is None else constant_tensor(value)
+            if tensor is not None and len(tensor.shape) == 2 and width in tuple(tensor.shape):
+                some = tensor.numpy().ravel()[:_SAMPLE].astype(np.float64)
+                return float(some.std()) or 1.0
+        pending = [v for v in node.inputs[:1] if v is not None]
+    return 1.0
 
 
 def no_cache(dtype: str) -> m.KvCache:

@@ -70,9 +70,11 @@ def find_task(model: ir.Model, asked: TaskOption = "auto") -> m.Task:
     return "encode"
 
 
-def task_text(task: m.Task) -> str:
+def task_text(made: m.Manifest) -> str:
     """One line for a report: what was found."""
-    return f"{task}: {_KINDS[task]}"
+    fed = ", and is fed by embeddings" if made.embeddings is not None else ""
+    given = "".join(f"; {spec.name} is given once" for spec in made.fixed)
+    return f"{made.task}: {_KINDS[made.task]}{fed}{given}"
 
 
 def _is_language_model(model: ir.Model, interface: Interface) -> bool:

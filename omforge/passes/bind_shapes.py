@@ -73,7 +73,8 @@ class BindShapes(Pass):
 
 def _check_fixed(model: ir.Model, bindings: Mapping[str, Dim]) -> None:
     """Raise InputError where the tokens have a number of rows or columns that is not asked for."""
-    tokens = next((v for v in model.graph.inputs if v.name == "input_ids"), None)
+    fed = ("input_ids", "inputs_embeds")
+    tokens = next((v for v in model.graph.inputs if v.name in fed), None)
     fixed = (dims(tokens) or ()) if tokens is not None else ()
     for name, size in zip(("batch", "seq"), fixed, strict=False):
         wanted = bindings.get(name, size)
@@ -85,7 +86,7 @@ def _check_fixed(model: ir.Model, bindings: Mapping[str, Dim]) -> None:
             next_step = "Export the model with a dynamic sequence length"
         raise ir.InputError(
             f"a {name} of {wanted} does not fit the export",
-            f"its input_ids are [{', '.join(map(str, fixed))}], whatever the caller has",
+            f"its tokens are [{', '.join(map(str, fixed))}], whatever the caller has",
             next_step,
         )
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from omforge import ir
 from omforge.ir.dims import Dim, symbols
 from omforge.ir.evaluate import EvaluationError
-from omforge.ir.infer import constant_tensor, dims, known
+from omforge.ir.infer import constant_tensor, dims, known, to_shape
 from omforge.passes.builder import Builder
 from omforge.passes.interface import Interface
 from omforge.passes.masks import Probe, Prober
@@ -113,9 +113,10 @@ def feed_positions(
         ) from miss
     ids = interface.position_ids
     if derived and ids is None:
-        tokens = interface.input_ids
-        assert tokens.dtype is not None
-        ids = ir.Value(name=POSITION_IDS, shape=tokens.shape, type=ir.TensorType(tokens.dtype))
+        dtype = ir.DataType.INT64 if interface.embedded else interface.input_ids.dtype
+        assert dtype is not None
+        shape = to_shape(interface.tokens)
+        ids = ir.Value(name=POSITION_IDS, shape=shape, type=ir.TensorType(dtype))
     for value, found in zip(derived, counted, strict=True):
         assert ids is not None
         op = Builder(model)

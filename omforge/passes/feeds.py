@@ -117,6 +117,12 @@ def token_feeds(model: ir.Model, tokens: Array) -> Feeds:
             its vocabulary.
     """
     interface = find_interface(model)
+    if interface.embedded:
+        raise ir.InputError(
+            "the model takes no tokens",
+            f"its input {interface.input_ids.name} is embeddings, and the export has no table",
+            "Choose what needs no calibration text",
+        )
     least, most, count = int(tokens.min()), int(tokens.max()), _vocabulary(interface)
     if least < 0 or (isinstance(_shape(interface.logits)[-1], int) and most >= count):
         raise ir.InputError(
@@ -180,8 +186,12 @@ def _slots(inputs: list[ir.Value], interface: Interface) -> int | None:
 
 def _feed(value: ir.Value, step: Step, interface: Interface, random: np.random.Generator) -> Array:
     total = step.past + step.seq
-    if value is interface.input_ids:
-        array: Array = random.integers(0, _vocabulary(interface), (step.batch, step.seq))
+    if value is interface.input_ids and interface.embedded:
+        width = _shape(value)[2]
+        shape = (step.batch, step.seq, width if isinstance(width, int) else 1)
+        array: Array = random.standard_normal(shape)
+    elif value is interface.input_ids:
+        array = random.integers(0, _vocabulary(interface), (step.batch, step.seq))
     elif value is interface.position_ids:
         array = step.positions
     elif value is stacked_positions(interface):

@@ -171,7 +171,8 @@ def _read_tokens(model: ir.Model, node: ir.Node, by: str) -> bool:
 
 
 def _tokens(model: ir.Model) -> ir.Value | None:
-    return next((v for v in model.graph.inputs if v.name == "input_ids"), None)
+    fed = ("input_ids", "inputs_embeds")
+    return next((v for v in model.graph.inputs if v.name in fed), None)
 
 
 def _reads_only(value: ir.Value | None, tokens: ir.Value) -> bool:

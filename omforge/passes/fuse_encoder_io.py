@@ -25,12 +25,14 @@ import numpy as np
 
 from omforge import ir
 from omforge.ir.dims import symbol
-from omforge.ir.edit import remove_dead
+from omforge.ir.edit import remove_dead, take_name
 from omforge.ir.infer import attribute, infer_model, to_shape
 from omforge.passes import masks
 from omforge.passes.builder import Builder
+from omforge.passes.derived_positions import POSITION_IDS
 from omforge.passes.events import record
 from omforge.passes.fixed_inputs import find_fixed
+from omforge.passes.fuse_kv_io import INPUT_IDS, MASK
 from omforge.passes.interface import Interface, find_interface, states
 from omforge.passes.last_token_logits import LOGITS_INDEX, keeps_last
 from omforge.passes.match import NoMatch
@@ -76,6 +78,12 @@ class FuseEncoderIo(Pass):
                 "only the caller knows what it lets through, and no padding can be hidden by it",
                 "Export the model with an attention_mask [batch, sequence]",
             )
+        if interface.embedded:
+            raise ir.InputError(
+                f"the input {interface.input_ids.name} is embeddings in place of tokens",
+                "without a cache there is nothing yet that feeds them",
+                "Export the model with token ids",
+            )
         made = _new_masks(model, interface, self.name)
         count = sum(len(blocks) for _, blocks in made.values())
         for value, blocks in made.values():
@@ -95,6 +103,13 @@ class FuseEncoderIo(Pass):
                     f"text; its shape is [{', '.join(map(str, shape_of(value)))}]",
                     "Export the model without it",
                 )
+        for value, name in (
+            (interface.input_ids, INPUT_IDS),
+            (interface.position_ids, POSITION_IDS),
+            (interface.attention_mask, MASK),
+        ):
+            if value is not None:
+                take_name(model.graph, value, name)
         masks_made = [value for value, _ in made.values()]
         kept = [interface.position_ids, *interface.by_token, *picked, interface.attention_mask]
         kept += [*masks_made, *fixed]

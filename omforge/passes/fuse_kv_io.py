@@ -53,7 +53,7 @@ from omforge.passes.views import shape_of
 
 BATCH, SEQ, CAPACITY = symbol("batch"), symbol("seq"), symbol("capacity")
 PAST, PRESENT, MASK = "past_key_values", "present_key_values", "attention_mask"
-INPUT_IDS, LOGITS = "input_ids", "logits"
+INPUT_IDS, INPUTS_EMBEDS, LOGITS = "input_ids", "inputs_embeds", "logits"
 
 _Kind: TypeAlias = tuple[int | None, Bias | None]
 """A mask's window, and what it adds to the scores of visible keys."""
@@ -126,7 +126,8 @@ class FuseKvIo(Pass):
         model.graph.inputs.extend([*kept, *mask_inputs.values(), *key_positions, *given.inputs])
         model.graph.inputs.extend([*carried, *fixed])
         remove_dead(model)
-        for value, name in ((interface.input_ids, INPUT_IDS), (logits, LOGITS), *named):
+        fed = INPUTS_EMBEDS if interface.embedded else INPUT_IDS
+        for value, name in ((interface.input_ids, fed), (logits, LOGITS), *named):
             take_name(model.graph, value, name)
         if recurrent and interface.attention_mask is not None:
             runtimes = next(iter(mask_inputs.values()))

@@ -27,7 +27,7 @@ class Interface:
     """The roles of a causal LM's inputs and outputs.
 
     Attributes:
-        input_ids: Token numbers, integer [B, S].
+        input_ids: Token numbers, integer [B, S]; or embeddings in their place, float [B, S, H].
         attention_mask: 1 for a token and 0 for padding, integer or boolean [B, P + S], or the whole
             mask [B, 1, S, P + S], boolean or floats that are added; None where there is none.
         position_ids: Integer [B, S]; None where the model derives positions from something else.
@@ -44,10 +44,19 @@ class Interface:
     extra: tuple[ir.Value, ...]
 
     @property
+    def embedded(self) -> bool:
+        """Whether the model is fed by embeddings in place of token numbers."""
+        return self.input_ids.dtype in _FLOATS
+
+    @property
+    def tokens(self) -> tuple[Dim, ...]:
+        """B and S."""
+        return shape_of(self.input_ids)[:2]
+
+    @property
     def by_token(self) -> tuple[ir.Value, ...]:
         """Further integers [B, S], one for each token: a segment, a language."""
-        tokens = shape_of(self.input_ids)
-        return tuple(v for v in self.extra if v.dtype in _INTEGERS and shape_of(v) == tokens)
+        return tuple(v for v in self.extra if v.dtype in _INTEGERS and shape_of(v) == self.tokens)
 
 
 @dataclass(frozen=True)
@@ -168,14 +177,15 @@ def find_interface(model: ir.Model) -> Interface:
     """
     graph = model.graph
     inputs = [value for value in graph.inputs if value.name not in graph.initializers]
-    input_ids = tokens_of(graph)
+    input_ids = tokens_of(graph) or _embeddings(inputs, graph)
     if input_ids is None:
         raise ir.InputError(
             "the graph is no causal LM that omforge can serve",
-            "no integer input [batch, sequence] looks up rows of an embedding (inputs: "
+            "no integer input [batch, sequence] looks up rows of an embedding, and none is "
+            "embeddings [batch, sequence, hidden] (inputs: "
             + (", ".join(f"{v.name}" for v in inputs) or "none")
             + ")",
-            "Export the model for text generation, with token ids as its input",
+            "Export the model with token ids, or inputs_embeds, as its input",
         )
     caches = tuple(_caches(inputs))
     presents = {present for _, present in caches}
@@ -188,7 +198,7 @@ def find_interface(model: ir.Model) -> Interface:
             "Export the model with its language-model head",
         )
     rest = [v for v in inputs if v.dtype in _MASKS and v is not input_ids]
-    tokens = shape_of(input_ids)
+    tokens = shape_of(input_ids)[:2]
     mask = _by_role(rest, "mask", lambda shape: shape[-1] != tokens[-1])
     if (
         mask is None and caches
@@ -204,7 +214,7 @@ def find_interface(model: ir.Model) -> Interface:
 
 def stacked_positions(interface: Interface) -> ir.Value | None:
     """The positions [3, B, S] or [4, B, S] of models that tell time, height and width (M-RoPE)."""
-    tokens = shape_of(interface.input_ids)
+    tokens = interface.tokens
     for value in interface.extra:
         shape = shape_of(value)
         if len(shape) != 3 or value.dtype not in _INTEGERS or shape[0] == 1:
@@ -226,6 +236,28 @@ def tokens_of(graph: ir.Graph) -> ir.Value | None:
     candidates = [v for v in tables if "position" not in _words(v)]
     scored = {shape_of(output)[-1] for output in graph.outputs if shape_of(output)}
     return max(candidates, key=lambda v: (tables[v] in scored, tables[v]), default=None)
+
+
+def _embeddings(inputs: Sequence[ir.Value], graph: ir.Graph) -> ir.Value | None:
+    """Floats [B, S, H] in place of the tokens.
+
+    Beside a cache they are what is as long as an output; without one, only their name tells.
+    """
+    caches = {past for past, _ in _caches(inputs)}
+    lengths = {shape_of(output)[1] for output in graph.outputs if len(shape_of(output)) == 3}
+    found = [
+        value
+        for value in inputs
+        if value.dtype in _FLOATS
+        and value not in caches
+        and len(shape := shape_of(value)) == 3
+        and not isinstance(shape[1], int)
+        and isinstance(shape[2], int)
+        and ("embed" in _words(value) or (caches and shape[1] in lengths))
+    ]
+    # Where there are several (an image's features beside the text's), the name tells.
+    named = [value for value in found if "embed" in _words(value)]
+    return next(iter(named or found), None)
 
 
 def table_rows(value: ir.Value) -> int | None:

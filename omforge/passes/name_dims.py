@@ -105,8 +105,9 @@ _OPEN = "open_axis_"
 def _name(model: ir.Model, interface: Interface) -> None:
     names = _Names()
     exported = {value: shape_of(value) for value in model.graph.inputs}
-    tokens = _named(interface.input_ids, (BATCH, SEQ))
-    roles = {interface.input_ids: tokens}
+    width = shape_of(interface.input_ids)[2:]  # of embeddings
+    tokens = _named(interface.input_ids, (BATCH, SEQ, *width))[:2]
+    roles = {interface.input_ids: (*tokens, *width)}
     if interface.position_ids is not None and len(shape_of(interface.position_ids)) == 2:
         roles[interface.position_ids] = tokens
     stacked = stacked_positions(interface)

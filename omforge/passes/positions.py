@@ -288,7 +288,7 @@ def build(
     frequencies = rotation.frequencies(pairs)
     if reverse:  # cos(-a) is cos(a) and sin(-a) is -sin(a), to the bit
         frequencies = -frequencies
-    ids = shape_of(interface.input_ids)
+    ids = interface.tokens
     shape = shape_of(position)
     if shape != ids:  # one row for the whole batch
         if shape[-1] != ids[-1] or shape[:-1] not in ((), (1,)):
@@ -297,7 +297,7 @@ def build(
                 f"{[str(n) for n in ids]}",
                 position,
             )
-        position = op.Expand(position, op.Shape(interface.input_ids))
+        position = op.Expand(position, op.Shape(interface.input_ids, end=2))
     angle = op.Mul(
         op.Unsqueeze(op.Cast(position, to=int(ir.DataType.FLOAT)), [-1]), op.constant(frequencies)
     )

@@ -51,7 +51,7 @@ class TextPositions(Pass):
         stacked.name = f"{name}/stacked"
         single = ir.Value(
             name=name,
-            shape=to_shape(shape_of(interface.input_ids)),
+            shape=to_shape(interface.tokens),
             type=ir.TensorType(stacked.dtype or ir.DataType.INT64),
         )
         model.graph.inputs[model.graph.inputs.index(stacked)] = single

@@ -304,7 +304,7 @@ class AclSession:
             OmforgeError: A call of pyACL failed.
         """
         check_feeds(self.name, self._fed, feeds)
-        seq = int(feeds["input_ids"].shape[1])
+        seq = int(feeds[self._bucket.inputs[0].name].shape[1])  # ids, or embeddings
         self._choose(seq)
         used: list[tuple[int, int]] = []
         for spec in self._fed:

@@ -6,10 +6,11 @@ error; so every number that two files state is compared here, and a difference i
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,6 +21,7 @@ from omforge.ir.files import load
 from omforge.ir.folders import recover
 from omforge.lowering.manifest import Bucket, Manifest, Task, TensorSpec
 from omforge.runtime.cache import cache_specs, state_specs
+from omforge.runtime.embeddings import EmbeddingTable
 from omforge.runtime.fixed import fixed_specs
 from omforge.runtime.session import describe
 from omforge.runtime.text_stream import Tokenizer
@@ -39,6 +41,25 @@ class Bundle:
 
     folder: Path
     manifest: Manifest
+    embeddings: EmbeddingTable | None = field(default=None, compare=False, repr=False)
+    """The rows of the tokens, for a model that is fed by embeddings; its export has none."""
+
+    def with_embeddings(self, table: EmbeddingTable) -> Bundle:
+        """Return the bundle with a row of embeddings for each token: an array, mapped or not.
+
+        Raises:
+            InputError: The model takes token ids, or embeddings of another width.
+        """
+        wanted = self.manifest.embeddings
+        if wanted is None:
+            raise InputError("the model takes token ids", "its graphs have the embeddings", "")
+        if len(table.shape) != 2 or table.shape[1] != wanted.hidden_size:
+            raise InputError(
+                f"the embeddings are {list(table.shape)}",
+                f"the model takes rows of {wanted.hidden_size} numbers",
+                "Give the table of the model that was exported",
+            )
+        return dataclasses.replace(self, embeddings=table)
 
     @classmethod
     def open(
@@ -183,6 +204,9 @@ def _check_bucket(manifest: Manifest, bucket: Bucket) -> None:
         TensorSpec(mask.name, "", (batch, 1, seq, kv.capacity + seq)) for mask in manifest.masks
     )
     tokens = TensorSpec("input_ids", "", (batch, seq))
+    if manifest.embeddings is not None:
+        width = manifest.embeddings.hidden_size
+        tokens = TensorSpec("inputs_embeds", manifest.dtype, (batch, seq, width))
     given = tuple(TensorSpec(spec.name, "", (batch, seq)) for spec in manifest.token_inputs)
     given += fixed_specs(manifest.fixed, batch)
     if manifest.task == "encode":

@@ -24,6 +24,7 @@ from omforge.ir.numerics import Tolerance, max_abs_diff, tolerance
 from omforge.lowering.manifest import Manifest, Task, TensorSpec
 from omforge.runtime.bundle import Bundle, Progress
 from omforge.runtime.cases import Case, make_cases, room
+from omforge.runtime.embeddings import RandomEmbeddings
 from omforge.runtime.export import ExportModel
 from omforge.runtime.generate import LanguageModel, Level
 from omforge.runtime.om_files import check_om
@@ -180,6 +181,14 @@ def verify_bundle(
             progress=progress,
         )
     notes: list[str] = []
+    wanted = manifest.embeddings
+    if wanted is not None and bundle.embeddings is None:
+        rows, width = manifest.model.vocab_size, wanted.hidden_size
+        bundle = bundle.with_embeddings(RandomEmbeddings(rows, width, wanted.scale, seed))
+        notes.append(
+            "the model is fed by embeddings: random rows of deviation "
+            f"{wanted.scale:.3g} stand for tokens"
+        )
     export = export_of(bundle, source, notes)
     allowed = tolerances_of(manifest, levels, tolerances)
     quantized = is_quantized(bundle)
@@ -215,7 +224,8 @@ def verify_bundle(
 
     def opener(name: str, batch: int) -> Decoder:
         if name == EXPORT and export is not None:
-            return ExportModel(export, manifest.export, manifest.kv)
+            table = bundle.embeddings
+            return ExportModel(export, manifest.export, manifest.kv, embeddings=table)
         return _opened(bundle, name, batch, written)
 
     largest = max((bucket.seq for bucket in manifest.buckets), default=1)

@@ -30,6 +30,7 @@ from omforge.runtime.compare import (
 from omforge.runtime.encode import Encoded, Encoder
 from omforge.runtime.export_encode import ExportEncoder
 from omforge.runtime.generate import Level
+from omforge.runtime.om_files import check_om
 
 Array = npt.NDArray[Any]
 Rows = tuple[tuple[int, ...], ...]
@@ -141,6 +142,9 @@ def verify_encoder(
                     comparisons.append(compared)
                     if not compared.ok:
                         failures.append(_failure(compared, allowed[name]))
+    made = check_om(bundle)
+    failures += [Failure(fault.what, fault.why, fault.next_step) for fault in made.faults]
+    notes += made.notes()
     if not any(each.judged for each in comparisons):
         notes.append("nothing was judged: a quantised bundle needs both canonical and lowered")
     return VerifyReport(

@@ -27,6 +27,7 @@ from omforge.ir.dims import evaluate, parse_dim
 from omforge.ir.errors import InputError
 from omforge.ir.numerics import at_full_accuracy
 from omforge.lowering.manifest import Export, ExportCache, FirstStep, KvCache, TensorSpec
+from omforge.runtime.embeddings import EmbeddingTable
 from omforge.runtime.session import OrtSession, zeros
 
 Array = npt.NDArray[Any]
@@ -49,13 +50,22 @@ class ExportModel:
         path: The exported .onnx file.
         export: The manifest's description of its interface.
         kv: The manifest's cache: an export may state K and D as symbols only.
+        embeddings: The rows of the tokens, where it takes these in place of ids.
 
     Raises:
         InputError: The file cannot be loaded, or lacks an input or output that `export` names.
     """
 
-    def __init__(self, path: str | os.PathLike[str], export: Export, kv: KvCache) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        export: Export,
+        kv: KvCache,
+        *,
+        embeddings: EmbeddingTable | None = None,
+    ) -> None:
         self.export = export
+        self._table = embeddings
         self._caches = export.caches or _caches_by_layer(export, kv)
         self._session = OrtSession(at_full_accuracy_of(Path(path)), name=os.fspath(path))
         self._inputs = {spec.name: spec for spec in self._session.inputs}
@@ -213,7 +223,7 @@ class ExportModel:
         inputs = self._inputs if first is None else first.inputs
         mask = inputs.get(export.attention_mask or "")
         known: dict[str | None, Array] = {
-            export.input_ids: tokens,
+            export.input_ids: tokens if self._table is None else self._table[tokens],
             export.attention_mask: _mask(mask, batch, rows.length, end),
             export.position_ids: _positions(
                 inputs.get(export.position_ids or ""), batch, rows.length, end

@@ -17,6 +17,7 @@ from omforge.lowering.manifest import Bucket, Manifest
 from omforge.lowering.manifest import KvCache as KvSpec
 from omforge.runtime.bundle import Bundle, Progress
 from omforge.runtime.cache import Cache, KvCache, States, cache_tensors, full, state_specs
+from omforge.runtime.embeddings import embedded
 from omforge.runtime.fixed import fixed_feeds
 from omforge.runtime.masks import additive_mask, key_positions, positions
 from omforge.runtime.sampling import Sampler, Sampling
@@ -135,27 +136,29 @@ class LanguageModel:
         return [count for _, count in self._plan(length)]
 
     def prefill(
-        self, prompts: Sequence[Sequence[int]], *, progress: Progress | None = None
+        self, prompts: Sequence[Sequence[int] | Array], *, progress: Progress | None = None
     ) -> Array:
         """Start new sequences; return the logits behind each prompt, float32 [rows, V].
 
         Shorter prompts are padded on the left; the padding is masked, and positions count from each
         row's first real token. Fewer prompts than the batch are allowed: the rest of the rows idle.
+        A model that is fed by embeddings takes prompts of these, float [tokens, H], too.
 
         Raises:
             InputError: No prompts or too many, an empty one, one longer than the context, a token
                 outside the vocabulary, or different lengths for a model with recurrent states.
         """
+        prompts = [self._fed(prompt) for prompt in prompts]
         self._check_prompts(prompts)
         self.reset()
         rows = [*prompts, *[prompts[-1]] * (self.batch - len(prompts))]
         self._rows = len(prompts)
         longest = max(map(len, rows))
         self._first = np.array([longest - len(row) for row in rows], np.int64)
-        tokens = np.array([[self._pad] * (longest - len(row)) + list(row) for row in rows])
+        tokens = np.stack([np.concatenate([self._padding(longest - len(r)), r]) for r in rows])
         return self._chunked(tokens, progress)
 
-    def extend(self, rows: Sequence[Sequence[int]]) -> Array:
+    def extend(self, rows: Sequence[Sequence[int] | Array]) -> Array:
         """Append as many tokens to each row, in chunks; return the logits behind the last.
 
         Raises:
@@ -165,18 +168,19 @@ class LanguageModel:
         """
         if self.length == 0:
             raise InputError("tokens without a prompt", next_step="Call prefill first")
+        fed = [self._fed(row) for row in rows]
         counts = {len(row) for row in rows}
         if len(rows) != self._rows or len(counts) != 1 or counts == {0}:
             raise InputError(
                 f"{len(rows)} rows of {', '.join(map(str, sorted(counts))) or 'no'} tokens",
                 f"each of the {self._rows} rows goes on by as many",
             )
-        for row in rows:
+        for row in fed:
             self._check_tokens(row)
         (count,) = counts
         if self.length + count > self.context:
             raise full(self.length, count, self.context)
-        return self._chunked(np.array([*rows, *[rows[-1]] * (self.batch - self._rows)]), None)
+        return self._chunked(np.stack([*fed, *[fed[-1]] * (self.batch - self._rows)]), None)
 
     def repeat_past(self, length: int) -> None:
         """Repeat the cache until it holds `length` tokens: a text of that length, for comparisons.
@@ -196,23 +200,23 @@ class LanguageModel:
             InputError: Not one token for each row of the last `prefill`, or outside the vocabulary.
             CheckError: The context is full.
         """
-        column = np.asarray(tokens)
+        column = self._fed(tokens)
         if self.length == 0:
             raise InputError("decode without a prompt", next_step="Call prefill first")
-        if column.shape != (self._rows,):
+        if len(column) != self._rows or column.ndim != self._padding(0).ndim:
             raise InputError(
                 f"decode got tokens of shape {list(column.shape)}",
                 f"it takes one for each of the {self._rows} rows",
             )
-        self._check_tokens(column.tolist())
+        self._check_tokens(column)
         if self.length >= self.context:
             raise full(self.length, 1, self.context)
-        idle = np.repeat(column[-1:], self.batch - self._rows)
+        idle = np.repeat(column[-1:], self.batch - self._rows, axis=0)
         return self._step(np.concatenate([column, idle])[:, None], self._plan(1)[0][0])
 
     def generate(
         self,
-        prompt: Sequence[int],
+        prompt: Sequence[int] | Array,
         *,
         max_new_tokens: int = 128,
         sampling: Sampling | None = None,
@@ -227,7 +231,7 @@ class LanguageModel:
 
     def generate_batch(
         self,
-        prompts: Sequence[Sequence[int]],
+        prompts: Sequence[Sequence[int] | Array],
         *,
         max_new_tokens: int = 128,
         sampling: Sampling | None = None,
@@ -348,9 +352,11 @@ class LanguageModel:
     def _feeds(self, session: Session, cache: Cache, tokens: Array, seq: int) -> dict[str, Array]:
         count = tokens.shape[1]
         dtypes = {spec.name: spec.dtype for spec in session.inputs}
-        padding = np.full((self.batch, seq - count), self._pad, np.int64)
+        padding = np.stack([self._padding(seq - count)] * self.batch)
         feeds: dict[str, Array] = {
-            "input_ids": np.concatenate([tokens, padding], axis=1),
+            "input_ids" if self.manifest.embeddings is None else "inputs_embeds": np.concatenate(
+                [tokens, padding], axis=1
+            ),
             "position_ids": positions(self._first, past=cache.length, seq=seq, count=count),
             # Row by row, the flat number of the last real token.
             "logits_index": np.arange(self.batch) * seq + count - 1,
@@ -401,7 +407,21 @@ class LanguageModel:
     def _open_twin(self, bucket: Bucket) -> Session:
         return OrtSession(self.bundle.graph(bucket), lowered=True)
 
-    def _check_prompts(self, prompts: Sequence[Sequence[int]]) -> None:
+    def _fed(self, tokens: Sequence[int] | Array) -> Array:
+        """Tokens as they are fed: ids [n], or embeddings [n, H]."""
+        wanted = self.manifest.embeddings
+        if wanted is None:
+            return np.asarray(tokens)
+        return embedded(tokens, self.bundle.embeddings, wanted.hidden_size)
+
+    def _padding(self, count: int) -> Array:
+        """What stands for `count` tokens that are none; it is masked."""
+        wanted = self.manifest.embeddings
+        if wanted is None:
+            return np.full(count, self._pad, np.int64)
+        return np.zeros((count, wanted.hidden_size), np.float32)
+
+    def _check_prompts(self, prompts: Sequence[Array]) -> None:
         if not 0 < len(prompts) <= self.batch:
             raise InputError(
                 f"{len(prompts)} prompts",
@@ -432,9 +452,11 @@ class LanguageModel:
                 "Run prompts of one length together, or one at a time",
             )
 
-    def _check_tokens(self, tokens: Sequence[int]) -> None:
+    def _check_tokens(self, tokens: Array) -> None:
+        if self.manifest.embeddings is not None:
+            return  # looked up, or none
         vocabulary = self.manifest.model.vocab_size
-        for token in tokens:
+        for token in tokens.tolist():
             if not 0 <= token < vocabulary:
                 raise InputError(
                     f"token {token} is outside the vocabulary",
@@ -453,7 +475,7 @@ class Generation(Iterator[int]):
     def __init__(
         self,
         model: LanguageModel,
-        prompt: Sequence[int],
+        prompt: Sequence[int] | Array,
         max_new_tokens: int,
         sampling: Sampling,
         progress: Progress | None,

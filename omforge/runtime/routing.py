@@ -68,7 +68,7 @@ class _Watched:
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         found = self._session.run(feeds)
-        batch, seq = feeds["input_ids"].shape
+        batch, seq = feeds[self._session.inputs[0].name].shape[:2]  # ids, or embeddings
         count = int(feeds["logits_index"][0]) + 1  # the rest of the step pads its bucket
         for router, (scores, choices) in zip(self._routers, self._pairs, strict=False):
             for kept, name in ((router.scores, scores), (router.choices, choices)):

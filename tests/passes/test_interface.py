@@ -17,9 +17,10 @@ from omforge.passes.interface import (
     states,
     table_rows,
 )
+from omforge.passes.views import shape_of
 from omforge.testing import parse
 from tests.exports import EXPORTS
-from tests.passes.blocks import VOCABULARY, Block
+from tests.passes.blocks import HIDDEN, VOCABULARY, Block
 
 OPEN = '<ir_version: 11, opset_import: ["" : 24]>\n'
 
@@ -241,6 +242,19 @@ def test_tokens_are_what_the_model_scores_whatever_else_is_looked_up() -> None:
     infer_model(model)
     found = find_interface(model)
     assert (found.input_ids.name, found.logits.name) == ("words", "scores")
+
+
+@pytest.mark.parametrize("name", ["inputs_embeds", "x"])
+def test_embeddings_in_place_of_tokens(name: str) -> None:
+    """Beside a cache they are what is as long as the logits, whatever they are called."""
+    edits = (
+        ("x = Gather (table, input_ids)", "x = Identity (input_ids)"),
+        ("int64[batch, seq] input_ids", f"float[batch, seq, {HIDDEN}] input_ids"),
+    )
+    text = Block(edits=edits).text().replace("input_ids", name if name != "x" else "hidden_in")
+    found = find_interface(parse(text))
+    assert found.embedded
+    assert (found.tokens, len(found.caches)) == (shape_of(found.input_ids)[:2], 2)
 
 
 SEGMENTS = (
