@@ -75,6 +75,7 @@ from omforge.passes.coverage import Coverage, measure
 from omforge.passes.events import Event, events
 from omforge.passes.feeds import weight_bytes
 from omforge.passes.fuse_kv_io import FuseKvIo
+from omforge.passes.grow_static_cache import require_growing_cache
 from omforge.passes.instruments import Instrument, VerifyEach
 from omforge.passes.interface import cache_layers, find_interface
 from omforge.passes.last_token_logits import LastTokenLogits
@@ -209,6 +210,7 @@ def compile_bundle(
     text_only = Pipeline((TextPositions(),)).run(model, watch).passes
     passes = [run for run in text_only if run.rewrites]
     passes += make_pipeline("canonicalize").run(model, watch).passes
+    require_growing_cache(model)
     bounds = (*told_bounds, *find_bounds(model, wanted.context or 0))
     given, options = options, _with_defaults(options, bounds)
     buckets = _plan(options)

@@ -11,7 +11,7 @@ from omforge.ir.infer import dims
 from omforge.lowering import manifest as m
 from omforge.lowering.source import Source
 from omforge.lowering.target import dtype_name
-from omforge.passes.exported_caches import exported_caches
+from omforge.passes.exported_caches import exported_caches, exported_counters
 from omforge.passes.fixed_inputs import find_fixed
 from omforge.passes.interface import CacheLayer, cache_layers, find_interface
 from omforge.passes.recurrent_states import find_states
@@ -48,6 +48,7 @@ def export_interface(model: ir.Model, source: Source) -> m.Export:
         dtype=dtype_name((layers[0].past[0] if layers else interface.logits).dtype),
         states=tuple(names((state.past, state.present)) for state in states),
         caches=caches,
+        counters=tuple(m.Counter(c.input, c.counts) for c in exported_counters(model)),
         fixed=_names(fixed),
         token_inputs=_names(interface.by_token),
     )

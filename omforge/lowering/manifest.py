@@ -30,6 +30,7 @@ from omforge.ir.json_text import parse_json
 from omforge.ir.paths import name_fault, path_fault
 from omforge.ir.weights import replacing, write_error
 from omforge.lowering.manifest_export import CacheFlag as CacheFlag
+from omforge.lowering.manifest_export import Counter as Counter
 from omforge.lowering.manifest_export import Export, TensorSpec, check_hash, validate_export
 from omforge.lowering.manifest_export import ExportCache as ExportCache
 from omforge.lowering.manifest_export import FirstStep as FirstStep

@@ -41,6 +41,18 @@ class ExportCache:
 
 
 @dataclass(frozen=True)
+class Counter:
+    """An integer input of the exported model that counts the slots of a cache of fixed size.
+
+    `slots` are those that the new tokens go to, [S], `start` the first of them, `end` how many are
+    valid with the new tokens; the latter are a number, or one for each row.
+    """
+
+    input: str
+    counts: Literal["slots", "start", "end"]
+
+
+@dataclass(frozen=True)
 class CacheFlag:
     """A boolean input of the exported model, and its value once there is a past."""
 
@@ -95,6 +107,7 @@ class Export:
     longest_call: int | None = None
     first: FirstStep | None = None
     cache_flag: CacheFlag | None = None
+    counters: tuple[Counter, ...] = ()
 
 
 def validate_export(export: Export) -> None:

@@ -25,6 +25,7 @@ from omforge.passes.fuse_rms_norm import FuseRmsNorm
 from omforge.passes.fuse_rotary import FuseRotary
 from omforge.passes.fuse_swish import FuseSwish
 from omforge.passes.graphsurgeon_pass import GraphSurgeonPass
+from omforge.passes.grow_static_cache import GrowStaticCache
 from omforge.passes.inline_functions import InlineFunctions
 from omforge.passes.last_token_logits import LastTokenLogits
 from omforge.passes.merge_slices import MergeSlices
@@ -88,6 +89,7 @@ PASSES: dict[str, type[Pass]] = {
         FuseRmsNorm,
         FuseRotary,
         FuseSwish,
+        GrowStaticCache,
         InlineFunctions,
         LastTokenLogits,
         MergeSlices,
@@ -124,6 +126,7 @@ PIPELINES: dict[str, str] = {
             "remove-no-ops",
             # Equal shape arithmetic has been folded by now, and no-ops told nothing else apart.
             "eliminate-common-subexpressions",
+            "grow-static-cache",
             # Last: shapes are numbers and names by now, and movement is what it seems.
             "canonicalize-cache",
         )

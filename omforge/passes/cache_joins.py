@@ -124,13 +124,38 @@ def layout_of(join: Join, batch: Dim) -> Layout | None:
         join: The join; the model's dimensions are named.
         batch: B.
     """
+    reading = reading_of(join, batch)
+    return None if reading is None else reading.layout
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a product reads what a join gives.
+
+    Attributes:
+        layout: Of the join's result.
+        path: From the product's operand back to the join.
+        node: The product.
+        index: Of its input.
+        swapped: Whether the operand has its last two axes swapped.
+    """
+
+    layout: Layout
+    path: Chain
+    node: ir.Node
+    index: int
+    swapped: bool
+
+
+def reading_of(join: Join, batch: Dim) -> Reading | None:
+    """The nearest product that reads a join, if movement tells how."""
     shape = dims(join.whole)
     if shape is None:
         return None
     for operand in _operands(join.whole):
-        for layout, expected in _candidates(join, shape, operand, batch):
+        for layout, swapped, expected in _candidates(join, shape, operand, batch):
             if is_same_movement(operand.path, expected):
-                return layout
+                return Reading(layout, operand.path, operand.node, operand.index, swapped)
     return None
 
 
@@ -163,8 +188,8 @@ def _operands(whole: ir.Value) -> Iterator[_Operand]:
 
 def _candidates(
     join: Join, shape: tuple[Dim, ...], operand: _Operand, batch: Dim
-) -> Iterator[tuple[Layout, Any]]:
-    """Layouts that the sizes admit, each with the movement to the product that it would take."""
+) -> Iterator[tuple[Layout, bool, Any]]:
+    """Layouts that the sizes admit, whether keys are swapped, and what movement that would take."""
     read = shape_of(operand.path.end)
     attention = operand.node.op_type == "Attention"
     if len(read) not in (3, 4) or (attention and operand.index not in (1, 2)):
@@ -185,7 +210,7 @@ def _candidates(
                 continue
             is_key = operand.index == 1 if attention else swapped or operand.index == 0
             layout = Layout(axes, heads, size, is_key)
-            yield layout, _movement(layout, read, swapped, flat, batch)
+            yield layout, swapped, _movement(layout, read, swapped, flat, batch)
 
 
 def _spellings(rank: int, grows: int) -> Iterator[tuple[str, ...]]:

@@ -280,7 +280,7 @@ def _rewrite(
         made.append([past for past, _ in pairs])
         _resize(model, cache, pairs[0][0], names)
         if len(pairs) == 1:
-            _take_place(graph, cache.value, index, *pairs[0])
+            take_place(graph, cache.value, index, *pairs[0])
         else:
             for join, layout, pair in zip(cache.joins, cache.layouts, pairs, strict=True):
                 shared.append((places[join.node], layout, *pair))
@@ -304,14 +304,14 @@ def _append(
     shape = to_shape((batch, layout.heads, PAST, layout.size))
     past = ir.Value(name=names.unique("past"), shape=shape, type=ir.TensorType(dtype))
     with Builder(model) as op:
-        whole = op.Concat(past, _canonical(op, join.new, layout), axis=2)
+        whole = op.Concat(past, canonical(op, join.new, layout), axis=2)
         # An output may be the join itself: the new cache is one under a name of its own.
         back = op.Identity(_exported(op, whole, layout))
         splice(op, [join.whole], [back], by=CanonicalizeCache.name, names=names)
     return past, whole
 
 
-def _take_place(
+def take_place(
     graph: ir.Graph, cache: ir.Value, index: int, past: ir.Value, present: ir.Value
 ) -> None:
     """A cache of one layer's keys or values stays where it was, under the exporter's names."""
@@ -340,7 +340,7 @@ def _name_layers(graph: ir.Graph, found: Sequence[tuple[int, Layout, ir.Value, i
                 graph.outputs.append(each[3])
 
 
-def _canonical(op: Builder, value: ir.Value, layout: Layout) -> ir.Value:
+def canonical(op: Builder, value: ir.Value, layout: Layout) -> ir.Value:
     """[B, K, S, D] of new keys or values in their own layout."""
     letters = "".join(layout.axes)
     if len(letters) != len(layout.axes) or "" in layout.axes:

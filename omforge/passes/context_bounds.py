@@ -21,6 +21,7 @@ from omforge import ir
 from omforge.ir.evaluate import Cutout, EvaluationError, sizes
 from omforge.ir.infer import constant_tensor, dims, known
 from omforge.passes.config import ModelConfig
+from omforge.passes.exported_caches import exported_caches
 from omforge.passes.interface import find_interface
 from omforge.passes.length_choices import choices
 from omforge.passes.masks import Prober
@@ -76,6 +77,11 @@ def find_bounds(model: ir.Model, longest: int) -> tuple[Bound, ...]:
     live = moving(model)
     ruler = Ruler(Prober(model, interface), interface)
     found: dict[int, Bound] = {}
+    for cache in exported_caches(model):
+        slots = cache.shape[cache.axis]
+        if isinstance(slots, int) and slots < longest:
+            found[slots] = Bound(slots, f"the export's own cache {cache.input} has {slots} slots")
+            longest = slots
     # Choices second: nothing can be run behind the end of a table.
     for checks in (_tables, choices):
         for check in checks(model, live, ruler):

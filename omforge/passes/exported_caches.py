@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from omforge import ir
 
-_KEY = "omforge.exported_caches"
+_KEY, _COUNTERS = "omforge.exported_caches", "omforge.exported_counters"
 
 Returns = Literal["whole", "rows"]
 
@@ -36,6 +36,31 @@ class ExportedCache:
     returns: Returns
     axis: int
     serves: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ExportedCounter:
+    """An integer input of an export that counts the slots of a cache of fixed size.
+
+    Attributes:
+        input: The graph input.
+        counts: `slots`: those that the new tokens go to, [S]; `start`: the first of them, a number
+            or [B]; `end`: how many are valid with the new tokens.
+    """
+
+    input: str
+    counts: Literal["slots", "start", "end"]
+
+
+def keep_counters(model: ir.Model, counters: Iterable[ExportedCounter]) -> None:
+    """Keep what counted slots on a model."""
+    model.meta[_COUNTERS] = tuple(counters)
+
+
+def exported_counters(model: ir.Model) -> tuple[ExportedCounter, ...]:
+    """What was kept of them."""
+    kept: Any = model.meta
+    return kept.get(_COUNTERS, ())
 
 
 def keep(model: ir.Model, caches: Iterable[ExportedCache]) -> None:

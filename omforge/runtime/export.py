@@ -26,7 +26,7 @@ from omforge.ir.digests import sha256
 from omforge.ir.dims import evaluate, parse_dim
 from omforge.ir.errors import InputError
 from omforge.ir.numerics import at_full_accuracy
-from omforge.lowering.manifest import Export, ExportCache, FirstStep, KvCache, TensorSpec
+from omforge.lowering.manifest import Counter, Export, ExportCache, FirstStep, KvCache, TensorSpec
 from omforge.runtime.embeddings import EmbeddingTable
 from omforge.runtime.session import OrtSession, zeros
 
@@ -233,6 +233,10 @@ class ExportModel:
         if flag is not None and first is None:
             shape = [1] * len(inputs[flag.input].shape)
             known[flag.input] = np.full(shape, (rows.length > 0) == flag.cached)
+        if first is None:
+            for counter in self.export.counters:
+                shape = inputs[counter.input].shape
+                known[counter.input] = _count(counter, shape, batch, rows.length, end)
         feeds = {
             name: array.astype(inputs[name].dtype)
             for name, array in known.items()
@@ -269,6 +273,7 @@ class ExportModel:
         names += [cache.input for cache in self._caches]
         names += [spec.name for spec in export.extra]
         names += [name for name, _ in export.states]
+        names += [counter.input for counter in export.counters]
         names += [export.cache_flag.input] if export.cache_flag is not None else []
         outputs = [export.logits, *(cache.output for cache in self._caches)]
         outputs += [name for _, name in export.states]
@@ -318,6 +323,14 @@ def _mask(spec: TensorSpec | None, batch: int, start: int, end: int) -> Array:
     dtype = np.dtype(spec.dtype)
     whole = np.where(seen, 0, np.finfo(dtype).min) if dtype.kind == "f" else seen
     return np.broadcast_to(whole, (batch, 1, *seen.shape))
+
+
+def _count(
+    counter: Counter, shape: tuple[int | str, ...], batch: int, start: int, end: int
+) -> Array:
+    if counter.counts == "slots":
+        return np.arange(start, end)
+    return np.full([batch] * len(shape), start if counter.counts == "start" else end)
 
 
 def _positions(spec: TensorSpec | None, batch: int, start: int, end: int) -> Array:

@@ -10,12 +10,13 @@ import pytest
 
 from omforge import ir
 from omforge.ir.errors import InputError
-from omforge.lowering.manifest import Export, ExportCache, KvCache, TensorSpec
+from omforge.lowering.manifest import Counter, Export, ExportCache, KvCache, TensorSpec
 from omforge.runtime.bundle import Bundle
 from omforge.runtime.export import ExportModel
 from omforge.testing import parse
 from tests.passes.blocks import Block
 from tests.passes.cache_layouts import ROWS, in_one_tensor, laid_out, slices, transposed
+from tests.passes.test_grow_static_cache import SLOTS, attending
 from tests.runtime.tiny import Tiny, reference_logits
 
 TEXT = [3, 5, 7, 9, 11, 2, 4, 6, 8]
@@ -135,6 +136,31 @@ def test_a_cache_of_another_layout(text: str, caches: tuple[ExportCache, ...], t
         found = [exported.prefill([TEXT[:5], TEXT[::-1][:5]])]
         found += [exported.decode([TEXT[at], TEXT[::-1][at]]) for at in range(5, 9)]
         np.testing.assert_allclose(found, whole.swapaxes(0, 1)[4:], **CLOSE)
+
+
+def test_a_cache_of_fixed_size_is_told_where_to_write(tmp_path: Path):
+    path = tmp_path / "model.onnx"
+    ir.save(parse(attending(1)), path)
+    sizes = ("batch", SLOTS, 8)
+    export = Export(
+        path=str(path), sha256="", input_ids="input_ids", attention_mask=None, position_ids=None,
+        past=(), present=(), logits="logits", extra=(), dtype="float32",
+        caches=(
+            ExportCache("past_key", sizes, "present_key", "whole", 1),
+            ExportCache("past_value", sizes, "present_value", "whole", 1),
+        ),
+        counters=(
+            Counter("cache_position", "slots"),
+            Counter("write_indices", "start"),
+            Counter("nonpad_kv_seqlen", "end"),
+        ),
+    )  # fmt: skip
+    kv = KvCache("per-layer", 1, 2, 4, 4, SLOTS, "float32")
+    with ExportModel(path, export, kv) as exported:
+        whole = exported.prefill([TEXT[:6]], all_logits=True)[0]
+        found = [exported.prefill([TEXT[:3]])[0]]
+        found += [exported.decode([token])[0] for token in TEXT[3:6]]
+        np.testing.assert_allclose(found, whole[2:], **CLOSE)
 
 
 @pytest.mark.parametrize("route", ["optimum", "dynamo", "hfexporter", "torchscript-op17"])
