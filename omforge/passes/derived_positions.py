@@ -102,6 +102,7 @@ def feed_positions(
         and not follows_input(prober, value)
         # Layers that carry a state hide padding from it by the mask's own zeros and ones.
         and not (flags and are_flags(prober, value))
+        and not (interface.caches and is_fixed(prober, value))
     ]
     try:
         counted = [recognise(prober, value) for value in derived]
@@ -140,6 +141,22 @@ def are_flags(prober: Prober, value: ir.Value) -> bool:
         return all(bool(np.isin(prober.run(part, p)[0], (0, 1)).all()) for p in _probes(prober))
     except EvaluationError:
         return False
+
+
+def is_fixed(prober: Prober, value: ir.Value) -> bool:
+    """Whether a value is the same behind every past: it numbers experts, say, and no positions."""
+    found: list[Array] = []
+    try:
+        part = prober.cut([value])
+        for past in (2, 7):
+            rows, new, old = prober.sizes(2, 3, past)
+            probe = Probe(old, new, np.ones((rows, old + new), dtype=np.int64))
+            if probe.past != past:
+                return False  # an export of one length only: nothing is shown
+            found.append(prober.run(part, probe, np.arange(rows * new).reshape(rows, new))[0])
+    except EvaluationError:
+        return False
+    return np.array_equal(found[0], found[1])
 
 
 def recognise(prober: Prober, value: ir.Value) -> Counted:

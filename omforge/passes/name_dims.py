@@ -83,6 +83,11 @@ class _Names:
             dim = substitute(dim, found)
         return dim
 
+    def meant(self, dim: Dim) -> Dim:
+        """A size with the one meaning of each of the exporter's symbols that is known by now."""
+        found = {n: self.exported[n] for n in symbols(dim) - _TAKEN if n in self.exported}
+        return substitute(dim, {n: next(iter(m)) for n, m in found.items() if len(m) == 1})
+
     def own(self, dim: Dim) -> Dim:
         """A size of the exporter's: by its one meaning elsewhere, else under no name of ours."""
         new: dict[str, Dim] = {}
@@ -125,12 +130,14 @@ def _name(model: ir.Model, interface: Interface) -> None:
     pasts = list(_equations(model, names))
     for value in caches:
         shape = tuple(
-            old if isinstance(old, int) else _closed(names.known(new), names.own(old))
+            old if isinstance(old, int) else _closed(names.meant(names.known(new)), names.own(old))
             for old, new in zip(exported[value], shape_of(value), strict=True)
         )
         _assign(value, shape, names, exported)
         roles[value] = shape
     lengths = [found for dim in pasts if _is_length(found := names.known(dim))]
+    # A convolution's state of fixed size is joined with the tokens, too, beside a cache that grows.
+    lengths.sort(key=lambda length: length != PAST)
     mask = interface.attention_mask
     if mask is not None and (lengths or not _may_be_cached(interface)):
         total = (lengths[0] if lengths else 0) + tokens[1]

@@ -8,6 +8,7 @@ from omforge.passes.derived_positions import (
     are_flags,
     as_shape_of,
     follows_input,
+    is_fixed,
     position_values,
     recognise,
 )
@@ -74,6 +75,14 @@ def test_zeros_and_ones_that_tell_padding_are_no_positions() -> None:
         r = Slice (attention_mask, a, end, axis)"""
     for text, expected in ((flags, True), (TOKENS, False), (SLOTS, False)):
         assert are_flags(*_value(f"{text} p = Add (r, zero)")) is expected
+
+
+def test_numbers_that_no_past_changes_are_no_positions() -> None:
+    experts = """a = Shape (input_ids) n = ReduceProd <keepdims = 0> (a)
+        r = Range (zero, n, one) q = Mod (r, two)"""
+    assert is_fixed(*_value(f"{experts} p = Add (q, zero)"))
+    for text in (TOKENS, SLOTS):
+        assert not is_fixed(*_value(f"{text} p = Add (r, zero)"))
 
 
 def test_axes_are_put_where_the_derived_positions_have_them() -> None:

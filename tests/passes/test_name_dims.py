@@ -167,3 +167,29 @@ def test_numbers_of_tokens_have_the_tokens_names() -> None:
     shapes = {v.name: [str(dim) for dim in dims(v) or ()] for v in model.graph.inputs}
     assert shapes["input_ids"] == shapes["token_type_ids"] == ["batch", "seq"]
     assert shapes["other"] == ["n", "m"]
+
+
+def test_the_state_of_a_convolution_is_no_cache_that_grows() -> None:
+    """It is joined with the tokens too, and has a fixed size; the mask is as long as the cache."""
+    state = "float[s0, 8, 4] state"
+    block = Block(
+        edits=(
+            ("float[batch, 2, past, 4] past_key", f"{state}, float[batch, 2, past, 4] past_key"),
+            ("x = Gather (table, input_ids)",
+             "x_a = Gather (table, input_ids) x_t = Transpose <perm = [0, 2, 1]> (x_a)"
+             " wide = Concat <axis = 2> (state, x_t)"
+             " next_state = Slice (wide, i_m4, i_9999, i_2) old = Slice (wide, i_0, i_m4, i_2)"
+             " x = Transpose <perm = [0, 2, 1]> (old)"),
+        ),
+        outputs=("float[s0, 8, 4] next_state",),
+    )  # fmt: skip
+    text = strange(block).replace(
+        "<float[16, 8] table",
+        "<int64[1] i_m4 = {-4}, int64[1] i_9999 = {9999}, int64[1] i_0 = {0}, float[16, 8] table",
+    )
+    model = parse(text)
+    NameDims().run(model)
+    found = shapes(model)
+    assert found["attention_mask"] == "[batch,past + seq]"
+    assert found["past_key"] == "[batch,2,past,4]"
+    assert found["state"] == "[batch,8,4]"
