@@ -85,11 +85,12 @@ class GeInference:
     def misfits(self) -> Iterator[Misfit]:
         """Everything that is found, in the order of the nodes."""
         for node in self._nodes:
-            if node.domain not in ("", "ai.onnx"):
+            if node.domain not in ("", "ai.onnx", "npu"):
                 continue
-            schema = _schema(node.op_type, self._opset)
+            schema = None if node.domain == "npu" else _schema(node.op_type, self._opset)
             yield from self._sizes(node)
             if schema is None:
+                yield from self._shapes(node, schema)
                 continue
             yield from self._dtypes_of(node, schema)
             yield from self._shapes(node, schema)
@@ -225,7 +226,7 @@ class GeInference:
         if any(a.type in _BRANCHING for a in node.attributes.values()):
             return
         found = misfit_of_shapes(node, self._opset)
-        question = None if found else _question(node, self._opset)
+        question = None if found or schema is None else _question(node, self._opset)
         if question is not None:
             if question not in self._told:
                 self._told[question] = _refused_by_onnx(node, schema, question)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from omforge import ir
 from omforge.ir.infer import dims
+from omforge.lowering.own_op_shapes import OWN_OP_RULES
 from omforge.lowering.value_bounds import inline_numbers, integers
 
 Shape = tuple[int | None, ...]
@@ -20,7 +21,7 @@ Rule = Callable[[ir.Node, Shapes], str]
 
 def misfit_of_shapes(node: ir.Node, opset: int) -> str:
     """What does not fit, in words; "" where everything does, as far as it is known."""
-    rule = _RULES.get(node.op_type)
+    rule = _RULES.get(node.op_type) or OWN_OP_RULES.get(node.op_type)
     if rule is None:
         return ""
     return rule(node, [_numbers(value) for value in node.inputs])

@@ -261,6 +261,22 @@ _SHAPES = (
     ),
 )
 
+PRODUCT = """g (float16[2,3,%d] x, float16[2,4,2] w) => (float16[2,3,2] y)
+    { y = BatchMatMul (x, w) }"""
+MASKED = """g (float16[1,2,32,32] x, bool[%s,32,32] m) => (float16[1,2,32,32] y)
+    { y = NPUScaledMaskedSoftmax <scale = 1.0> (x, m) }"""
+GEGLU = """g (float16[2,%d] x) => (float16[2,4] y) { y, g = NPUGeglu (x) }"""
+ADDED = """g (float16[2,8] x, float16[%d,8] z, float16[8] w) => (float16[2,8] y)
+    { y, r, s = NPUAddRmsNorm (x, z, w) }"""
+
+# ATC's own operators: (what, the graph, the mended graph)
+_OWN_SHAPES = (
+    ("a BatchMatMul of other sizes", PRODUCT % 5, None),
+    ("a mask that does not broadcast", MASKED % "1,3", MASKED % "1,1"),
+    ("an NPUGeglu of an odd width", GEGLU % 9, None),
+    ("an NPUAddRmsNorm of two shapes", ADDED % 1, ADDED % 2),
+)
+
 ILLEGAL_INFERENCE = (
     *(
         IllegalModel(
@@ -280,7 +296,7 @@ ILLEGAL_INFERENCE = (
             "EZ9999",
             legal=Source(mended) if mended else None,
         )
-        for name, text, mended in _SHAPES
+        for name, text, mended in (*_SHAPES, *_OWN_SHAPES)
     ),
     IllegalModel(
         "indices of TopK added to int64",
