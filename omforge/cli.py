@@ -26,16 +26,19 @@ from omforge.options import (
     AtcFlags,
     AtcJobs,
     AtcWords,
+    Backend,
     Budget,
     BundleFolder,
     Calibration,
     CheckHashes,
     Context,
     Forms,
+    Give,
     Json,
     KvDtype,
     MaxIncrease,
     MaxKl,
+    Memory,
     Model,
     Pair,
     Prefill,
@@ -55,10 +58,10 @@ from omforge.options import (
     numbers,
     pass_names,
 )
+from omforge.watch import announcer, comparer, compile_watch
 
 if TYPE_CHECKING:
     from omforge import ir
-    from omforge.lowering.compile import CompileOptions
     from omforge.passes.instruments import Instrument
 
 app = typer.Typer(
@@ -119,6 +122,7 @@ def compile_(
     target: Soc,
     output: Annotated[Path, typer.Option("--output", "-o", help="The bundle's folder.")],
     task: Task = "auto",
+    memory: Memory = None,
     context: Context = None,
     prefill: Prefill = "",
     batch: Annotated[int, typer.Option(min=1, help="Rows of every bucket.")] = 1,
@@ -174,11 +178,12 @@ def compile_(
         kv_dtype=kv_dtype,
         calibration=calibration,
         budget=budget,
+        memory=memory,
         atc=atc_options(atc_flag, atc_words),
         build=build_options(atc, atc_jobs, atc_cache),
     )
     with console.progress() as bar:
-        watch, remark = _compile_watch(source, chosen, compare_each, bar)
+        watch, remark = compile_watch(source, chosen, compare_each, bar)
         result = compile_bundle(source, output, chosen, instruments=watch, progress=bar)
     if as_json:
         console.show_json(reports.compiled_json(result, remark))
@@ -208,53 +213,6 @@ def build(
         console.show("\n".join(f"{name}  {om}" for name, om in made.items()))
 
 
-def _compile_watch(
-    source: Path, chosen: CompileOptions, compare: bool, bar: console.Progress | None
-) -> tuple[list[Instrument], str]:
-    """What watches the passes, and why nothing is compared although it was asked for."""
-    from omforge import ir
-    from omforge.lowering.source import find_source
-    from omforge.passes.config import read_config
-    from omforge.passes.instruments import VerifyEach
-    from omforge.passes.reproducer import Reproducer
-
-    watch: list[Instrument] = [*_announcer(bar), VerifyEach()]
-    if not compare:
-        return [Reproducer(), *watch], ""
-    found = find_source(source)
-    config = read_config(found.folder)
-    limits = (chosen.context, config.max_positions if config is not None else None)
-    longest = min((limit for limit in limits if limit is not None), default=2048)
-    more, remark = _comparer(ir.load(found.graph), longest)
-    return [Reproducer(None, more), *watch, *more], remark
-
-
-def _comparer(model: ir.Model, longest: int) -> tuple[list[Instrument], str]:
-    from omforge.passes.feeds import COMPARE_LIMIT, make_feeds, weight_bytes
-    from omforge.passes.instruments import CompareEach
-
-    size = weight_bytes(model)
-    if size > COMPARE_LIMIT:
-        limit = COMPARE_LIMIT >> 20
-        return [], f"not compared: {size >> 20} MiB of weights are above the limit of {limit} MiB"
-    return [CompareEach(functools.partial(make_feeds, longest=longest))], ""
-
-
-def _announcer(bar: console.Progress | None) -> list[Instrument]:
-    """Show each pass in the progress bar, if there is one."""
-    from omforge.passes.instruments import Instrument
-    from omforge.passes.pipeline import PassRun
-
-    if bar is None:
-        return []
-
-    class Announcer(Instrument):
-        def before(self, run: PassRun, model: ir.Model) -> None:
-            bar.detail(run.name)
-
-    return [Announcer()]
-
-
 @app.command()
 @_guarded
 def run(
@@ -272,9 +230,8 @@ def run(
     top_k: Annotated[int, typer.Option(help="Draw from the k likeliest tokens; 0: all.")] = 0,
     top_p: Annotated[float, typer.Option(help="Draw from the likeliest that add up to p.")] = 1.0,
     seed: Annotated[int, typer.Option(help="The same seed draws the same tokens.")] = 0,
-    backend: Annotated[
-        Literal["cpu", "sim", "acl"], typer.Option(help="acl: an NPU; sim: a simulated one.")
-    ] = "cpu",
+    backend: Backend = "cpu",
+    give: Give = None,
     check: CheckHashes = True,
     as_json: Json = False,
     verbose: Verbose = False,
@@ -284,6 +241,7 @@ def run(
     from omforge.encoded import asks_to_encode, run_encoder
     from omforge.runtime.backends import open_model
     from omforge.runtime.bundle import Bundle
+    from omforge.runtime.fixed import read_fixed
     from omforge.runtime.sampling import Sampling
     from omforge.runtime.text_stream import TextStream, chat_tokens
 
@@ -295,10 +253,11 @@ def run(
             bar("load the tokenizer", 0, 0)
         tokenizer = opened.tokenizer()
     if encodes:
-        run_encoder(opened, tokenizer, prompt, pair, level, backend, save, as_json=as_json)
+        run_encoder(opened, tokenizer, prompt, pair, level, backend, save, give, as_json=as_json)
         return
     tokens = chat_tokens(tokenizer, prompt) if chat else tokenizer.encode(prompt)
     with open_model(opened, level, batch=opened.batches[0], backend=backend) as model:
+        model.give(read_fixed(opened.manifest.fixed, give))
         with console.progress() as bar:
             started = time.perf_counter()
             generation = model.generate(
@@ -401,7 +360,7 @@ def opt(
     if feeds is not None:
         watch.append(CompareEach(saved_feeds(feeds)))
     elif compare_each:
-        more, remark = _comparer(loaded, 2048)
+        more, remark = comparer(loaded, 2048)
         watch += more
     if names or print_after_changed:
         watch.append(PrintAfter(console.VisibleErrors(), names, changed=print_after_changed))
@@ -410,7 +369,7 @@ def opt(
         with console.progress() as bar:
             if bar is not None:
                 bar("passes", 0, 0)
-            result = steps.run(loaded, [*_announcer(bar), *watch])
+            result = steps.run(loaded, [*announcer(bar), *watch])
             if bar is not None and output is not None:
                 bar(f"write {output.name}", 0, 0)
             destination.write(loaded, external=external)

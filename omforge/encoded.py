@@ -15,6 +15,7 @@ from omforge.ir.errors import InputError
 from omforge.runtime.backends import BackendName, open_encoder
 from omforge.runtime.bundle import Bundle
 from omforge.runtime.encode import Encoded
+from omforge.runtime.fixed import read_fixed
 from omforge.runtime.generate import Level
 from omforge.runtime.text_stream import Tokenizer, text_inputs
 
@@ -126,6 +127,7 @@ def run_encoder(
     level: Level,
     backend: BackendName,
     save: Path | None,
+    give: Path | None,
     *,
     as_json: bool,
 ) -> None:
@@ -136,7 +138,9 @@ def run_encoder(
     """
     further = [spec.name for spec in bundle.manifest.token_inputs]
     tokens, numbers = text_inputs(tokenizer, prompt, pair, further)
-    with open_encoder(bundle, level, batch=bundle.batches[0], backend=backend) as model:
+    given = read_fixed(bundle.manifest.fixed, give)
+    rows = bundle.batches[0]
+    with open_encoder(bundle, level, batch=rows, backend=backend, fixed=given) as model:
         started = time.perf_counter()
         (outputs,) = model.encode([tokens], token_inputs={n: [row] for n, row in numbers.items()})
         seconds = time.perf_counter() - started

@@ -114,6 +114,24 @@ Calibration = Annotated[
         help="A text, or token numbers [pieces, tokens] as .npy: for gptq, awq, w8a8, int8 cache.",
     ),
 ]
+Backend = Annotated[
+    Literal["cpu", "sim", "acl"], typer.Option(help="acl: an NPU; sim: a simulated one.")
+]
+Give = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE.npz",
+        help="By name, what is given once for a text: an encoder's keys and values, an adapter.",
+    ),
+]
+Memory = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Length of the encoder's states that a decoder attends to; what the export says, "
+        "if absent.",
+    ),
+]
 Budget = Annotated[
     str,
     typer.Option(

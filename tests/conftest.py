@@ -8,7 +8,7 @@ import pytest
 from omforge.lowering.build_om import BuildOptions
 from omforge.lowering.compile import CompileOptions, compile_bundle
 from omforge.runtime.bundle import Bundle
-from tests.exports import ENCODERS, export
+from tests.exports import ENCODER_DECODERS, ENCODERS, export
 
 
 @pytest.fixture(scope="session")
@@ -51,3 +51,17 @@ def bert(encoder: Callable[[str, str], Path], tmp_path_factory: pytest.TempPathF
     options = CompileOptions("Ascend310P3", prefill=(4, 12), batch=2, build=build)
     compile_bundle(encoder("optimum", "bert"), folder, options)
     return Bundle.open(folder)
+
+
+@pytest.fixture(scope="session")
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
+    """`decoder(route, family)`: the same of decoders that attend to an encoder's states."""
+    written: dict[tuple[str, str], Path] = {}
+
+    def path(route: str, family: str) -> Path:
+        if (route, family) not in written:
+            folder = tmp_path_factory.mktemp(f"{route}-{family}")
+            written[route, family] = export(route, family, folder, ENCODER_DECODERS)
+        return written[route, family]
+
+    return path

@@ -28,6 +28,9 @@ TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 ENCODERS = FIXTURES.parent / "encoders"
 """The same of models that are no causal decoder with token ids, `<route>/<family>`."""
 
+ENCODER_DECODERS = FIXTURES.parent / "encoder_decoders"
+"""Decoders that attend to an encoder's states, `<route>/<family>`."""
+
 
 def export(route: str, family: str, folder: Path, base: Path = FIXTURES) -> Path:
     """Write a complete export into `folder`: model.onnx, config.json and the tokenizer.

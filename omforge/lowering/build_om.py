@@ -10,7 +10,6 @@ import dataclasses
 import glob
 import logging
 import os
-import secrets
 import shutil
 import threading
 from collections.abc import Callable, Sequence
@@ -37,8 +36,7 @@ log = logging.getLogger(__name__)
 Progress = Callable[[str, int, int], None]
 
 FOLDER = OM_FOLDER
-_WORK = ".build"
-"""Where atc writes: a folder of each run's own, so that one that was orphaned disturbs nobody."""
+_WORK = ".build"  # the path goes into what atc makes, so it is the same in every run
 
 # Where atc keeps external weights until the .om is written, in its working folder
 # (hicann/ge:base/common/file_constant_utils/file_constant_utils.cc, GetTmpWeightDir). One that is
@@ -170,7 +168,7 @@ class _Build:
         self.before = set(folder.glob(_TEMPORARY))
         for left in inside(folder, FOLDER).glob(f"{_WORK}*"):  # of a build that was killed
             _remove(folder, left)
-        self.work = f"{FOLDER}/{_WORK}-{secrets.token_hex(4)}"
+        self.work = f"{FOLDER}/{_WORK}"
 
     def run(self, jobs: int) -> Manifest:
         buckets = self.manifest.buckets

@@ -33,6 +33,7 @@ from omforge.lowering.integer_exports import require_float_products
 from omforge.lowering.legality import check_legal
 from omforge.lowering.legalize import check_forms, legalize
 from omforge.lowering.legalize.choices import choices
+from omforge.lowering.memory import memory_passes
 from omforge.lowering.model_facts import (
     cache_heads,
     embeddings_of,
@@ -119,6 +120,8 @@ class CompileOptions:
         calibration: A text, or token numbers as .npy, for what needs one.
         budget: Bytes of all constants of a lowered graph, such as 3.9GiB: some layers then get more
             bits than `quantize` says. "" for none.
+        memory: Length of the encoder's states that a decoder attends to; None: what the export or
+            its config.json says.
         atc: Flags of atc that may be chosen.
         build: Which atc is run, and how.
     """
@@ -137,6 +140,7 @@ class CompileOptions:
     kv_dtype: KvDtype = "fp16"
     calibration: str | Path | None = None
     budget: str = ""
+    memory: int | None = None
     atc: AtcOptions = field(default_factory=AtcOptions)
     build: BuildOptions = field(default_factory=BuildOptions)
 
@@ -238,6 +242,8 @@ def compile_bundle(
         options = encode_options(given, bounds)
         buckets = _encode_plan(options)
         steps.expect(4 + 2 * len(buckets))
+    given_length = memory_passes(model, options.memory, config, found)
+    passes += Pipeline(given_length).run(model, watch).passes
     stored = stored_as_integers(model)
     check_stored(stored, soc, options.dtype)
     export = encode_export(model, found) if encode else described(model, chosen, found)

@@ -17,10 +17,12 @@ from omforge.lowering import manifest as m
 from omforge.lowering.export_interface import export_interface, tensor_spec
 from omforge.lowering.source import Source
 from omforge.passes import make_pipeline
+from omforge.passes.bind_memory import BindMemory
 from omforge.passes.config import ModelConfig
 from omforge.passes.coverage import measure
 from omforge.passes.fuse_kv_io import FuseKvIo
-from omforge.passes.interface import find_interface, tokens_of
+from omforge.passes.interface import find_interface, memory_of, tokens_of
+from omforge.passes.pipeline import Pipeline
 from omforge.passes.take_branches import TakeBranches, cache_flag
 from omforge.passes.views import shape_of
 
@@ -83,7 +85,7 @@ def _goes_on(model: ir.Model, config: ModelConfig | None) -> bool:
     if not find_interface(model).caches or not measure(model, config).complete:
         return False
     try:
-        FuseKvIo().run(model.clone())
+        Pipeline((BindMemory(8), FuseKvIo())).run(model.clone(), ())
     except ir.OmforgeError:
         return False
     return True
@@ -113,11 +115,14 @@ def described(model: ir.Model, chosen: Chosen, source: Source) -> m.Export:
     """
     model = chosen.decoder or model
     export = export_interface(model, source)
+    # What makes a text's first step makes memory's keys, too, which are given here.
+    memory = bool(memory_of(find_interface(model)))
     flag = cache_flag(model)
     if flag is not None:
         extra = tuple(spec for spec in export.extra if spec.name != flag.input)
-        export = replace(export, extra=extra, cache_flag=m.CacheFlag(flag.input, flag.cached))
-    if source.first is None:
+        told = m.CacheFlag(flag.input, flag.cached, always=memory)
+        export = replace(export, extra=extra, cache_flag=told)
+    if source.first is None or memory:
         return export
     return replace(export, first=_first_step(source, export))
 

@@ -54,10 +54,14 @@ class Counter:
 
 @dataclass(frozen=True)
 class CacheFlag:
-    """A boolean input of the exported model, and its value once there is a past."""
+    """A boolean input of the exported model, and its value once there is a past.
+
+    `always`: it has that value before there is one, too.
+    """
 
     input: str
     cached: bool
+    always: bool = False
 
 
 @dataclass(frozen=True)

@@ -207,7 +207,9 @@ def fixed_inputs(model: ir.Model, dtype: str) -> tuple[m.FixedInput, ...]:
         of_rows = "batch" in spec.shape
         floats = value.dtype is not None and value.dtype.is_floating_point()
         kind = "memory" if of_rows else "adapter"
-        found.append(m.FixedInput(spec.name, dtype if floats else spec.dtype, spec.shape, kind))
+        # Lowering makes every int64 input int32.
+        made = dtype if floats else spec.dtype.replace("int64", "int32")
+        found.append(m.FixedInput(spec.name, made, spec.shape, kind))
     return tuple(found)
 
 

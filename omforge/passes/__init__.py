@@ -6,6 +6,7 @@
 
 from omforge.passes.add_past import AddPast
 from omforge.passes.bind_choices import BindChoices
+from omforge.passes.bind_memory import BindMemory
 from omforge.passes.bind_shapes import BindShapes
 from omforge.passes.canonicalize_cache import CanonicalizeCache
 from omforge.passes.convert_opset import ConvertOpset
@@ -72,6 +73,7 @@ PASSES: dict[str, type[Pass]] = {
     for step in (
         AddPast,
         BindChoices,
+        BindMemory,
         BindShapes,
         CanonicalizeCache,
         ConvertOpset,

@@ -17,6 +17,7 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
     "kv_heads": ("num_key_value_heads", "n_head_kv", "num_kv_heads"),
     "hidden_size": ("hidden_size", "n_embd", "d_model"),
     "vocab_size": ("vocab_size",),
+    "memory_length": ("max_source_positions",),
     "experts": ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"),
 }
 _GATED = {"silu", "swish", "swiglu"}
@@ -33,6 +34,7 @@ _POSITIONS = (
     "n_ctx",
     "context_length",
     "model_max_length",
+    "max_target_positions",
 )
 _MOST_POSITIONS = 1 << 30
 """Tokenizers write 10**30 where they know of no limit."""
@@ -53,6 +55,8 @@ class ModelConfig:
         attention_layers: Layers that attend, where others do something else (a linear attention).
         eos_token_ids: Tokens that end a text.
         labels: What a classifier's outputs mean, in their order.
+        encoder_decoder: Whether it is an encoder with a decoder, whose layers may differ in number.
+        memory_length: Positions of the encoder's states, where they have always the same number.
     """
 
     model_type: str = "unknown"
@@ -72,6 +76,8 @@ class ModelConfig:
     bos_token_id: int | None = None
     pad_token_id: int | None = None
     labels: tuple[str, ...] = ()
+    encoder_decoder: bool = False
+    memory_length: int | None = None
 
 
 def read_config(folder: Path) -> ModelConfig | None:
@@ -118,6 +124,7 @@ def read_config(folder: Path) -> ModelConfig | None:
         bos_token_id=_token_id(tokens.get("bos_token_id")),
         pad_token_id=_token_id(tokens.get("pad_token_id")),
         labels=_labels(facts.get("id2label")),
+        encoder_decoder=facts.get("is_encoder_decoder") is True,
     )
 
 

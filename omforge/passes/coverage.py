@@ -14,8 +14,9 @@ from omforge.passes.attention_block import is_canonical
 from omforge.passes.attention_scores import DYNAMIC
 from omforge.passes.attention_sinks import mask_of
 from omforge.passes.config import ModelConfig
+from omforge.passes.cross_attention import cross_attention
 from omforge.passes.events import Event, events
-from omforge.passes.interface import activations, find_interface, states
+from omforge.passes.interface import activations, find_interface, memory_of, states
 from omforge.passes.match import NoMatch
 from omforge.passes.rotary_operator import is_own
 from omforge.passes.softmaxes import weighs_values
@@ -91,6 +92,14 @@ def measure(model: ir.Model, config: ModelConfig | None) -> Coverage:
     # A spelling without a softmax is known by its cache.
     layers = config.layers or max(attention + left, _cached(model))
     attending = config.attention_layers or _attending(model) or layers
+    cross = len(cross_attention(model))
+    if config.encoder_decoder:
+        # Of which of the two config.json's layers are, it does not say: the graph does.
+        layers = _cached(model) or attention + left
+        attending = layers
+    if cross or _has_memory(model):
+        # Each layer attends twice, to its text and to memory.
+        attending += max(cross, min(attending, attention + left - attending))
     dynamic = sum(event.reason == DYNAMIC for event in told)
     # No more than the layers that are left without attention: other softmaxes have biases too.
     other = min(dynamic, max(0, attending - attention))
@@ -149,6 +158,13 @@ def _attending(model: ir.Model) -> int | None:
     except ir.InputError:  # any graph can be explained, a causal LM or not
         return None
     return len(interface.caches) // 2 if states(model, interface) else None
+
+
+def _has_memory(model: ir.Model) -> bool:
+    try:
+        return bool(memory_of(find_interface(model)))
+    except ir.InputError:
+        return False
 
 
 def _cached(model: ir.Model) -> int:

@@ -12,12 +12,12 @@ import numpy.typing as npt
 from omforge import ir
 from omforge.ir.dims import Dim, symbols
 from omforge.ir.evaluate import EvaluationError
-from omforge.ir.infer import constant_tensor, dims, known, to_shape
+from omforge.ir.infer import attribute, constant_tensor, dims, known, to_shape
 from omforge.passes.builder import Builder
 from omforge.passes.interface import Interface
 from omforge.passes.masks import Probe, Prober
 from omforge.passes.match import NoMatch
-from omforge.passes.splice import splice
+from omforge.passes.splice import insert, splice
 
 Array = npt.NDArray[Any]
 
@@ -45,7 +45,7 @@ def position_values(model: ir.Model) -> Iterator[ir.Value]:
     for node in model.graph:
         if node.op_type == "Cast" and node.outputs[0].dtype not in _INTEGERS:
             value = node.inputs[0]
-        elif node.op_type == "Gather" and constant_tensor(node.inputs[0]) is not None:
+        elif _picks_rows(node) and constant_tensor(node.inputs[0]) is not None:
             value = node.inputs[1]
         else:
             continue
@@ -54,6 +54,52 @@ def position_values(model: ir.Model) -> Iterator[ir.Value]:
         seen.add(value)
         if known(value) is None and constant_tensor(value) is None and not value.is_graph_input():
             yield value
+
+
+def _picks_rows(node: ir.Node) -> bool:
+    """Whether it is a Gather, or the GatherND [..., 1] that one exporter writes for it."""
+    if node.op_type != "GatherND":
+        return node.op_type == "Gather"
+    index = node.inputs[1]
+    return index is not None and (dims(index) or ())[-1:] == (1,)
+
+
+def are_of_all_rows(value: ir.Value) -> bool:
+    """Whether positions are [S], or [S, 1] for a GatherND: one count for all rows."""
+    shape = dims(value) or ()
+    nd = any(node.op_type == "GatherND" for node in value.consumers())
+    return len(shape) == 1 or (len(shape) == 2 and shape[-1] == 1 and nd)
+
+
+def pick_for_each_row(
+    model: ir.Model, value: ir.Value, counted: Counted, ids: ir.Value, *, by: str
+) -> None:
+    """Let positions [B, S] pick rows of a table where positions [S] did for all rows at once.
+
+    What is picked, [S, H], is added to [B, S, H].
+
+    Raises:
+        NoMatch: They are used in another way.
+    """
+    users = value.consumers()
+    for node in users:
+        after = node.outputs[0].consumers() if _picks_rows(node) else ()
+        if not after or attribute(node, "axis", 0) != 0:
+            raise NoMatch("the positions of all rows are one, and do not pick from a table", node)
+        for user in after:
+            whole = any(len(dims(v) or ()) == 3 for v in user.inputs if v is not None)
+            if user.op_type not in ("Add", "Sub", "Mul") or not whole:
+                raise NoMatch("what the positions pick is not added to hidden states", user)
+    for node in users:
+        with Builder(model) as op:
+            shift = np.array(counted.offset, dtype=np.int64)
+            rows = ids if counted.offset == 0 else op.Add(ids, shift)
+            picked = op.Gather(node.inputs[0], rows, axis=0)
+            insert(op, node, by=by)
+        for user in node.outputs[0].consumers():
+            for place, given in enumerate(user.inputs):
+                if given is node.outputs[0]:
+                    user.replace_input_with(place, picked)
 
 
 def follows_input(prober: Prober, value: ir.Value) -> bool:
@@ -107,11 +153,7 @@ def feed_positions(
     try:
         counted = [recognise(prober, value) for value in derived]
     except NoMatch as miss:
-        raise ir.CheckError(
-            "the model derives positions in a way that the runtime cannot feed",
-            str(miss),
-            "Export it with position_ids as an input",
-        ) from miss
+        raise _cannot_feed(miss) from miss
     ids = interface.position_ids
     if derived and ids is None:
         dtype = ir.DataType.INT64 if interface.embedded else interface.input_ids.dtype
@@ -120,12 +162,26 @@ def feed_positions(
         ids = ir.Value(name=POSITION_IDS, shape=shape, type=ir.TensorType(dtype))
     for value, found in zip(derived, counted, strict=True):
         assert ids is not None
+        if are_of_all_rows(value):
+            try:
+                pick_for_each_row(model, value, found, ids, by=by)
+            except NoMatch as miss:
+                raise _cannot_feed(miss) from miss
+            continue
         op = Builder(model)
         new = ids if found.offset == 0 else op.Add(ids, np.array(found.offset, dtype=np.int64))
         target = as_shape_of(value)
         new = new if target is None else op.Reshape(new, target)
         splice(op, [value], [new], by=by)
     return ids
+
+
+def _cannot_feed(miss: NoMatch) -> ir.CheckError:
+    return ir.CheckError(
+        "the model derives positions in a way that the runtime cannot feed",
+        str(miss),
+        "Export it with position_ids as an input",
+    )
 
 
 def _spans(value: ir.Value, lengths: Sequence[Dim]) -> bool:

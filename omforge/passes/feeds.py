@@ -21,7 +21,13 @@ from omforge.ir.infer import dims
 from omforge.passes.alibi import KEY_POSITIONS
 from omforge.passes.fuse_encoder_io import MASK_FULL
 from omforge.passes.fuse_kv_io import MASK, PAST
-from omforge.passes.interface import Interface, find_interface, stacked_positions, table_rows
+from omforge.passes.interface import (
+    Interface,
+    find_interface,
+    memory_of,
+    stacked_positions,
+    table_rows,
+)
 from omforge.passes.last_token_logits import LOGITS_INDEX
 from omforge.passes.masks import given_mask
 from omforge.passes.padding import StepFeeds
@@ -34,6 +40,7 @@ COMPARE_LIMIT = 1 << 30
 """Bytes of weights above which comparing after each pass takes minutes a pass."""
 
 HIDDEN = -30000.0  # of an additive mask: finite in float16 even when a score is added
+_MEMORY = 7  # states of an encoder where their number is open
 SLACK = 3  # cache slots behind the valid ones: what they hold must not matter
 
 
@@ -211,6 +218,8 @@ def _feed(value: ir.Value, step: Step, interface: Interface, random: np.random.G
         array = _additive_mask(value, step)
     elif value.name == KEY_POSITIONS:
         array = _key_positions(value, step)
+    elif value in memory_of(interface):
+        array = _memory(value, step, random)
     elif _is_cache(value) or any(value is past for past, _ in interface.caches):
         array = random.standard_normal(_cache_shape(value, step, interface))
     else:
@@ -232,6 +241,18 @@ def _unknown(
     if rows and step.past and _dtype(value).is_floating_point():
         return random.standard_normal(found)
     return np.zeros(found)
+
+
+def _memory(value: ir.Value, step: Step, random: np.random.Generator) -> Array:
+    """An encoder's states, all of one length; the last row's mask hides the last of them."""
+    rows, *rest = _shape(value)
+    sizes = [dim if isinstance(dim, int) else _MEMORY for dim in rest]
+    shape = (rows if isinstance(rows, int) else step.batch, *sizes)
+    if _dtype(value).is_floating_point():
+        return random.standard_normal(shape)
+    array = np.ones(shape)
+    array[-1, -1:] = shape[-1] == 1
+    return array
 
 
 def _additive_mask(value: ir.Value, step: Step) -> Array:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from omforge import ir
 from omforge.ir.dims import symbols
-from omforge.passes.interface import Interface, states
+from omforge.passes.interface import Interface, memory_of, states
 from omforge.passes.recurrent_states import is_state
 from omforge.passes.views import shape_of
 
@@ -16,7 +16,8 @@ from omforge.passes.views import shape_of
 def find_fixed(model: ir.Model, interface: Interface) -> tuple[ir.Value, ...]:
     """The fixed inputs, in the order of the model's.
 
-    Each is a float whose sizes are numbers, or the batch on the first axis.
+    Each is a float whose sizes are numbers, or the batch on the first axis; or the mask of an
+    encoder's states, integer or boolean [B, E].
     """
     carried = {past for past, _ in states(model, interface)}
     return tuple(
@@ -29,7 +30,9 @@ def find_fixed(model: ir.Model, interface: Interface) -> tuple[ir.Value, ...]:
 def _is_fixed(value: ir.Value, interface: Interface) -> bool:
     batch = shape_of(interface.input_ids)[0]
     shape = shape_of(value)
-    if not shape or value.dtype is None or not value.dtype.is_floating_point():
+    if not shape or value.dtype is None:
+        return False
+    if not value.dtype.is_floating_point() and value not in memory_of(interface):
         return False
     if is_state(value):
         return False

@@ -33,6 +33,7 @@ from omforge.ir.infer import attribute, infer_model, to_shape
 from omforge.passes import alibi, attention_sinks, masks, unraised_attention
 from omforge.passes.alibi import KEY_POSITIONS, Bias
 from omforge.passes.builder import Builder
+from omforge.passes.cross_attention import cross_attention
 from omforge.passes.derived_positions import POSITION_IDS, feed_positions
 from omforge.passes.events import record
 from omforge.passes.fixed_inputs import find_fixed
@@ -90,7 +91,7 @@ class FuseKvIo(Pass):
         shapes = [_cache_shape(layer) for layer in layers]
         stacked = _is_stacked(model, self.layout, shapes)
         unraised = unraised_attention.find(model, interface, layers, activations(model))
-        _check_blocks(model, unraised.values())
+        _check_blocks(model, unraised.values(), cross_attention(model))
         kinds = _mask_kinds(model, interface, layers, unraised)
         logits = interface.logits
         # Attention that was not raised may number its keys: whether that goes well is tried later.
@@ -178,8 +179,8 @@ def _layers(
     return layers
 
 
-def _check_blocks(model: ir.Model, unraised: Iterable[Unraised]) -> None:
-    inside = {node for block in unraised for node in block.nodes}
+def _check_blocks(model: ir.Model, unraised: Iterable[Unraised], cross: Sequence[ir.Node]) -> None:
+    inside = {node for block in unraised for node in block.nodes} | set(cross)
     for node in model.graph:
         if node.op_type != "Attention" or node.domain != "" or node in inside:
             continue

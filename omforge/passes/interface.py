@@ -7,6 +7,7 @@ new into a present.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,9 @@ _MASKS = (*_INTEGERS, ir.DataType.BOOL)
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _MOVERS = {"Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose"}
 _TRANSPARENT = {"Concat", *_MOVERS}
+
+_OUR_CACHE = re.compile(r"past_key_values(\.\d+\.(key|value))?")
+"""What fuse-kv-io calls the cache, which then has no output that is longer than it."""
 
 
 @dataclass(frozen=True)
@@ -197,8 +201,12 @@ def find_interface(model: ir.Model) -> Interface:
             f"{', '.join(str(v.name) for v in graph.outputs)})",
             "Export the model with its language-model head",
         )
-    rest = [v for v in inputs if v.dtype in _MASKS and v is not input_ids]
     tokens = shape_of(input_ids)[:2]
+    apart = {input_ids, *(past for past, _ in caches)}
+    lengths = _memory_lengths(inputs, apart, tokens)
+    rest = [v for v in inputs if v.dtype in _MASKS and v is not input_ids]
+    # The mask of an encoder's states is as long as these are.
+    rest = [v for v in rest if len(shape_of(v)) != 2 or shape_of(v)[1] not in lengths]
     mask = _by_role(rest, "mask", lambda shape: shape[-1] != tokens[-1])
     if (
         mask is None and caches
@@ -354,24 +362,76 @@ def _caches(inputs: Sequence[ir.Value]) -> Iterator[tuple[ir.Value, ir.Value]]:
 
 
 def _present(past: ir.Value) -> ir.Value | None:
-    """The output that is `past` with something appended, as a Concat or an Attention does."""
-    pending, seen = [past], {past}
+    """The output that is `past` with something appended, as a Concat or an Attention does.
+
+    One that is `past` itself is no cache: an encoder's keys, which a decoder hands on.
+    """
+    pending, seen = [(past, False)], {(past, False)}
     while pending:
-        value = pending.pop()
+        value, joined = pending.pop()
         for node, index in value.uses():
             if node.op_type == "Attention" and node.domain == "" and index in (4, 5):
                 outputs = [node.outputs[index - 3]] if len(node.outputs) > index - 3 else []
+                longer = True
             elif node.op_type in _TRANSPARENT:
-                outputs = [node.outputs[0]]
+                outputs, longer = [node.outputs[0]], joined or node.op_type == "Concat"
             else:
                 continue
             for output in outputs:
-                if output.is_graph_output():
+                if output.is_graph_output() and longer:
                     return output
-                if output not in seen:
-                    seen.add(output)
-                    pending.append(output)
+                if (output, longer) not in seen:
+                    seen.add((output, longer))
+                    pending.append((output, longer))
     return None
+
+
+def memory_of(interface: Interface) -> tuple[ir.Value, ...]:
+    """Inputs with a length of their own, such as an encoder's states or the keys made of them.
+
+    Floats [B, E, ...] or [B, K, E, D], whose E is neither the text's length nor a part of it, and
+    the masks [B, E] of such.
+    """
+    floats = {past for past, _ in interface.caches}
+    tokens = interface.tokens
+    lengths = _memory_lengths(interface.extra, floats, tokens)
+    return tuple(
+        value
+        for value in interface.extra
+        if _memory_length(value, tokens) is not None
+        or (value.dtype in _MASKS and len(shape_of(value)) == 2 and shape_of(value)[1] in lengths)
+    )
+
+
+def memory_length(value: ir.Value) -> Dim:
+    """E of an input that `memory_of` names."""
+    shape = shape_of(value)
+    return shape[2] if len(shape) == 4 else shape[1]
+
+
+def _memory_lengths(
+    inputs: Sequence[ir.Value], caches: set[ir.Value], tokens: tuple[Dim, ...]
+) -> set[Dim]:
+    found = (_memory_length(value, tokens) for value in inputs if value not in caches)
+    return {length for length in found if length is not None}
+
+
+def _memory_length(value: ir.Value, tokens: tuple[Dim, ...]) -> Dim | None:
+    """E of a float input that is memory; None for any other input."""
+    shape = shape_of(value)
+    if value.dtype not in _FLOATS or len(shape) not in (3, 4):
+        return None
+    # Some exporters give the rows of each input a symbol of its own.
+    if shape[0] != tokens[0] and (isinstance(shape[0], int) or shape[0] in tokens):
+        return None
+    if _OUR_CACHE.fullmatch(value.name or ""):
+        return None
+    length = memory_length(value)
+    # A width, or a number of heads, is no length.
+    others = [dim for axis, dim in enumerate(shape) if axis and dim is not length]
+    if any(not isinstance(dim, int) for dim in others) or length in tokens:
+        return None
+    return length
 
 
 def activations(model: ir.Model) -> set[ir.Value]:

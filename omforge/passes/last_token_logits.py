@@ -139,7 +139,8 @@ def _is_row_wise(node: ir.Node) -> bool:
         case kind if kind in _NORMS:
             return attribute(node, "axis", -1) in (-1, len(x) - 1)
         case kind if kind in _ELEMENTWISE:
-            return all(len(shape_of(v)) <= 1 for v in weights)
+            # [1, V] is a bias, too; more axes would outnumber those of the rows.
+            return all(len(shape_of(v)) <= 2 and shape_of(v)[:-1] in ((), (1,)) for v in weights)
         case kind if kind in _QUANTIZERS:  # with one step: one along an axis might be of the rows
             return all(v.shape is not None and len(v.shape) == 0 for v in weights)
         case _:

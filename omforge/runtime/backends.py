@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from omforge.ir.errors import InputError
 from omforge.runtime.bundle import Bundle
 from omforge.runtime.encode import Encoder
+from omforge.runtime.fixed import Array
 from omforge.runtime.generate import LanguageModel, Level
 
 if TYPE_CHECKING:
@@ -51,18 +53,21 @@ def open_encoder(
     *,
     batch: int | None = None,
     backend: BackendName = "cpu",
+    fixed: Mapping[str, Array] | None = None,
 ) -> Encoder:
     """Open a bundle that encodes on a backend, as `open_model` one that generates.
+
+    `fixed` is what `Encoder` takes.
 
     Raises:
         InputError: The backend cannot run this bundle, or is not installed.
         OmforgeError: A call of pyACL failed.
     """
     if backend == "cpu":
-        return Encoder(bundle, level, batch=batch)
+        return Encoder(bundle, level, batch=batch, fixed=fixed)
     device = _device(bundle, level, batch, backend)
     try:
-        return Encoder(bundle, level, batch=batch, backend=device)
+        return Encoder(bundle, level, batch=batch, backend=device, fixed=fixed)
     except BaseException:  # Ctrl-C too: a device that is not reset stays occupied
         device.close()
         raise

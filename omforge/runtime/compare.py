@@ -26,6 +26,7 @@ from omforge.runtime.bundle import Bundle, Progress
 from omforge.runtime.cases import Case, make_cases, room
 from omforge.runtime.embeddings import RandomEmbeddings
 from omforge.runtime.export import ExportModel
+from omforge.runtime.fixed import as_exported, random_fixed
 from omforge.runtime.generate import LanguageModel, Level
 from omforge.runtime.om_files import check_om
 from omforge.runtime.routing import first_other_choice
@@ -225,8 +226,12 @@ def verify_bundle(
     def opener(name: str, batch: int) -> Decoder:
         if name == EXPORT and export is not None:
             table = bundle.embeddings
-            return ExportModel(export, manifest.export, manifest.kv, embeddings=table)
-        return _opened(bundle, name, batch, written)
+            given = as_exported(manifest, random_fixed(manifest.fixed, batch, seed))
+            return ExportModel(export, manifest.export, manifest.kv, given, embeddings=table)
+        model = _opened(bundle, name, batch, written)
+        if manifest.fixed and isinstance(model, LanguageModel | Recorder | Follower):
+            model.give(random_fixed(manifest.fixed, batch, seed))
+        return model
 
     largest = max((bucket.seq for bucket in manifest.buckets), default=1)
     whole = chosen_for_pieces(cases, largest)

@@ -29,6 +29,7 @@ from omforge.runtime.compare import (
 )
 from omforge.runtime.encode import Encoded, Encoder
 from omforge.runtime.export_encode import ExportEncoder
+from omforge.runtime.fixed import random_fixed
 from omforge.runtime.generate import Level
 from omforge.runtime.om_files import check_om
 
@@ -92,7 +93,7 @@ def verify_encoder(
     if quantized and export is not None:
         notes.append("weights are quantised: the distance from the export is reported, not judged")
     cases = make_encode_cases(bundle, seed, texts)
-    fixed = _random_fixed(bundle, seed)
+    fixed = random_fixed(bundle.manifest.fixed, 1, seed)
     order = ["canonical"] if export is None else [EXPORT]
     order += [level for level in ("canonical", "lowered") if level in levels and level not in order]
     if len(order) == 1 or not cases:
@@ -214,21 +215,6 @@ def make_encode_cases(
                 cases.append(case(f"padded rows of {size}{label}", mixed))
             below = size
     return cases
-
-
-def _random_fixed(bundle: Bundle, seed: int) -> dict[str, Array]:
-    """Numbers for the fixed inputs: zeros would prove nothing of an adapter."""
-    stream = np.random.default_rng([seed, 1])
-    found: dict[str, Array] = {}
-    for spec in bundle.manifest.fixed:
-        shape = [1 if dim == "batch" else int(dim) for dim in spec.shape]
-        floats = np.dtype(spec.dtype).kind == "f"
-        found[spec.name] = (
-            0.1 * stream.standard_normal(shape)
-            if floats
-            else np.zeros(shape, spec.dtype)  # what an integer may be is not told
-        )
-    return found
 
 
 def _compare(

@@ -37,10 +37,17 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class _Rows:
-    """Rows of equal length that run together: cache and states by input name, and their length."""
+    """Rows of equal length that run together.
+
+    Attributes:
+        past: Cache and states by input name.
+        length: Of the text so far.
+        row: The number of the first row.
+    """
 
     past: dict[str, Array]
     length: int = 0
+    row: int = 0
 
 
 class ExportModel:
@@ -50,6 +57,8 @@ class ExportModel:
         path: The exported .onnx file.
         export: The manifest's description of its interface.
         kv: The manifest's cache: an export may state K and D as symbols only.
+        fixed: What is given once for a sequence, by the export's names, a row for each row of the
+            batch or one for all.
         embeddings: The rows of the tokens, where it takes these in place of ids.
 
     Raises:
@@ -61,10 +70,12 @@ class ExportModel:
         path: str | os.PathLike[str],
         export: Export,
         kv: KvCache,
+        fixed: Mapping[str, Array] | None = None,
         *,
         embeddings: EmbeddingTable | None = None,
     ) -> None:
         self.export = export
+        self._given = dict(fixed or {})
         self._table = embeddings
         self._caches = export.caches or _caches_by_layer(export, kv)
         self._session = OrtSession(at_full_accuracy_of(Path(path)), name=os.fspath(path))
@@ -107,7 +118,10 @@ class ExportModel:
         together = len(lengths) == 1 and not apart
         batches = [prompts] if together else [[prompt] for prompt in prompts]
         self._batch = len(prompts)
-        self._groups = [_Rows(self._empty_past(len(batch))) for batch in batches]
+        self._groups = [
+            _Rows(self._empty_past(len(batch)), row=number * len(batch))
+            for number, batch in enumerate(batches)
+        ]
         logits = np.concatenate(
             [
                 self._run(rows, np.array(batch), pieces=pieces)[:, 0 if all_logits else -1 :]
@@ -232,7 +246,8 @@ class ExportModel:
         flag = self.export.cache_flag
         if flag is not None and first is None:
             shape = [1] * len(inputs[flag.input].shape)
-            known[flag.input] = np.full(shape, (rows.length > 0) == flag.cached)
+            cached = rows.length > 0 or flag.always
+            known[flag.input] = np.full(shape, cached == flag.cached)
         if first is None:
             for counter in self.export.counters:
                 shape = inputs[counter.input].shape
@@ -244,6 +259,8 @@ class ExportModel:
         }
         if first is None:
             feeds |= rows.past
+        given = self._fixed(rows.row, batch)
+        feeds |= {name: array for name, array in given.items() if name in inputs}
         sizes = _symbols(inputs, feeds)
         for spec in export.extra:
             shape = [sizes.get(dim, 1) if isinstance(dim, str) else dim for dim in spec.shape]
@@ -261,6 +278,17 @@ class ExportModel:
         # An export may keep the last token alone, and drop its axis.
         return logits[:, None] if logits.ndim == 2 else logits
 
+    def _fixed(self, first: int, batch: int) -> dict[str, Array]:
+        """What is given once, of some rows; an adapter has none, and is the same for all."""
+        found: dict[str, Array] = {}
+        for name in self.export.fixed:
+            array = self._given[name]
+            of_rows = isinstance(self._inputs[name].shape[0], str)
+            rows = array[first : first + batch] if of_rows and len(array) > 1 else array
+            shape = (batch, *rows.shape[1:]) if of_rows else rows.shape
+            found[name] = np.broadcast_to(rows, shape).astype(self._inputs[name].dtype)
+        return found
+
     def _check_interface(self) -> None:
         export = self.export
         if export.input_ids is None or not self._caches:
@@ -271,7 +299,7 @@ class ExportModel:
             )
         names = [export.input_ids, export.attention_mask, export.position_ids]
         names += [cache.input for cache in self._caches]
-        names += [spec.name for spec in export.extra]
+        names += [*(spec.name for spec in export.extra), *export.fixed]
         names += [name for name, _ in export.states]
         names += [counter.input for counter in export.counters]
         names += [export.cache_flag.input] if export.cache_flag is not None else []

@@ -7,14 +7,16 @@ them there.
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from omforge.ir.errors import InputError
-from omforge.lowering.manifest import FixedInput, TensorSpec
+from omforge.lowering.manifest import FixedInput, Manifest, TensorSpec
 from omforge.runtime.session import describe
 
 Array = npt.NDArray[Any]
@@ -28,6 +30,60 @@ def fixed_specs(fixed: Sequence[FixedInput], batch: int) -> tuple[TensorSpec, ..
         )
         for spec in fixed
     )
+
+
+def read_fixed(fixed: Sequence[FixedInput], file: Path | None) -> dict[str, Array]:
+    """Read what is given once for a sequence from an .npz file.
+
+    Raises:
+        InputError: The file cannot be read; or an encoder's states, without which a decoder says
+            nothing that means anything, are not in it. (A mask may be absent, and hides nothing.)
+    """
+    given: dict[str, Array] = {}
+    if file is not None:
+        try:
+            with np.load(file, allow_pickle=False) as found:
+                given = {name: found[name] for name in found.files}
+        except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
+            raise InputError(
+                f"cannot read {file}", str(error), "Write it with numpy.savez, by name"
+            ) from error
+    lacking = [
+        spec.name
+        for spec in fixed
+        if spec.kind == "memory" and np.dtype(spec.dtype).kind == "f" and spec.name not in given
+    ]
+    if lacking:
+        raise InputError(
+            f"the bundle needs what an encoder made: {', '.join(lacking)}",
+            "the model attends to it beside its own text",
+            "Give it with --give FILE.npz, by these names (from Python: LanguageModel(fixed=...))",
+        )
+    return given
+
+
+def as_exported(manifest: Manifest, given: Mapping[str, Array]) -> dict[str, Array]:
+    """Fixed inputs by the export's names; what is absent is as `fixed_feeds` makes it."""
+    full = fixed_feeds(manifest.fixed, 1, {}) | dict(given)
+    names = zip(manifest.fixed, manifest.export.fixed, strict=True)
+    return {name: full[spec.name] for spec, name in names}
+
+
+def random_fixed(fixed: Sequence[FixedInput], batch: int, seed: int) -> dict[str, Array]:
+    """Numbers to compare with: zeros would prove nothing of an adapter, nor equal rows of a memory.
+
+    The last row of a memory's mask hides the last quarter.
+    """
+    stream = np.random.default_rng([seed, 1])
+    found: dict[str, Array] = {}
+    for spec in fixed_specs(fixed, batch):
+        shape = tuple(dim for dim in spec.shape if isinstance(dim, int))
+        if np.dtype(spec.dtype).kind == "f":
+            found[spec.name] = 0.1 * stream.standard_normal(shape)
+        else:
+            found[spec.name] = np.ones(shape, spec.dtype)
+            found[spec.name][-1:, shape[-1] - shape[-1] // 4 :] = 0
+    return found
 
 
 def fixed_feeds(
@@ -61,7 +117,8 @@ def fixed_feeds(
         shape = tuple(dim for dim in spec.shape if isinstance(dim, int))
         dtype = (dtypes or {}).get(name, spec.dtype)
         if name not in given:
-            feeds[name] = np.zeros(shape, dtype)
+            # Of a mask, all is real.
+            feeds[name] = np.full(shape, np.dtype(dtype).kind in "iub", dtype)
             continue
         array = np.asarray(given[name])
         kinds = "f" if np.dtype(dtype).kind == "f" else "iub"

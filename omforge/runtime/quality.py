@@ -28,6 +28,7 @@ from omforge.lowering.manifest import Bucket, TensorSpec
 from omforge.runtime.bundle import Bundle, Progress
 from omforge.runtime.cache import cache_tensors
 from omforge.runtime.export import ExportModel
+from omforge.runtime.fixed import as_exported
 from omforge.runtime.generate import KEY_POSITIONS, LanguageModel, Level
 from omforge.runtime.quality_layers import LayerErrors, compare_layers
 from omforge.runtime.sampling import Sampler, Sampling, greedy
@@ -356,7 +357,8 @@ class _Texts(ABC):
 
 class _ExportTexts(_Texts):
     def __init__(self, bundle: Bundle, path: Path) -> None:
-        self._model = ExportModel(path, bundle.manifest.export, bundle.manifest.kv)
+        given = as_exported(bundle.manifest, {})
+        self._model = ExportModel(path, bundle.manifest.export, bundle.manifest.kv, given)
 
     def logits(self, tokens: Sequence[int]) -> Array:
         return self._model.prefill([tokens], all_logits=True)[0]

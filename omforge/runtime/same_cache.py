@@ -91,6 +91,10 @@ class Recorder:
         """As `LanguageModel.repeat_past`; both models repeat the same integers."""
         self._model.repeat_past(length)
 
+    def give(self, fixed: Mapping[str, Array]) -> None:
+        """As `LanguageModel.give`."""
+        self._model.give(fixed)
+
     def decode(self, tokens: Array) -> Array:
         """As `LanguageModel.decode`."""
         return self._model.decode(tokens)
@@ -149,6 +153,10 @@ class Follower:
     def repeat_past(self, length: int) -> None:
         """As `LanguageModel.repeat_past`."""
         self._model.repeat_past(length)
+
+    def give(self, fixed: Mapping[str, Array]) -> None:
+        """As `LanguageModel.give`."""
+        self._model.give(fixed)
 
     def decode(self, tokens: Array) -> Array:
         """As `LanguageModel.decode`, with the tokens that the recorder had."""

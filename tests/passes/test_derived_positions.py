@@ -1,14 +1,20 @@
 """derived-positions: positions that a model counts itself."""
 
+import numpy as np
 import pytest
 
 from omforge import ir
+from omforge.ir import numerics
+from omforge.ir.edit import remove_dead
+from omforge.ir.infer import infer_model
 from omforge.passes.derived_positions import (
     Counted,
     are_flags,
+    are_of_all_rows,
     as_shape_of,
     follows_input,
     is_fixed,
+    pick_for_each_row,
     position_values,
     recognise,
 )
@@ -90,3 +96,47 @@ def test_axes_are_put_where_the_derived_positions_have_them() -> None:
     g (int64[batch, seq] a, int64[1, 1, seq] b, int64[batch, seq, 1] c) => (int64[batch, seq] y)
     { y = Neg (a) }""")
     assert [as_shape_of(value) for value in model.graph.inputs] == [None, [0, 1, -1], [0, -1, 1]]
+
+
+OF_ALL_ROWS = f"{SLOTS} p = Identity (r)"
+
+
+@pytest.mark.parametrize(
+    "place", ["Gather (places, p)", "GatherND (places, i)"], ids=["Gather", "GatherND"]
+)
+def test_one_count_for_all_rows_becomes_a_position_for_each(place: str) -> None:
+    """Marian adds rows [S, H] of its table; the rows of a padded batch have counts of their own."""
+    ahead = "i = Unsqueeze (p, axis) " if "ND" in place else ""
+    text = (MODEL % OF_ALL_ROWS).replace("place = Gather (places, p)", f"{ahead}place = {place}")
+    model = parse(text)
+    NameDims().run(model)
+    (value,) = [v for v in position_values(model) if v.name in ("p", "i")]
+    assert are_of_all_rows(value)
+    ids = next(v for v in model.graph.inputs if v.name == "position_ids")
+    pick_for_each_row(model, value, Counted("slot", 1), ids, by="t")
+    infer_model(model)
+    remove_dead(model)
+    tokens, past = np.array([[0, 1], [2, 3]]), np.zeros((1, 2, 1, 4), np.float32)
+    mask = np.ones((2, 2), np.int64)
+    feeds = {
+        "input_ids": tokens,
+        "attention_mask": mask,
+        "position_ids": np.array([[0, 1], [1, 2]]),
+        "past_key": past,
+    }
+    words = np.arange(8).reshape(4, 2)
+    logits = numerics.run(model, feeds)["logits"]
+    assert np.array_equal(logits, words[tokens] + words[np.array([[1, 2], [2, 3]])])
+
+
+def test_one_count_that_picks_for_something_else_is_declined() -> None:
+    model = parse(
+        (MODEL % OF_ALL_ROWS).replace(
+            "logits = Add (word, place)", "o = Unsqueeze (place, first) logits = Add (word, o)"
+        )
+    )
+    NameDims().run(model)
+    (value,) = list(position_values(model))
+    ids = next(v for v in model.graph.inputs if v.name == "position_ids")
+    with pytest.raises(NoMatch, match="is not added to hidden states"):
+        pick_for_each_row(model, value, Counted("slot", 0), ids, by="t")

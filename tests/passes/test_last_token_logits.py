@@ -26,6 +26,7 @@ HEADS = {
         "n = LayerNormalization <axis = 2> (x, gamma) logits = MatMul (n, head)"
     ),
     "with a bias": "a = MatMul (x, head) logits = Add (a, bias)",
+    "with a bias of a row": ("a = MatMul (x, head) r = Unsqueeze (bias, i0) logits = Add (a, r)"),
     "capped": "a = MatMul (x, head) b = Div (a, cap) c = Tanh (b) logits = Mul (c, cap)",
     "tied": "t = Transpose <perm = [1, 0]> (table) logits = MatMul (x, t)",
     "tied, in half precision": (
