@@ -17,7 +17,7 @@ a wider type between two casts is computed in the operator's own float32; see `n
 
 from omforge import ir
 from omforge.ir.infer import attribute, dims
-from omforge.passes.norm_types import between_casts, ones
+from omforge.passes.norm_types import between_casts, ones, rounded
 from omforge.passes.rewrite import ANY, Builder, Match, NoMatch, Pat, PatternOps, RewritePass
 
 
@@ -29,30 +29,30 @@ class FuseLayerNorm(RewritePass):
     def pattern(self, op: PatternOps, x: Pat, gamma: Pat, beta: Pat, eps: Pat) -> Pat:
         """Match gamma * (x - mean) / sqrt(variance + eps) + beta; without beta, without gamma."""
         wide = op.Cast(x, to=ANY).named("wide").shared() | x
-        difference = op.Sub(wide, op.ReduceMean(wide, axes=[-1])).named("centred").shared()
+        middle = rounded(op, op.ReduceMean(wide, axes=[-1]))
+        difference = op.Sub(wide | x, middle).named("centred").shared()
         centred = op.Cast(difference, to=ANY).shared() | difference
-        square = op.Pow(centred, 2.0) | op.Mul(centred, centred)
-        variance = op.Add(op.ReduceMean(square, axes=[-1]), eps)
-        rms = op.Sqrt(variance) | op.Pow(variance, 0.5)
-        norm = (
-            op.Div(centred, rms)
-            | op.Mul(centred, op.Reciprocal(rms) | op.Div(1.0, rms))
-            | op.Mul(centred, op.Pow(variance, -0.5))
-        )
+        square = rounded(op, op.Pow(centred, 2.0) | op.Mul(centred, centred))
+        variance = rounded(op, op.Add(rounded(op, op.ReduceMean(square, axes=[-1])), eps))
+        rms = rounded(op, op.Sqrt(variance) | op.Pow(variance, 0.5))
+        inverse = op.Reciprocal(rms) | op.Div(1.0, rms) | op.Pow(variance, -0.5)
+        whole = centred | difference
+        norm = op.Div(whole, rms) | op.Mul(whole, rounded(op, inverse))
         given = op.RMSNormalization(difference, gamma, axis=ANY, epsilon=ANY, stash_type=ANY)
         normed = op.Cast(norm, to=ANY) | norm
         scaled = op.Mul(normed, gamma) | given.named("given")
-        whole = op.Add(scaled, beta) | scaled | normed
-        return op.Cast(whole, to=ANY).named("narrowed") | whole
+        shifted = op.Add(scaled, beta) | scaled | normed
+        return op.Cast(shifted, to=ANY).named("narrowed") | shifted
 
     def near_miss(self, op: PatternOps) -> Pat:
         """The root of a variance."""
-        centred = op.Sub(ANY, op.ReduceMean(ANY, axes=ANY, keepdims=ANY))
+        middle = rounded(op, op.ReduceMean(ANY, axes=ANY, keepdims=ANY))
+        centred = op.Sub(ANY, middle)
         centred = op.Cast(centred, to=ANY) | centred
-        mean = op.ReduceMean(
-            op.Pow(centred, 2.0) | op.Mul(centred, centred), axes=ANY, keepdims=ANY
-        )
-        return op.Sqrt(op.Add(mean, ANY)) | op.Pow(op.Add(mean, ANY), ANY)
+        square = rounded(op, op.Pow(centred, 2.0) | op.Mul(centred, centred))
+        mean = rounded(op, op.ReduceMean(square, axes=ANY, keepdims=ANY))
+        variance = rounded(op, op.Add(mean, ANY))
+        return op.Sqrt(variance) | op.Pow(variance, ANY)
 
     def rewrite(self, op: Builder, m: Match) -> ir.Value:
         """Return the norm."""

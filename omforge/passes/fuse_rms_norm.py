@@ -17,7 +17,7 @@ one with a gamma of ones, and the product stays behind it.
 """
 
 from omforge import ir
-from omforge.passes.norm_types import between_casts, ones
+from omforge.passes.norm_types import between_casts, ones, rounded
 from omforge.passes.rewrite import ANY, Builder, Match, NoMatch, Pat, PatternOps, RewritePass
 
 
@@ -29,10 +29,11 @@ class FuseRmsNorm(RewritePass):
     def pattern(self, op: PatternOps, x: Pat, gamma: Pat, eps: Pat) -> Pat:
         """Match gamma * x / sqrt(mean(x^2) + eps), and the same without gamma."""
         wide = op.Cast(x, to=ANY).named("wide").shared() | x
-        variance = op.Add(op.ReduceMean(self.square(op, wide), axes=[-1]), eps)
-        rms = op.Sqrt(variance) | op.Pow(variance, 0.5)
-        inverse = op.Reciprocal(rms) | op.Div(1.0, rms) | op.Pow(variance, -0.5)
-        norm = op.Mul(wide, inverse) | op.Div(wide, rms)
+        mean = op.ReduceMean(rounded(op, self.square(op, wide)), axes=[-1])
+        variance = rounded(op, op.Add(rounded(op, mean), eps))
+        rms = rounded(op, op.Sqrt(variance) | op.Pow(variance, 0.5))
+        inverse = rounded(op, op.Reciprocal(rms) | op.Div(1.0, rms) | op.Pow(variance, -0.5))
+        norm = op.Mul(wide | x, inverse) | op.Div(wide | x, rms)
         whole = op.Mul(wide, op.Div(gamma, rms)) | op.Div(op.Mul(wide, gamma), rms)
         normed = op.Cast(norm, to=ANY) | norm
         scaled = op.Mul(normed, gamma) | whole | normed
@@ -44,8 +45,9 @@ class FuseRmsNorm(RewritePass):
 
     def near_miss(self, op: PatternOps) -> Pat:
         """The root of a mean of squares, which is a norm of some kind."""
-        mean = op.ReduceMean(self.square(op, ANY), axes=ANY, keepdims=ANY)
-        variance = op.Add(mean, ANY) | mean
+        square = rounded(op, self.square(op, ANY))
+        mean = rounded(op, op.ReduceMean(square, axes=ANY, keepdims=ANY))
+        variance = rounded(op, op.Add(mean, ANY)) | mean
         return op.Sqrt(variance) | op.Pow(variance, ANY)
 
     def rewrite(self, op: Builder, m: Match) -> ir.Value:

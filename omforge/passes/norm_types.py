@@ -5,6 +5,9 @@ Exporters compute norms of half precision in float32, and old ones in float64, b
     w = Cast<to=w>(x)  ...  y = Mul(Cast<to=x>(norm of w), gamma)     # gamma in x's type
     w = Cast<to=w>(x)  ...  y = Cast<to=x>(Mul(norm of w, gamma))     # gamma in the wider one
 
+Tools that turn a float32 model into a half one leave some operators in float32, each between casts
+of its own, so that what lies between is rounded again and again (`rounded`).
+
 The operators compute in float32 whatever x is (stash_type), and round before gamma. So they take
 the first form in whole; of the second the casts stay around a norm in float32. No NPU has a norm in
 float64, which becomes float32.
@@ -21,6 +24,7 @@ import numpy.typing as npt
 from omforge import ir
 from omforge.passes.builder import Builder
 from omforge.passes.match import Match, NoMatch
+from omforge.passes.pattern import ANY, Pat, PatternOps
 
 _FLOATS = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT, ir.DataType.DOUBLE}
 
@@ -51,6 +55,15 @@ class NormTypes:
         return norm if self.output == self.computed else op.Cast(norm, to=int(self.output))
 
 
+def rounded(op: PatternOps, value: Pat) -> Pat:
+    """Match a value within a norm, rounded to another type or not, and widened again or not.
+
+    That no type is narrower than what goes in and comes out is for `between_casts` to say.
+    """
+    once = op.Cast(value, to=ANY)
+    return value | once | op.Cast(once, to=ANY)
+
+
 def between_casts(m: Match) -> NormTypes:
     """The types of a matched norm: of `x`, perhaps cast to `wide`, and `narrowed` at the end.
 
@@ -62,7 +75,8 @@ def between_casts(m: Match) -> NormTypes:
     narrowest = min(output.bitwidth, source.bitwidth)
     for node in m.nodes:
         dtype = node.outputs[0].dtype
-        if dtype is None or dtype not in _FLOATS or dtype.bitwidth < narrowest:
+        kept = dtype in (source, output) or (dtype is not None and dtype.bitwidth > narrowest)
+        if dtype not in _FLOATS or not kept:
             raise NoMatch(f"it goes through {dtype}", node)
     if "narrowed" not in m:
         # Before gamma it is in x's type again, or in that of a wider x that nothing casts back.

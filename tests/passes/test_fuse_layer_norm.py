@@ -194,3 +194,29 @@ def test_leaves_what_is_rounded_in_between_alone() -> None:
     text = f"""{HEADER}{{ {START} {constants} c = Cast <to = 10> (d) {wide} n = Cast <to = 1> (q)
         g0 = Mul (n, w) y = Add (g0, b) }}"""
     assert FuseLayerNorm().run(parse(text)) == 0
+
+
+def test_takes_in_the_casts_around_each_operator_that_a_converter_kept_in_float() -> None:
+    before = """<ir_version: 11, opset_import: ["" : 24]>
+    g (float16[N, 8] x, float16[8] w, float16[8] b) => (float16[N, 8] y)
+    <float16 eps = {5120}, float two = {2.0}, int64[1] axes = {-1}> {
+        x_f = Cast <to = 1> (x)
+        m = ReduceMean (x_f, axes)
+        m_h = Cast <to = 10> (m)
+        d = Sub (x, m_h)
+        d_f = Cast <to = 1> (d)
+        s = Pow (d_f, two)
+        s_h = Cast <to = 10> (s)
+        s_f = Cast <to = 1> (s_h)
+        v = ReduceMean (s_f, axes)
+        v_h = Cast <to = 10> (v)
+        e = Add (v_h, eps)
+        e_f = Cast <to = 1> (e)
+        r = Sqrt (e_f)
+        r_h = Cast <to = 10> (r)
+        n = Div (d, r_h)
+        g0 = Mul (n, w)
+        y = Add (g0, b)
+    }"""
+    after = FUSED.replace("float[", "float16[").replace("0.00001", str(2**-10))
+    assert_rewrites(FuseLayerNorm(), before, after)

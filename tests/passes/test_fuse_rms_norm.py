@@ -105,6 +105,44 @@ IN_FLOAT = """
 """
 
 
+BETWEEN_CASTS = """
+    xf = Cast <to = 1> (x)
+    sq = Pow (xf, two)
+    sq_h = Cast <to = 10> (sq)
+    sq_f = Cast <to = 1> (sq_h)
+    ms = ReduceMean (sq_f, last)
+    ms_h = Cast <to = 10> (ms)
+    var = Add (ms_h, eps)
+    var_f = Cast <to = 1> (var)
+    rms = Sqrt (var_f)
+    rms_h = Cast <to = 10> (rms)
+    n = Div (x, rms_h)
+"""
+EPS_HALF = ("float eps = {0.00001}", "float16 eps = {5120}")
+"""By its bits: 2 ** -10."""
+
+
+def test_takes_in_the_casts_around_each_operator_that_a_converter_kept_in_float() -> None:
+    body = f"{{ {BETWEEN_CASTS} y = Mul (w, n) }}"
+    after = HALF_FUSED.replace("0.00001", str(2**-10))
+    assert_rewrites(FuseRmsNorm(), HALF.replace(*EPS_HALF) + body, after)
+
+
+def test_leaves_a_norm_rounded_to_less_than_its_input(caplog: pytest.LogCaptureFixture) -> None:
+    in_float = BETWEEN_CASTS.replace(
+        "var = Add (ms_h", "ms_f = Cast <to = 1> (ms_h) var = Add (ms_f"
+    )
+    in_float = in_float.replace("var_f = Cast <to = 1> (var)", "var_f = Identity (var)")
+    in_float = in_float.replace("(x, rms_h)", "(x, rms)").replace(
+        "rms_h = Cast <to = 10> (rms)", ""
+    )
+    in_float = in_float.replace("xf = Cast <to = 1> (x)", "xf = Identity (x)")
+    for body in (in_float, in_float.replace("to = 10", "to = 16")):
+        assert_leaves_alone(
+            FuseRmsNorm(), FLOAT + f"{{ {body} y = Mul (w, n) }}", "it goes through", caplog
+        )
+
+
 def test_takes_in_the_casts_of_a_half_precision_norm() -> None:
     body = f"{{ {IN_FLOAT} h = Cast <to = 10> (n) y = Mul (w, h) }}"
     assert_rewrites(FuseRmsNorm(), HALF + body, HALF_FUSED)
