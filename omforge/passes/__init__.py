@@ -45,6 +45,7 @@ from omforge.passes.tabulate_rotary import TabulateRotary
 from omforge.passes.take_branches import TakeBranches
 from omforge.passes.text_positions import TextPositions
 from omforge.passes.turn_weights import TurnWeights
+from omforge.passes.uncrop_cache import UncropCache
 from omforge.passes.unflatten_gemm import UnflattenGemm
 from omforge.passes.ungroup_experts import UngroupExperts
 
@@ -108,6 +109,7 @@ PASSES: dict[str, type[Pass]] = {
         TakeBranches,
         TextPositions,
         TurnWeights,
+        UncropCache,
         UnflattenGemm,
         UngroupExperts,
     )
@@ -129,6 +131,7 @@ PIPELINES: dict[str, str] = {
             # Equal shape arithmetic has been folded by now, and no-ops told nothing else apart.
             "eliminate-common-subexpressions",
             "grow-static-cache",
+            "uncrop-cache",
             # Last: shapes are numbers and names by now, and movement is what it seems.
             "canonicalize-cache",
         )

@@ -16,7 +16,7 @@ from omforge.ir.dims import Dim, Expr
 from omforge.ir.infer import attribute, dims, known_ints
 from omforge.passes.masks import Applied
 from omforge.passes.match import NoMatch
-from omforge.passes.views import Chain, Link, is_same_movement, scalar, shape_of, trace
+from omforge.passes.views import scalar, shape_of, trace
 
 _ORDER_KEEPING = ("Reshape", "Unsqueeze", "Squeeze", "Identity")
 _HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
@@ -329,10 +329,13 @@ def find_mixed(softmax: ir.Node, live: set[ir.Value], *, sink: bool = False) -> 
 
 def _cuts_last(node: ir.Node) -> bool:
     """Whether it leaves out the last element of the last axis, and moves nothing."""
-    if node.op_type != "Slice" or node.inputs[0] is None:
+    if node.op_type != "Slice" or len(node.inputs) < 4:
         return False
-    link = Link(node, node.outputs[0], node.inputs[0])
-    return is_same_movement(Chain(node.outputs[0], (link,)), lambda array, _: array[..., :-1])
+    starts, ends, axes, *steps = (None if v is None else known_ints(v) for v in node.inputs[1:])
+    rank = len(shape_of(node.inputs[0]))
+    return (starts, ends, [[1]]) == ([0], [-1], [step or [1] for step in steps] or [[1]]) and (
+        axes in ([-1], [rank - 1])
+    )
 
 
 def _only_consumer(value: ir.Value) -> ir.Node:
