@@ -240,6 +240,12 @@ def _up_scale(node: ir.Node, found: Scores, live: set[ir.Value]) -> ir.Value:
     number, source = scalar(right), left
     if number is None and node.op_type == "Mul":
         number, source = scalar(left), right
+    if number is None and node.op_type == "Mul":
+        # Scores times 0 where they are hidden, and far below 0 by what is added afterwards.
+        for scores, shown in ((left, right), (right, left)):
+            if scores in live and shown is not None and shown not in live:
+                _apply(found, Applied(shown, 0.0), node)
+                return scores
     if number is None or source is None:
         raise NoMatch(f"the scores go through {node.op_type} by what is not one number", node)
     if number <= 0:

@@ -366,7 +366,7 @@ def _scores(
             array = _fitted(array, shape, mask.value)
             if mask.fill is not None:
                 fill = np.float32(mask.fill) * np.float32(mask.factor)
-                scores = np.where(array ^ mask.inverted, scores, fill)
+                scores = np.where(_truths(array, mask) ^ mask.inverted, scores, fill)
             elif array.dtype == np.bool_:
                 raise NoMatch("a boolean is added to the scores", mask.value)
             else:
@@ -374,6 +374,13 @@ def _scores(
             if mask.floor is not None:
                 scores = np.maximum(scores, scores.dtype.type(mask.floor * mask.factor))
     return np.broadcast_to(scores, shape), arrays[len(applied) :]
+
+
+def _truths(array: Array, mask: Applied) -> Array:
+    """What a mask shows, if it is one: scores may be multiplied by ones and zeros."""
+    if array.dtype != np.bool_ and not np.isin(array, (0, 1)).all():
+        raise NoMatch("the scores are multiplied by more than zeros and ones", mask.value)
+    return array.astype(np.bool_)
 
 
 def _rows(stacked: ir.Value) -> int:
@@ -465,8 +472,16 @@ def _windows(part: Cutout) -> list[int]:
     found: set[int] = set()
     for node in part.nodes:
         for value in node.inputs:
+            if node.op_type == "Mul" and _is_low(value):
+                continue
             found.update(n for n in _numbers(value) if 2 <= n <= _LONGEST)
     return sorted(found, reverse=True)
+
+
+def _is_low(value: ir.Value | None) -> bool:
+    """Whether it is a number far below 0: times 1 where a score is hidden, it hides it."""
+    array = constant(value, limit=4)
+    return array is not None and array.dtype.kind == "f" and bool((array <= _MASKED).all())
 
 
 def _numbers(value: ir.Value | None) -> Iterable[int]:

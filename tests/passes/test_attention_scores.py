@@ -18,7 +18,7 @@ LOWEST = -3.4028234663852886e38
 def edited(block: Block, changes: dict[str, str]) -> Block:
     """The block with its text changed, and a few more constants."""
     more = (
-        f"<float lowest = {{{LOWEST}}}, float minus_9 = {{-1e9}}, int64[1] j_m1 = {{-1}}, "
+        f"<float lowest = {{{LOWEST}}}, float minus_9 = {{-1e9}}, float minus_4 = {{-1e4}}, float one_f = {{1}}, int64[1] j_m1 = {{-1}}, "
         "int64[1] j_2 = {2}, float[16, 8] table"
     )
     return dataclasses.replace(block, edits=(*changes.items(), ("<float[16, 8] table", more)))
@@ -37,6 +37,16 @@ SPELLINGS = {
         Block(applied="where"),
         {
             "masked = Where (seen, scaled, low)": "late = Where (seen, scaled, low) masked = Mul (late, scale)"
+        },
+    ),
+    "multiplied by ones and zeros": (
+        Block(padding=False),
+        {
+            "masked = Add (scaled, bias)": (
+                "shown_1 = Cast <to = 1> (seen) one_less = Sub (one_f, shown_1)"
+                " kept = Mul (scaled, shown_1) taken = Mul (one_less, minus_4)"
+                " masked = Add (kept, taken)"
+            )
         },
     ),
     "a floor": (
