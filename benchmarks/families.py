@@ -145,6 +145,10 @@ def _judge(source: Path, bundle: Path, soc: str, timeout: int, *, compare: bool)
     if compare and status and "compare" in words:
         found["alarm"] = words
         status, told, words = _omforge(command, timeout)
+    if status and "no KV cache" in words:  # what the program says next
+        command = (*command, "--task", "encode")
+        found["task"] = "encode"
+        status, told, words = _omforge((*command, *options), timeout)
     if status and not words.startswith("Traceback"):
         found["refused"] = words
         partly = _omforge((*command, "--allow-partial"), timeout)

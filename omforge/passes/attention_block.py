@@ -117,7 +117,8 @@ def is_canonical(node: ir.Node, caches: Collection[ir.Value]) -> bool:
     q, k, v = node.inputs[:3]
     if any(len(shape_of(value)) != 3 for value in (q, k, v)) or _given(node, 6) is not None:
         return False
-    if _given(node, 4) is None and any(reads(value, caches) for value in (k, v)):
+    # Both: keys alone are made of a cache where it holds what they are computed from (MLA).
+    if _given(node, 4) is None and all(reads(value, caches) for value in (k, v)):
         return False
     return not row_guard(node.outputs[0], None).guards
 

@@ -121,12 +121,14 @@ def _replace(op: Builder, block: Block, made: _Masks, names: Names) -> None:
     }
     attention = op.node("Attention", inputs, options, outputs=1 + len(pasts))
     y, *presents = attention.outputs
-    if len(shape_of(mixed.output)) == 3 and not block.joined:
+    # Queries and keys may be joined for their product alone.
+    joined = block.joined and len(shape_of(mixed.product.outputs[0])) == 3
+    if len(shape_of(mixed.output)) == 3 and not joined:
         output = y
     else:
         split = op.Reshape(y, [0, 0, heads, value.size])
         output = op.Transpose(split, perm=[0, 2, 1, 3])
-    if block.joined:
+    if joined:
         tail = np.array([value.size], dtype=np.int64)
         seq = op.Shape(query, start=1, end=2)
         output = op.Reshape(output, op.Concat(np.array([-1]), seq, tail, axis=0))

@@ -12,6 +12,7 @@ from omforge.passes.coverage import measure
 from omforge.passes.events import events
 from omforge.passes.fuse_attention import FuseAttention
 from omforge.passes.interface import find_interface
+from omforge.testing import parse
 from tests.passes.blocks import LOW, Block, fused, named, ops
 
 FOUR = Block(operator="4-D")
@@ -31,6 +32,30 @@ def caches(model: ir.Model) -> set[ir.Value]:
 
 def names(node: ir.Node) -> list[str]:
     return [value.name if value is not None and value.name else "" for value in node.inputs]
+
+
+LATENT = """<ir_version: 11, opset_import: ["" : 24]>
+g (float[b, s, 8] q, float[b, p, 4] past, float[b, s, 4] new, float[b, p, 4] turned) => (float y)
+<float[4, 4] w = {1,2,3,4,5,6,7,8,9,1,2,3,4,5,6,7}> {
+    latent = Concat <axis = 1> (past, new)
+    product = MatMul (latent, w)
+    v = Concat <axis = -1> (VALUES)
+    k = Concat <axis = -1> (product, latent)
+    y = Attention <q_num_heads = 2, kv_num_heads = 2> (q, k, v)
+}"""
+
+
+@pytest.mark.parametrize(
+    ("values", "canonical"), [("product, product", True), ("latent, latent", False)]
+)
+def test_keys_that_are_computed_from_a_cache_have_none_inside(
+    values: str, *, canonical: bool
+) -> None:
+    """Multi-head latent attention keeps what keys and values are made of, and turned keys."""
+    model = parse(LATENT.replace("VALUES", values))
+    infer_model(model)
+    node = next(n for n in model.graph if n.op_type == "Attention")
+    assert is_canonical(node, {v for v in model.graph.inputs if v.name == "past"}) is canonical
 
 
 WRITTEN = {

@@ -19,7 +19,7 @@ def edited(block: Block, changes: dict[str, str]) -> Block:
     """The block with its text changed, and a few more constants."""
     more = (
         f"<float lowest = {{{LOWEST}}}, float minus_9 = {{-1e9}}, float minus_4 = {{-1e4}}, float one_f = {{1}}, int64[1] j_m1 = {{-1}}, "
-        "int64[1] j_2 = {2}, float[16, 8] table"
+        "int64[1] j_2 = {2}, int64[1] j_4 = {4}, int64[1] j_8 = {8}, float[16, 8] table"
     )
     return dataclasses.replace(block, edits=(*changes.items(), ("<float[16, 8] table", more)))
 
@@ -37,6 +37,18 @@ SPELLINGS = {
         Block(applied="where"),
         {
             "masked = Where (seen, scaled, low)": "late = Where (seen, scaled, low) masked = Mul (late, scale)"
+        },
+    ),
+    "heads joined to the batch for the scores alone": (
+        Block(size=8),
+        {
+            "scores = MatMul (q4, kt)": (
+                "rows = Mul (batch1, j_4) q_shape = Concat <axis = 0> (rows, seq1, j_8)"
+                " qj = Reshape (q4, q_shape) k_shape = Concat <axis = 0> (rows, total1, j_8)"
+                " kj = Reshape (present_key_n, k_shape) kjt = Transpose <perm = [0, 2, 1]> (kj)"
+                " sj = MatMul (qj, kjt) s_shape = Concat <axis = 0> (batch1, j_4, seq1, total1)"
+                " scores = Reshape (sj, s_shape)"
+            )
         },
     ),
     "multiplied by ones and zeros": (
