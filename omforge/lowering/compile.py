@@ -287,6 +287,8 @@ def compile_bundle(
     embeddings = embeddings_of(model)
     by_token, fixed = token_inputs(model), fixed_inputs(model, _float(options))
     results = output_specs(model, _float(options)) if encode else ()
+    with writing(destination):
+        destination.parent.mkdir(parents=True, exist_ok=True)
     with MadeFolder(destination) as folder:
         with WeightWriter(folder / WEIGHTS) as writer:
             steps.begin("write canonical.onnx")

@@ -11,7 +11,7 @@ from omforge.lowering.manifest import FILE_NAME
 
 
 def destination_of(path: Path) -> Path:
-    """The folder to make; what is there must be a bundle or nothing."""
+    """The folder to make, with those above it; what is there must be a bundle or nothing."""
     path = Path(os.path.realpath(path))  # a link stays, and what it leads to is replaced
     recover(path)
     if path.is_dir() and any(path.iterdir()) and not (path / FILE_NAME).is_file():
@@ -22,6 +22,7 @@ def destination_of(path: Path) -> Path:
         )
     if path.exists() and not path.is_dir():
         raise InputError(f"{path} is a file", "a bundle is a folder", "Choose another -o")
-    if not path.parent.is_dir():
-        raise InputError(f"{path.parent} does not exist", "", "Create it or choose another -o")
+    there = next(parent for parent in path.parents if parent.exists())
+    if not there.is_dir():
+        raise InputError(f"{there} is a file", f"{path} would be below it", "Choose another -o")
     return path

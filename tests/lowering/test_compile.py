@@ -440,6 +440,6 @@ def test_a_weight_that_holds_nan_is_named(exported: Exported, tmp_path: Path) ->
     weight.const_value = ir.tensor(array, name=weight.name)
     ir.save(model, folder / "model.onnx")
     options = CompileOptions("Ascend310P3", context=32, prefill=(8,), build=BuildOptions("none"))
-    result = compile_bundle(folder, tmp_path / "b", options)
+    result = compile_bundle(folder, tmp_path / "out" / "b", options)  # `out` is made with it
     assert list(result.nonfinite.values()) == ["NaN"]
     assert any(event.reason == "it holds NaN" for event in result.events)

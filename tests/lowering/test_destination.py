@@ -15,8 +15,10 @@ def test_what_is_no_bundle_is_not_replaced(tmp_path: Path) -> None:
         destination_of(tmp_path)
     with pytest.raises(InputError, match="is a file"):
         destination_of(tmp_path / "file")
-    with pytest.raises(InputError, match="does not exist"):
-        destination_of(tmp_path / "no" / "b")
+    # The folders above it are made with it, as README's first command needs.
+    assert destination_of(tmp_path / "out" / "b") == tmp_path / "out" / "b"
+    with pytest.raises(InputError, match=r"file is a file: .* would be below it"):
+        destination_of(tmp_path / "file" / "out" / "b")
 
 
 def test_what_a_link_leads_to_is_replaced(tmp_path: Path) -> None:

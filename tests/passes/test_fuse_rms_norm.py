@@ -399,3 +399,29 @@ def test_a_norm_in_double_is_one_in_the_type_of_its_input() -> None:
         xf = Cast <to = 1> (x) wf = Cast <to = 1> (w)
         n = RMSNormalization <axis = -1, epsilon = 0.00001> (xf, wf) y = Cast <to = 10> (n) }"""
     assert_rewrites(FuseRmsNorm(), wide, inside)
+
+
+def test_fuses_a_norm_that_a_tool_rounds_between_its_nodes() -> None:
+    """A converter to float16 that leaves some operators in float32 puts casts around each."""
+    before = """<ir_version: 11, opset_import: ["" : 24]>
+    g (float16[N, S, 8] x, float16[8] w) => (float16[N, S, 8] y)
+    <float two = {2.0}, float one = {1.0}, float16 eps = {168}, int64[1] last = {-1}> {
+        wide = Cast <to = 1> (x)
+        sq = Pow (wide, two)
+        sq16 = Cast <to = 10> (sq)  sq32 = Cast <to = 1> (sq16)
+        ms = ReduceMean (sq32, last)
+        ms16 = Cast <to = 10> (ms)
+        var = Add (ms16, eps)
+        var32 = Cast <to = 1> (var)
+        rms = Sqrt (var32)
+        rms16 = Cast <to = 10> (rms)  rms32 = Cast <to = 1> (rms16)
+        inv = Div (one, rms32)
+        inv16 = Cast <to = 10> (inv)
+        n = Mul (x, inv16)
+        y = Mul (w, n)
+    }"""
+    after = """<ir_version: 11, opset_import: ["" : 24]>
+    g (float16[N, S, 8] x, float16[8] w) => (float16[N, S, 8] y) {
+        y = RMSNormalization <axis = -1, epsilon = 0.0000100135803> (x, w)
+    }"""
+    assert_rewrites(FuseRmsNorm(), before, after)
