@@ -114,7 +114,9 @@ def described(model: ir.Model, chosen: Chosen, source: Source) -> m.Export:
         CheckError: The first step gives back other caches than the others read.
     """
     model = chosen.decoder or model
-    export = export_interface(model, source)
+    # What was chosen for taking any number of tokens shows that the other does not.
+    one_token = chosen.decoder is not None
+    export = replace(export_interface(model, source), one_token=one_token)
     # What makes a text's first step makes memory's keys, too, which are given here.
     memory = bool(memory_of(find_interface(model)))
     flag = cache_flag(model)

@@ -90,7 +90,8 @@ class Export:
     layer that comes back whole, `caches` says what it is, and `past` and `present` are empty.
     `fixed`, `token_inputs` and `outputs` are its names for those of the bundle, in the same order.
     `first` is what is run where there is no past, and `cache_flag` what tells one graph of it.
-    `longest_call` is how many new tokens it can take at once; None for any number.
+    `longest_call` is how many new tokens it can take at once; None for any number. If `one_token`,
+    what goes on from a past takes one a call.
     """
 
     path: str
@@ -112,6 +113,7 @@ class Export:
     first: FirstStep | None = None
     cache_flag: CacheFlag | None = None
     counters: tuple[Counter, ...] = ()
+    one_token: bool = False
 
 
 def validate_export(export: Export) -> None:

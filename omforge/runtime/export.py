@@ -171,6 +171,13 @@ class ExportModel:
             chosen = np.arange(length) % rows.length
             for cache in self._caches:
                 past = rows.past[cache.input]
+                if "past" not in cache.shape:  # of fixed size; the slots behind are not read
+                    past = past.take(range(rows.length), axis=cache.axis)
+                    spare = [(0, 0)] * past.ndim
+                    spare[cache.axis] = (0, rows.past[cache.input].shape[cache.axis] - length)
+                    past = np.pad(past.take(chosen, axis=cache.axis), spare)
+                    rows.past[cache.input] = past
+                    continue
                 if past.shape[cache.axis] != rows.length:
                     raise InputError(
                         f"the export's cache {cache.input} cannot be repeated",
@@ -217,6 +224,9 @@ class ExportModel:
         longest = self.export.longest_call or count
         ends = [1 << power for power in range(count.bit_length())] if pieces else []
         ends = sorted({*ends, *range(longest, count, longest), count} - {0})
+        if self.export.one_token:  # of those behind a past; the first call takes as many as it may
+            begun = ends[0] if rows.length == 0 else 1
+            ends = list(range(begun, count + 1))
         starts = [0, *ends[:-1]]
         calls = [
             self._step(rows, tokens[:, a:b]) for a, b in zip(starts, ends, strict=True) if a < count

@@ -161,6 +161,12 @@ def test_a_cache_of_fixed_size_is_told_where_to_write(tmp_path: Path):
         found = [exported.prefill([TEXT[:3]])[0]]
         found += [exported.decode([token])[0] for token in TEXT[3:6]]
         np.testing.assert_allclose(found, whole[2:], **CLOSE)
+        # This one counts no positions: slots that are repeated are tokens that are repeated.
+        exported.prefill([TEXT[:3]])
+        exported.repeat_past(5)
+        repeated = exported.decode([TEXT[3]])
+        exported.prefill([[*TEXT[:3], *TEXT[:2]]])
+        np.testing.assert_allclose(repeated, exported.decode([TEXT[3]]), **CLOSE)
 
 
 @pytest.mark.parametrize("route", ["optimum", "dynamo", "hfexporter", "torchscript-op17"])
