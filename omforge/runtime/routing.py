@@ -2,8 +2,8 @@
 
 A router sends each token to the k experts with the highest scores. Where two scores are nearer than
 the rounding of a half-precision graph, another expert may come first, and everything behind it is
-another number, however exact each operator is. Such a difference stays a failure; what is found
-here says whether a tie is behind it.
+another number, however exact each operator is. So it is where experts below a limit are left out.
+Such a difference stays a failure; what is found here says whether a tie is behind it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from omforge import ir
 from omforge.ir.files import load
+from omforge.ir.infer import constant
 from omforge.ir.ops import reference_model
 from omforge.lowering.manifest import TensorSpec
 from omforge.runtime.bundle import Bundle
@@ -31,11 +32,30 @@ Array = npt.NDArray[Any]
 
 @dataclass
 class _Router:
-    """One TopK or ArgMax: its scores [B, tokens, E] and choices [B, tokens, k], step by step."""
+    """One TopK or ArgMax: its scores [B, tokens, E] and choices [B, tokens, k], step by step.
+
+    With a `limit`, a comparison of the scores with that number: choices are truths [B, tokens, E].
+    """
 
     name: str
+    limit: float | None = None
     scores: list[Array] = field(default_factory=list[Array])
     choices: list[Array] = field(default_factory=list[Array])
+
+
+_CHOICES = ("TopK", "ArgMax")
+_COMPARISONS = ("Greater", "GreaterOrEqual", "Less", "LessOrEqual")
+
+
+def _limit(node: ir.Node) -> float | None:
+    """The number that a node compares floats with."""
+    if node.op_type not in _COMPARISONS:
+        return None
+    scores, limit = node.inputs
+    array = constant(limit, limit=1)
+    if scores is None or array is None or array.size != 1 or array.dtype.kind != "f":
+        return None
+    return float(array.ravel()[0]) if constant(scores) is None else None
 
 
 class _Watched:
@@ -43,11 +63,11 @@ class _Watched:
 
     def __init__(self, path: Path, routers: list[_Router], *, lowered: bool) -> None:
         model = load(path)
-        nodes = [node for node in model.graph if node.op_type in ("TopK", "ArgMax")]
+        nodes = [n for n in model.graph if n.op_type in _CHOICES or _limit(n) is not None]
         names = [(node.inputs[0], node.outputs[-1]) for node in nodes]
         self._pairs = [(str(a.name), str(b.name)) for a, b in names if a is not None]
         if not routers:
-            routers += [_Router(str(node.name)) for node in nodes]
+            routers += [_Router(str(node.name), _limit(node)) for node in nodes]
         self._routers = routers
         proto = ir.to_proto(reference_model(model) if lowered else model)
         shown = {output.name for output in proto.graph.output}
@@ -94,16 +114,20 @@ def first_other_choice(
         Where the first token goes to another expert, and by how little; None if no router is there
         or all choose alike.
     """
-    ours, theirs = (_run(bundle, level, prompts, leader) for level in ("lowered", "canonical"))
-    if not ours or len(ours) != len(theirs):
-        return None
+    runs = [_run(bundle, level, prompts, leader) for level in ("lowered", "canonical")]
+    pairs: list[tuple[_Router, _Router]] = []
+    for limited in (False, True):  # a comparison that only one of them has tells nothing
+        kinds = [[r for r in run if (r.limit is not None) is limited] for run in runs]
+        pairs += zip(*kinds, strict=True) if len(kinds[0]) == len(kinds[1]) else ()
     longest = max(map(len, prompts))
     firsts = [longest - len(prompt) for prompt in prompts]
     found: list[tuple[int, int, int]] = []
-    for layer, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
+    for layer, (mine, other) in enumerate(pairs):
         if not mine.choices or not other.choices:
             continue
-        chosen, wanted = (np.sort(np.concatenate(r.choices, axis=1)) for r in (mine, other))
+        chosen, wanted = (np.concatenate(r.choices, axis=1) for r in (mine, other))
+        if other.limit is None:
+            chosen, wanted = np.sort(chosen), np.sort(wanted)
         if chosen.shape != wanted.shape:
             continue
         differs = (chosen != wanted).any(axis=-1)
@@ -113,7 +137,28 @@ def first_other_choice(
     if not found:
         return None
     token, layer, row = min(found)
-    return _told(ours[layer], theirs[layer], row, token, bundle.manifest.dtype)
+    tell = _told if pairs[layer][1].limit is None else _told_of_limit
+    return tell(*pairs[layer], row, token, bundle.manifest.dtype)
+
+
+def _told_of_limit(mine: _Router, other: _Router, row: int, token: int, dtype: str) -> str:
+    limit = other.limit
+    assert limit is not None
+    scores = [np.concatenate(r.scores, axis=1)[row, token].astype(float) for r in (mine, other)]
+    truths = [np.concatenate(r.choices, axis=1)[row, token] for r in (mine, other)]
+    expert = int(np.flatnonzero(truths[0] != truths[1])[0])
+    margin = abs(scores[1][expert] - limit)
+    error = abs(scores[0][expert] - scores[1][expert])
+    verdict = (
+        "a limit that rounding crosses"
+        if margin <= 2 * error
+        else "more than their rounding: look at what is before the router"
+    )
+    return (
+        f"token {token} of row {row} is on the other side of {limit:.2g} at {other.name}: the "
+        f"canonical score {expert} is {margin:.2g} from it, and the scores differ by {error:.2g} "
+        f"in {dtype}: {verdict}"
+    )
 
 
 def _told(mine: _Router, other: _Router, row: int, token: int, dtype: str) -> str:
