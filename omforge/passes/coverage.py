@@ -95,7 +95,7 @@ def measure(model: ir.Model, config: ModelConfig | None) -> Coverage:
     cross = len(cross_attention(model))
     if config.encoder_decoder:
         # Of which of the two config.json's layers are, it does not say: the graph does.
-        layers = _cached(model) or attention + left
+        layers = _cached(model) or attention + left - cross
         attending = layers
     if cross or _has_memory(model):
         # Each layer attends twice, to its text and to memory.

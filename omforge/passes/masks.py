@@ -413,7 +413,11 @@ def _seen(scores: Array, bias: Bias | None, probe: Probe, where: ir.Value) -> Ar
             scores = scores - np.where(most < _MASKED - span, 0.0, most)
     seen = scores >= -slack
     if not np.all(seen | (scores <= _MASKED)) or np.any(scores > slack):
-        raise NoMatch("it adds more than a mask to the scores, and no ALiBi", where)
+        raise NoMatch(
+            "it adds more than a mask to the scores, and no ALiBi (a learned bias for each "
+            "distance, as T5 has, is not served)",
+            where,
+        )
     return seen
 
 

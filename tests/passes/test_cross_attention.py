@@ -11,7 +11,7 @@ from omforge.ir import numerics
 from omforge.ir.infer import attribute
 from omforge.passes import make_pipeline
 from omforge.passes.bind_memory import BindMemory
-from omforge.passes.config import read_config
+from omforge.passes.config import ModelConfig, read_config
 from omforge.passes.coverage import measure
 from omforge.passes.cross_attention import cross_attention, memory_lengths
 from omforge.passes.feeds import make_feeds
@@ -61,6 +61,22 @@ def test_a_cross_attention_that_is_not_raised_is_missed(decoder: Decoders) -> No
     make_pipeline("canonicalize").run(model)
     found = measure(model, read_config(decoder("optimum", "whisper").parent))
     assert (found.kinds["attention"].found, found.kinds["attention"].expected) == (0, 4)
+
+
+def test_a_decoder_without_a_cache_attends_twice_a_layer_too() -> None:
+    """What reads a whole text of such a model: its keys of memory are made inside."""
+    words = ", ".join(str(n / 10) for n in range(32))
+    model = parse(f"""<ir_version: 11, opset_import: ["" : 24]>
+    g (int64[batch, seq] input_ids, float[batch, enc, 8] states) => (float[batch, seq, 4] logits)
+    <float[4, 8] table = {{{words}}}, float[8, 4] head = {{{words}}}> {{
+        x = Gather (table, input_ids)
+        a = Attention <q_num_heads = 2, kv_num_heads = 2, is_causal = 1> (x, x, x)
+        b = Attention <q_num_heads = 2, kv_num_heads = 2> (a, states, states)
+        logits = MatMul (b, head) }}""")
+    (cross,) = cross_attention(model)
+    assert cross.inputs[1] is model.graph.inputs[1]
+    found = measure(model, ModelConfig(layers=2, encoder_decoder=True)).kinds["attention"]
+    assert (found.found, found.expected) == (2, 2)
 
 
 def test_a_text_model_has_none() -> None:
