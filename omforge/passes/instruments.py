@@ -18,6 +18,7 @@ from omforge import ir
 from omforge.ir import numerics
 from omforge.ir.errors import CheckError, OmforgeError
 from omforge.ir.infer import infer_model
+from omforge.ir.ort_errors import ort_cause
 from omforge.ir.text import to_text
 from omforge.ir.verify import verify
 from omforge.passes.padding import StepFeeds
@@ -242,7 +243,7 @@ class CompareEach(Instrument):
             except Exception as error:  # ONNX Runtime's own have no class in common
                 raise CheckError(
                     f"ONNX Runtime does not run {which}",
-                    f"on feed {number} of {len(self._feeds)}: {error}",
+                    f"on feed {number} of {len(self._feeds)}: {ort_cause(error)}",
                     "Run it without --compare-each, or see the graph by --print-after",
                 ) from error
         return made

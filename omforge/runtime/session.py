@@ -18,6 +18,7 @@ from omforge import ir
 from omforge.ir.errors import InputError, OmforgeError
 from omforge.ir.files import load
 from omforge.ir.ops import reference_model
+from omforge.ir.ort_errors import is_missing_kernel, ort_cause
 from omforge.ir.segment import EXTERNAL_FOLDER
 from omforge.lowering.manifest import TensorSpec
 
@@ -125,7 +126,10 @@ class OrtSession:
         # onnxruntime's exceptions have no common base below Exception.
         except Exception as error:
             raise OmforgeError(
-                f"{self.name}: ONNX Runtime failed", str(error), "Report it with the graph"
+                f"{self.name}: ONNX Runtime failed",
+                ort_cause(error),
+                "Where the export runs on the same text, omforge built this graph wrong: report "
+                "the command and the export",
             ) from error
         return dict(zip(names, results, strict=True))
 
@@ -230,6 +234,9 @@ def _options(threads: int) -> Any:
     return options
 
 
+_NO_KERNEL = "The NPU may have it all the same; with --dtype fp32 the CPU has more of them"
+
+
 def _create(name: str, content: str | bytes, options: Any, *, folded: bool) -> Any:
     ort = _onnxruntime()
     # Folding would make floats of all quantised weights ahead of the first run, and keep them:
@@ -243,8 +250,10 @@ def _create(name: str, content: str | bytes, options: Any, *, folded: bool) -> A
     except Exception as error:
         raise InputError(
             f"ONNX Runtime cannot load {name}",
-            str(error),
-            "Check the file, or export or build it again",
+            ort_cause(error),
+            _NO_KERNEL
+            if is_missing_kernel(error)
+            else "Check the file, or export or build it again",
         ) from error
 
 
