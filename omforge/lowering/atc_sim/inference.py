@@ -23,6 +23,8 @@ from omforge.lowering.value_bounds import one_hot_may_wrap, sign_of_mod_differs
 def load_graph(path: Path) -> ir.Model:
     """The model as atc has it: inputs with an initializer are constants, bytes too many unread.
 
+    Attributes without a type are not there.
+
     Raises:
         InputError: It cannot be read.
         ValueError: onnx-ir cannot make a graph of it.
@@ -36,7 +38,14 @@ def load_graph(path: Path) -> ir.Model:
         size = tensors.size_in_bytes(tensor.data_type, tuple(tensor.dims))
         if 0 < size < len(tensor.raw_data):
             tensor.raw_data = tensor.raw_data[:size]
-    model = ir.from_proto(message)
+    for node in message.graph.node:
+        for attribute in [*node.attribute]:
+            if attribute.type == onnx.AttributeProto.UNDEFINED:
+                node.attribute.remove(attribute)  # no plugin takes it for one
+    try:
+        model = ir.from_proto(message)
+    except Exception as error:  # any fault of a foreign file may come out here, as anything
+        raise ValueError(f"{type(error).__name__}: {error}") from error
     folder = str(Path(os.path.abspath(path)).parent)
     for _, tensor in ir.all_tensors(model):
         if isinstance(tensor, ir.ExternalTensor):

@@ -192,6 +192,16 @@ def test_silent_failures_may_be_warnings(tmp_path: Path, monkeypatch: pytest.Mon
     assert "ATC run success" in result.text
 
 
+def test_an_attribute_without_a_type_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMFORGE_ATC_SIM_STRICT", "0")
+    proto = model("(float[1,4] x) => (float[1,4] y) { y = Softmax <axis = 0> (x) }")
+    proto.graph.node[0].attribute[0].ClearField("type")
+    result = atc(save(proto, tmp_path))
+    assert (result.exit_status, result.codes) == (0, ("SIM027",))
+
+
 def test_dtypes_of_inputs(tmp_path: Path) -> None:
     proto = model(RELU)
     proto.graph.input[0].type.tensor_type.elem_type = TensorProto.UINT4
