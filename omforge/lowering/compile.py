@@ -229,6 +229,7 @@ def compile_bundle(
     passes += Pipeline(fuse).run(model, watch).passes
     nodes["raised"] = model.graph.num_nodes()
     _require_standard(model)
+    find_interface(model)  # what the graph is not is said before what was not raised of it
     coverage = measure(model, config)
     if not coverage.complete and not options.allow_partial:
         raise ir.CheckError(

@@ -183,6 +183,7 @@ def find_interface(model: ir.Model) -> Interface:
     inputs = [value for value in graph.inputs if value.name not in graph.initializers]
     input_ids = tokens_of(graph) or _embeddings(inputs, graph)
     if input_ids is None:
+        _refuse_features(inputs)
         raise ir.InputError(
             "the graph is no causal LM that omforge can serve",
             "no integer input [batch, sequence] looks up rows of an embedding, and none is "
@@ -230,6 +231,22 @@ def stacked_positions(interface: Interface) -> ir.Value | None:
         if shape[1:] == tokens or "position" in _words(value):
             return value
     return None
+
+
+def _refuse_features(inputs: Sequence[ir.Value]) -> None:
+    """Raise InputError for a model of sound or images, which no export of its text would mend."""
+    if any(value.dtype in _INTEGERS for value in inputs):
+        return
+    for value in inputs:
+        shape = shape_of(value)
+        if value.dtype in _FLOATS and len(shape) > 2 and all(isinstance(n, int) for n in shape[1:]):
+            raise ir.InputError(
+                "the graph reads no text",
+                f"its input {value.name} [{', '.join(map(str, shape))}] is neither token ids nor "
+                "embeddings of such",
+                "Models of sound and of images are not lowered; a decoder that attends to what "
+                "they make is, with this as its fixed inputs",
+            )
 
 
 def tokens_of(graph: ir.Graph) -> ir.Value | None:

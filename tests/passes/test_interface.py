@@ -282,3 +282,19 @@ def test_what_picks_one_of_few_rows_is_no_position(name: str) -> None:
     assert [value.name for value in found.by_token] == [name]
     assert table_rows(found.by_token[0]) == 3
     assert table_rows(found.input_ids) == VOCABULARY
+
+
+@pytest.mark.parametrize(
+    ("shape", "told"),
+    [
+        ("batch, 80, 3000", "its input x [batch, 80, 3000] is neither token ids nor embeddings"),
+        ("batch, 3, 224, 224", "its input x [batch, 3, 224, 224] is neither token ids"),
+        ("batch, 7", "no integer input [batch, sequence] looks up rows"),
+    ],
+)
+def test_a_model_of_sound_or_images_is_named(shape: str, told: str) -> None:
+    model = parse(f"""<ir_version: 11, opset_import: ["" : 24]>
+    g (float[{shape}] x) => (float[{shape}] y) {{ y = Relu (x) }}""")
+    with pytest.raises(ir.InputError) as caught:
+        find_interface(model)
+    assert told in str(caught.value)
