@@ -69,11 +69,12 @@ from omforge.passes import PassRun, make_pipeline
 from omforge.passes.add_past import AddPast
 from omforge.passes.bind_choices import BindChoices
 from omforge.passes.bind_shapes import BindShapes
+from omforge.passes.call_limit import find_call_limit
 from omforge.passes.config import read_config
 from omforge.passes.context_bounds import Bound, config_bounds, find_bounds
 from omforge.passes.convert_precision import ConvertPrecision
 from omforge.passes.coverage import Coverage, measure
-from omforge.passes.events import Event, events
+from omforge.passes.events import Event, events, record
 from omforge.passes.feeds import weight_bytes
 from omforge.passes.fuse_kv_io import FuseKvIo
 from omforge.passes.grow_static_cache import require_growing_cache
@@ -216,7 +217,13 @@ def compile_bundle(
     passes += make_pipeline("canonicalize").run(model, watch).passes
     require_growing_cache(model)
     bounds = (*told_bounds, *find_bounds(model, wanted.context or 0))
-    given, options = options, _with_defaults(options, bounds)
+    given, context = options, choose_context(options.context, bounds)
+    call = find_call_limit(model, context)
+    options = _with_defaults(options, bounds, call)
+    if call is not None and not given.prefill:
+        record(
+            model, "compile", "the prefill bucket", f"at most {call.tokens}: {call.why}", done=True
+        )
     buckets = _plan(options)
     if options.batch > 1 and (why := tied_rows(model, options.context or 0)):
         raise ir.CheckError(
@@ -248,6 +255,7 @@ def compile_bundle(
     stored = stored_as_integers(model)
     check_stored(stored, soc, options.dtype)
     export = encode_export(model, found) if encode else described(model, chosen, found)
+    export = dataclasses.replace(export, longest_call=None if call is None else call.tokens)
     layers = () if encode else cache_layers(model, find_interface(model))
     kv_heads, head_size, value_size = cache_heads(layers)
     heads = query_heads(layers, config, kv_heads)
@@ -430,9 +438,11 @@ def at_gear(model: ir.Model, seq: int) -> ir.Model:
     return twin
 
 
-def _with_defaults(options: CompileOptions, bounds: Sequence[Bound]) -> CompileOptions:
+def _with_defaults(
+    options: CompileOptions, bounds: Sequence[Bound], call: Bound | None = None
+) -> CompileOptions:
     context = choose_context(options.context, bounds)
-    prefill = choose_prefill(options.prefill, context)
+    prefill = choose_prefill(options.prefill, context, call)
     if options.batch < 1:
         raise ir.InputError(f"a batch of {options.batch} makes no sense", "it must be 1 or more")
     layout = options.layout

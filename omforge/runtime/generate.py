@@ -94,7 +94,7 @@ class LanguageModel:
         self._open_session = open_session or self._open_twin
         self._open_canonical = open_canonical or (lambda: OrtSession(bundle.canonical))
         self._make_cache = make_cache
-        self._chunks = chunks or _canonical_chunks
+        self._chunks = chunks or self._canonical_chunks
         self._sessions: dict[str, Session] = {}
         self._buckets = _buckets(bundle, self.batch) if level == "lowered" else {}
         self._cache: Cache | None = None
@@ -300,6 +300,11 @@ class LanguageModel:
         if chunks[-1][1] == 1 and ("decode", 1) in self._buckets:
             chunks[-1] = (1, 1)
         return chunks
+
+    def _canonical_chunks(self, length: int) -> list[int]:
+        most = min(CANONICAL_CHUNK, self.manifest.export.longest_call or CANONICAL_CHUNK)
+        whole, rest = divmod(length, most)
+        return [most] * whole + [rest] * bool(rest)
 
     def _chunked(self, tokens: Array, progress: Progress | None) -> Array:
         """Run tokens [B, n] in chunks; the logits behind the last."""
@@ -522,11 +527,6 @@ def plan_chunks(length: int, sizes: Sequence[int]) -> list[tuple[int, int]]:
         chunks.append((fitting, fitting))
         length -= fitting
     return chunks
-
-
-def _canonical_chunks(length: int) -> list[int]:
-    whole, rest = divmod(length, CANONICAL_CHUNK)
-    return [CANONICAL_CHUNK] * whole + [rest] * bool(rest)
 
 
 def _buckets(bundle: Bundle, batch: int) -> dict[tuple[str, int], Bucket]:

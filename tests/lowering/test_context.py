@@ -30,3 +30,13 @@ def test_a_prefill_fits_in_the_context() -> None:
     for wrong in (1, 101):
         with pytest.raises(ir.InputError, match=f"bucket of {wrong} tokens makes no sense"):
             choose_prefill((wrong,), 100)
+
+
+def test_a_prefill_is_no_longer_than_the_export_can_run() -> None:
+    call = Bound(64, "what renews ssm in the export is something else for more than 64 tokens")
+    assert choose_prefill((), 4096, call) == (64,)
+    assert choose_prefill((16, 64), 4096, call) == (16, 64)
+    with pytest.raises(ir.InputError, match="128 tokens is more than the export can run") as told:
+        choose_prefill((16, 128), 4096, call)
+    assert told.value.why == call.why
+    assert "Choose --prefill 64 or less" in told.value.next_step
