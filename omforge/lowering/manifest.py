@@ -519,7 +519,7 @@ def _validate_bucket(where: str, bucket: Bucket, masks: tuple[MaskSpec, ...]) ->
             f"are {list(bucket.gears)}, must be two or more in ascending order, the last "
             f"one seq = {bucket.seq}",
         )
-    if bool(bucket.gears) != (bucket.kind == "gears"):
+    if bucket.kind != "encode" and bool(bucket.gears) != (bucket.kind == "gears"):
         raise wrong(f"{where}.kind", f"is {bucket.kind!r} with {len(bucket.gears)} gears")
     inputs = {spec.name for spec in bucket.inputs}
     for index, mask in enumerate(masks):

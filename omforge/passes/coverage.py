@@ -340,7 +340,11 @@ def _windows(model: ir.Model, blocks: Iterable[ir.Node]) -> set[int | None] | No
             continue
         hidden = -float("inf") if mask.dtype == ir.DataType.BOOL else None
         try:
-            found.add(masks.recognise(prober, mask, [], hidden).window)
+            kind = masks.recognise(prober, mask, [], hidden)
         except NoMatch:
             return None
+        found.add(kind.window)
+        if kind.window is not None and not kind.causal:
+            # A window on both sides may be told by its whole width: W // 2 tokens back and ahead.
+            found.update((2 * kind.window - 2, 2 * kind.window - 1))
     return found

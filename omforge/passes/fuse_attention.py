@@ -241,13 +241,14 @@ class _Masks:
         if isinstance(kind, masks.Mask) and block.scores.sink is not None:
             kind = replace(kind, zero_rows=False)  # the sink takes all of a row without keys
         if isinstance(kind, NoMatch):
-            alone = applied == [Applied(applied[0].value)]
+            alone = applied == [Applied(mask.value) for mask in applied]
             if mixed.guards or not (alone or (len(applied) == 1 and applied[0].by_operator)):
                 raise kind
             if not alone:  # what an operator took, another of its kind takes
                 record(self._model, FuseAttention.name, block.root, f"{_KEPT}: {kind}")
                 return applied[0].value
-            return self._as_it_stands(op, applied[0].value, kind, query, key, dtype)
+            added = [mask.value for mask in applied]
+            return self._as_it_stands(op, added, kind, query, key, dtype)
         made = (kind, dtype)
         if made not in self._made:
             with Builder(self._model) as own:
@@ -281,18 +282,26 @@ class _Masks:
     def _as_it_stands(
         self,
         op: Builder,
-        mask: ir.Value,
+        added: list[ir.Value],
         miss: NoMatch,
         query: ir.Value,
         key: Operand,
         dtype: ir.DataType,
     ) -> ir.Value:
-        if mask.dtype != dtype:
-            raise NoMatch(f"a mask of {mask.dtype} is added to scores of {dtype}: {miss}", mask)
-        record(self._model, FuseAttention.name, mask, f"{_KEPT}: {miss}")
-        # ONNX Runtime gives a row of nothing but the lowest number zeros, and not a mean of values.
+        """What is added to the scores one after the other, a bias and a mask, in one sum."""
+        for mask in added:
+            if mask.dtype != dtype:
+                raise NoMatch(f"a mask of {mask.dtype} is added to scores of {dtype}: {miss}", mask)
+        record(self._model, FuseAttention.name, added[-1], f"{_KEPT}: {miss}")
+        # ONNX Runtime gives a row of nothing but the lowest number zeros, and not a mean of values;
+        # nor may a sum become infinite.
         lowest = np.array(dtype.min, dtype=dtype.numpy())
-        mask = op.Where(op.Equal(mask, op.constant(lowest)), op.constant(lowest / 2), mask)
+        half = op.constant(lowest / (2 * len(added)))
+        low = op.constant(lowest)
+        finite = [op.Where(op.Equal(mask, low), half, mask) for mask in added]
+        mask = finite[0]
+        for other in finite[1:]:
+            mask = op.Add(mask, other)
         # ONNX Runtime broadcasts the batch and the heads of a mask, not its queries and keys.
         seq = op.Shape(query, start=1, end=2)
         total = op.Shape(key.new, start=1, end=2)

@@ -11,6 +11,8 @@ from omforge.lowering.compile import CompileOptions, compile_bundle
 from omforge.lowering.task import encode_options, find_task
 from omforge.passes import make_pipeline
 from omforge.passes.context_bounds import Bound
+from omforge.runtime.bundle import Bundle
+from omforge.runtime.compare import verify_bundle
 from omforge.testing import parse
 from tests.passes.blocks import Block
 
@@ -95,6 +97,15 @@ def test_options_for_caches_are_refused(changes: dict[str, object], why: str) ->
     options = dataclasses.replace(OPTIONS, **changes)  # type: ignore[arg-type]
     with pytest.raises(ir.InputError, match=why):
         encode_options(options, [Bound(128, "it says so")])
+
+
+def test_one_graph_has_the_lengths_as_gears(encoder: Encoders, tmp_path: Path) -> None:
+    options = CompileOptions("Ascend310P3", prefill=(4, 12), gears=True)
+    made = compile_bundle(encoder("optimum", "bert"), tmp_path / "bundle", options).manifest
+    (bucket,) = made.buckets
+    assert (bucket.name, bucket.kind, bucket.gears) == ("encode_gears", "encode", (4, 12))
+    report = verify_bundle(Bundle.open(tmp_path / "bundle"))
+    assert report.ok, report.failures
 
 
 def test_an_embedder_compiles_for_several_lengths(encoder: Encoders, tmp_path: Path) -> None:

@@ -64,6 +64,15 @@ def test_another_window_than_promised_is_named(exported: Exported) -> None:
     assert "windows of [8]" in problem
 
 
+@pytest.mark.parametrize(("promised", "complete"), [(3, True), (4, True), (5, True), (7, False)])
+def test_a_window_on_both_sides_may_be_told_by_its_width(promised: int, complete: bool) -> None:
+    """EmbeddingGemma's window of 512 is 256 tokens back and 256 ahead; the graph's is 3 here."""
+    model = parse(Block(visible="near", cache=False).text())
+    make_pipeline("raise").run(model)
+    problems = measure(model, ModelConfig(window=promised)).problems()
+    assert (problems == []) == complete
+
+
 def test_an_unraised_softmax_is_missed_with_its_reason() -> None:
     model = parse("""<ir_version: 11, opset_import: ["" : 24]>
     g (int64[batch, seq] input_ids) => (float[batch, seq, 4] logits)

@@ -236,6 +236,23 @@ def test_keeps_a_mask_that_it_does_not_know(visible: str, why: str) -> None:
     assert why in event.reason
 
 
+@pytest.mark.parametrize("visible", ["all", "causal"])
+def test_a_bias_by_position_and_a_mask_are_one_sum(visible: str) -> None:
+    """MPNet and T5's encoder learn a bias by distance, and add it beside the mask."""
+    edits = (
+        (
+            "masked = Add (scaled, bias)",
+            "far_f = Cast <to = 1> (key) waves = Sin (far_f) biased = Add (scaled, waves)"
+            " masked = Add (biased, bias)",
+        ),
+    )
+    model = fused(FuseAttention(), Block(visible=visible, cache=False, edits=edits))
+    assert ops(model).count("Attention") == 1
+    assert "Softmax" not in ops(model)
+    (event,) = events(model)
+    assert "its mask is kept as it stands: it adds more than a mask" in event.reason
+
+
 def test_does_not_take_repetition_in_another_order_for_grouping() -> None:
     """Tile gives heads 0 1 0 1, grouped heads are 0 0 1 1: four heads then, and no cache."""
     node = attention(fused(FuseAttention(), Block(repeat="tile")))
