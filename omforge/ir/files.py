@@ -77,10 +77,17 @@ def read_message(path: str | os.PathLike[str]) -> onnx.ModelProto:
 
     Raises:
         InputError: `path` is missing, a folder, not an ONNX model, or truncated; or its nodes or
-            functions need each other in a circle.
+            functions need each other in a circle, or an opset's version is no number of one.
     """
     file = Path(path)
     message = _parse(file, _read(file))
+    for entry in (*message.opset_import, *(e for f in message.functions for e in f.opset_import)):
+        if abs(entry.version) >= 1 << 31:  # of which onnx itself cannot be asked
+            raise InputError(
+                f"{file} imports opset {entry.version} of {entry.domain or 'ai.onnx'}",
+                "there is no such version",
+                EXPORT_AGAIN,
+            )
     settle(file, message)
     return message
 

@@ -92,6 +92,14 @@ def _need(node: ir.Node, index: int) -> ir.Value:
     return value
 
 
+def _count(node: ir.Node, name: str) -> int:
+    """A number of heads: no schema of ours says that it is there, and at least 1."""
+    found = attribute(node, name, 0)
+    if found < 1:
+        raise NoMatch(f"its {name} is {found}, or missing", node)
+    return found
+
+
 def _refuse(node: ir.Node, *inputs: int) -> None:
     for index in inputs:
         if _input(node, index) is not None:
@@ -177,6 +185,8 @@ def _rotate(
     width, half = shape[2], table[-1]
     if not isinstance(width, int) or not isinstance(half, int):
         raise NoMatch("the head size or the rotated width is not a number", x)
+    if not 0 < heads <= width:
+        raise NoMatch(f"{heads} heads do not fit in a width of {width}", x)
     options: dict[str, Any] = {"num_heads": heads}
     if attribute(node, "interleaved", attribute(node, "rotary_interleaved", 0)):
         options["interleaved"] = 1
@@ -187,7 +197,7 @@ def _rotate(
 
 
 def _group_query_attention(op: Builder, node: ir.Node) -> Values:
-    heads, groups = attribute(node, "num_heads"), attribute(node, "kv_num_heads")
+    heads, groups = _count(node, "num_heads"), _count(node, "kv_num_heads")
     _refuse(node, 10, 11)
     if attribute(node, "smooth_softmax", 0):
         raise NoMatch("smooth softmax has no standard counterpart", node)

@@ -234,6 +234,7 @@ def _options(threads: int) -> Any:
     return options
 
 
+_AGAIN = "Check the file, or export or build it again"
 _NO_KERNEL = "The NPU may have it all the same; with --dtype fp32 the CPU has more of them"
 
 
@@ -251,9 +252,7 @@ def _create(name: str, content: str | bytes, options: Any, *, folded: bool) -> A
         raise InputError(
             f"ONNX Runtime cannot load {name}",
             ort_cause(error),
-            _NO_KERNEL
-            if is_missing_kernel(error)
-            else "Check the file, or export or build it again",
+            _NO_KERNEL if is_missing_kernel(error) else _AGAIN,
         ) from error
 
 

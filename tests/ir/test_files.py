@@ -175,6 +175,7 @@ def test_refuses_a_tensor_without_its_data(tmp_path):
         ({"ir_version": 999}, "IR version 999"),
         ({"opset": 999}, "imports opset 999 of ai.onnx"),
         ({"opset": 0}, "imports opset 0"),
+        ({"opset": (1 << 63) - 1}, "imports opset 9223372036854775807 of ai.onnx"),
         ({"opset": None}, "imports no opset"),
     ],
 )

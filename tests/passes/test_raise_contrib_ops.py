@@ -125,6 +125,22 @@ def test_smooth_softmax_is_left_alone(caplog: pytest.LogCaptureFixture) -> None:
     assert_leaves_alone(RaiseContribOps(), GQA % extra, "smooth softmax", caplog)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ("num_heads = 4, ", "", "its num_heads is 0, or missing"),
+        ("kv_num_heads = 2", "kv_num_heads = -2", "its kv_num_heads is -2, or missing"),
+    ],
+)
+def test_heads_that_are_no_number_are_left_alone(
+    caplog: pytest.LogCaptureFixture, old: str, new: str, reason: str
+) -> None:
+    """No schema of ONNX's holds the operator against what it must have."""
+    text = GQA % (64, KEYS, ", do_rotary = 1", "k, v")
+    assert old in text
+    assert_leaves_alone(RaiseContribOps(), text.replace(old, new), reason, caplog)
+
+
 def test_what_nobody_uses_is_left_to_be_removed() -> None:
     graph = "g (float[N, 8] x) => (float[N, 8] y) { a = com.microsoft.Gelu (x) y = Neg (x) }"
     model = parse(HEADER + graph)
