@@ -24,7 +24,7 @@ REMEMBERED_FROM = 16 << 20
 
 _BLOCK = 4 << 20
 _MOST = 1024  # entries, the oldest go first
-_SETTLED_SECONDS = 2.0
+_TICK_SECONDS, _COARSE_TICK_SECONDS = 0.1, 2.0
 
 Report = Callable[[int], None]
 """Called with the number of bytes that were read since the last call."""
@@ -53,8 +53,8 @@ def sha256(file: Path, report: Report | None = None) -> str:
 def known_sha256(file: Path, report: Report | None = None) -> str:
     """Return the hash of a file; a large one is read only if it changed since it was read last.
 
-    A file that changed within the last two seconds is not remembered: a second change could fall on
-    the same tick of the file system's clock.
+    A file that changed just now could change again within the same tick of the file system's
+    clock: a tenth of a second is waited for; where times are whole seconds nothing is remembered.
     """
     key = identity(file)
     if key[2] < REMEMBERED_FROM:
@@ -66,7 +66,7 @@ def known_sha256(file: Path, report: Report | None = None) -> str:
         if report is not None:
             report(key[2])
         return found
-    settled = time.time() - max(key[3:]) / 1e9 > _SETTLED_SECONDS
+    settled = _settled(key[3:])
     digest = sha256(file, report)
     if settled and identity(file) == key:
         _remember(store, text, digest)
@@ -121,6 +121,15 @@ def identity(file: Path) -> tuple[int, ...]:
     """Return what changes when a file does: device, inode, size, mtime and ctime."""
     stat = file.stat()
     return (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+
+
+def _settled(times: tuple[int, ...]) -> bool:
+    """Whether a change from now on gives other times than these."""
+    age = time.time() - max(times) / 1e9
+    if age < 0 or all(each % 1_000_000_000 == 0 for each in times):
+        return age > _COARSE_TICK_SECONDS
+    time.sleep(max(0.0, _TICK_SECONDS - age))
+    return True
 
 
 def _read(store: Path) -> dict[str, str]:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy.typing as npt
 
 from omforge import __version__, ir
-from omforge.ir.digests import sha256
+from omforge.ir.digests import known_sha256
 from omforge.ir.dims import evaluate, substitute
 from omforge.ir.folders import MadeFolder
 from omforge.ir.infer import dims, infer_model, to_shape
@@ -351,7 +351,9 @@ def compile_bundle(
             canonical=CANONICAL,
             weights=WEIGHTS,
             export=export,
-            files={file.name: sha256(file) for file in sorted(folder.iterdir()) if file.is_file()},
+            files={
+                file.name: known_sha256(file) for file in sorted(folder.iterdir()) if file.is_file()
+            },
             coverage=coverage.to_json(),
             states=state_specs(model),
             quantization=measure_quantization(model, scheme, matrices, made[-1], graph_bytes),

@@ -67,7 +67,16 @@ def test_a_change_is_seen_whatever_its_mtime_says(
     assert reads(file) == 10
 
 
-def test_what_changed_just_now_is_not_remembered(tmp_path: Path) -> None:
+def test_what_changed_just_now_is_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"some bytes")
+    assert [reads(tmp_path / "f"), reads(tmp_path / "f")] == [10, 0]
+
+
+def test_where_times_are_whole_seconds_a_new_file_is_not_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = int(time.time())
+    monkeypatch.setattr(digests, "identity", lambda _: (1, 2, 10, now * 10**9, now * 10**9))
     (tmp_path / "f").write_bytes(b"some bytes")
     assert [reads(tmp_path / "f"), reads(tmp_path / "f")] == [10, 10]
 
