@@ -253,6 +253,8 @@ class ExportModel:
                 inputs.get(export.position_ids or ""), batch, rows.length, end
             ),
         }
+        # Further numbers of each token (a segment) are what the bundle is fed: zeros.
+        known |= dict.fromkeys(self.export.token_inputs, np.zeros(tokens.shape[:2], np.int64))
         flag = self.export.cache_flag
         if flag is not None and first is None:
             shape = [1] * len(inputs[flag.input].shape)

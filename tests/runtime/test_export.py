@@ -10,8 +10,10 @@ import pytest
 
 from omforge import ir
 from omforge.ir.errors import InputError
+from omforge.lowering.compile import CompileOptions, compile_bundle
 from omforge.lowering.manifest import Counter, Export, ExportCache, KvCache, TensorSpec
 from omforge.runtime.bundle import Bundle
+from omforge.runtime.compare import verify_bundle
 from omforge.runtime.export import ExportModel
 from omforge.testing import parse
 from tests.passes.blocks import Block
@@ -212,3 +214,25 @@ def test_real_exports(exported: Callable[[str, str], Path], route: str, family: 
         np.testing.assert_allclose(found, whole[8:], **CLOSE)
         several = model.prefill([text[:9], text[:4]])
         np.testing.assert_allclose(several, whole[[8, 3]], **CLOSE)
+
+
+def test_segments_of_a_decoder_are_zeros_on_both_sides(tmp_path: Path) -> None:
+    """token_type_ids beside a cache: the bundle's graphs keep them, and its export is fed them."""
+    few = ", ".join(str(number / 10) for number in range(16))
+    edits = (
+        (
+            "x = Gather (table, input_ids)",
+            "x_a = Gather (table, input_ids) x_b = Gather (few, token_type_ids) x = Add (x_a, x_b)",
+        ),
+        (
+            "int64[batch, seq] input_ids",
+            "int64[batch, seq] input_ids, int64[batch, seq] token_type_ids",
+        ),
+        ("float[16, 8] table", f"float[2, 8] few = {{{few}}}, float[16, 8] table"),
+    )
+    ir.save(parse(Block(edits=edits).text()), tmp_path / "model.onnx")
+    options = CompileOptions("Ascend310P3", context=12, prefill=(4,))
+    made = compile_bundle(tmp_path / "model.onnx", tmp_path / "bundle", options).manifest
+    assert [(spec.name, spec.rows) for spec in made.token_inputs] == [("token_type_ids", 2)]
+    report = verify_bundle(Bundle.open(tmp_path / "bundle"), steps=2)
+    assert report.ok, report.failures
