@@ -35,6 +35,9 @@ _TYPED: Mapping[str, tuple[int, ...]] = {
     "string_data": (_T.STRING,),
     # All others, of 32 bits and less, are in int32_data.
 }
+TYPED_FIELDS = (*_TYPED, "int32_data")
+"""The fields of a TensorProto that hold numbers of one type."""
+
 _IN_INT32: Mapping[int, tuple[int, int]] = {
     _T.INT16: (-(1 << 15), (1 << 15) - 1),
     _T.INT8: (-(1 << 7), (1 << 7) - 1),
@@ -123,7 +126,7 @@ def _graph(graph: onnx.GraphProto, *, inside_function: bool = False) -> Iterator
         yield from _dims(value)
     yield from _names(graph)
     for tensor in graph.initializer:
-        yield from _tensor(f"tensor {tensor.name}", tensor)
+        yield from tensor_faults(f"tensor {tensor.name}", tensor)
     for sparse in graph.sparse_initializer:
         yield f"tensor {sparse.values.name} is sparse, which is not read"
     for node in graph.node:
@@ -195,12 +198,12 @@ def _attribute(place: str, attribute: _A, *, inside_function: bool) -> Iterator[
         yield f"{where} has no type"
     elif kind == _A.TENSOR:
         if attribute.HasField("t"):
-            yield from _tensor(where, attribute.t)
+            yield from tensor_faults(where, attribute.t)
         else:
             yield f"{where} holds no tensor"
     elif kind == _A.TENSORS:
         for tensor in attribute.tensors:
-            yield from _tensor(where, tensor)
+            yield from tensor_faults(where, tensor)
     elif kind in (_A.SPARSE_TENSOR, _A.SPARSE_TENSORS):
         yield f"{where} is sparse, which is not read"
     elif kind == _A.GRAPH and not attribute.HasField("g"):
@@ -223,7 +226,7 @@ def _is_text(content: bytes) -> bool:
 # --- tensors --------------------------------------------------------------------------------------
 
 
-def _tensor(place: str, tensor: _T) -> Iterator[str]:
+def tensor_faults(place: str, tensor: _T) -> Iterator[str]:
     """A tensor has a dtype, a shape, and the data of both."""
     dtype = tensor.data_type
     if dtype == _T.UNDEFINED or dtype not in _T.DataType.values():
@@ -251,7 +254,7 @@ def _tensor(place: str, tensor: _T) -> Iterator[str]:
         return
     field = next((name for name, dtypes in _TYPED.items() if dtype in dtypes), "int32_data")
     held = len(getattr(tensor, field))
-    for other in (*_TYPED, "int32_data"):
+    for other in TYPED_FIELDS:
         if other != field and len(getattr(tensor, other)):
             yield f"{place} holds {other}, and {shape} is stored in {field}"
             return

@@ -17,6 +17,7 @@ import onnx
 
 from omforge import ir
 from omforge.ir.infer import infer_model
+from omforge.ir.read_check import TYPED_FIELDS, tensor_faults
 from omforge.lowering.legality import attribute_rules, file_rules, message_rules
 from omforge.lowering.legality.file_rules import FILE_LIMIT
 from omforge.lowering.legality.file_subject import FileSubject
@@ -194,12 +195,18 @@ _PADDED = 1 << 20
 
 
 def _fit_data(tensor: onnx.TensorProto) -> None:
-    """Give raw data the length that dims and dtype say: what is too long is not read by atc."""
-    known = tensor.data_type != onnx.TensorProto.UNDEFINED
-    if not known or not tensor.raw_data or any(dim < 0 for dim in tensor.dims):
+    """Give data the length that dims and dtype say: what is too long is not read by atc."""
+    known = tensor.data_type not in (onnx.TensorProto.UNDEFINED, onnx.TensorProto.STRING)
+    external = tensor.data_location == onnx.TensorProto.EXTERNAL
+    if not known or external or any(dim < 0 for dim in tensor.dims):
         return
     size = raw_size(tensor)
-    if size and len(tensor.raw_data) > size:
+    if not tensor.HasField("raw_data"):
+        if size <= _PADDED and any(tensor_faults("", tensor)):
+            for name in TYPED_FIELDS:
+                tensor.ClearField(name)
+            tensor.raw_data = bytes(size)
+    elif len(tensor.raw_data) > size:
         tensor.raw_data = tensor.raw_data[:size]
     elif len(tensor.raw_data) < size <= _PADDED:
         tensor.raw_data = tensor.raw_data.ljust(size, b"\0")
