@@ -1,5 +1,6 @@
 """Models that carry recurrent states beside their cache, from the export to every backend."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -24,6 +25,7 @@ from omforge.runtime.generate import LanguageModel
 from omforge.runtime.sampling import greedy
 from omforge.testing import parse
 from tests.passes.recurrent import model as written
+from tests.passes.test_call_limit import limited
 
 SOC = "Ascend310P3"
 WAYS: dict[str, dict[str, Any]] = {
@@ -194,3 +196,17 @@ def test_a_bundle_whose_states_do_not_fit_its_graphs_is_refused(
     change_manifest(tmp_path, grow)
     with pytest.raises(InputError, match=r"input past_state\.0 does not fit"):
         Bundle.open(tmp_path)
+
+
+def test_an_export_that_loses_tokens_beyond_some_gets_no_more_at_once(tmp_path: Path) -> None:
+    """As one whose loop over chunks was exported with a single chunk, of 8 tokens."""
+    ir.save(parse(limited(8)), tmp_path / "model.onnx")
+    options = CompileOptions(SOC, context=40, dtype="fp32", build=BuildOptions(atc="none"))
+    with pytest.raises(InputError, match="a prefill bucket of 16 tokens is more than the export"):
+        compile_bundle(tmp_path, tmp_path / "b", dataclasses.replace(options, prefill=(4, 16)))
+    made = compile_bundle(tmp_path, tmp_path / "b", options)
+    assert [bucket.seq for bucket in made.manifest.buckets] == [8, 1]
+    assert made.manifest.export.longest_call == 8
+    assert [e.reason.partition(":")[0] for e in made.events if e.done] == ["at most 8"]
+    report = verify_bundle(Bundle.open(tmp_path / "b"))
+    assert report.ok, report.failures

@@ -121,3 +121,18 @@ def test_a_state_that_does_not_fit_is_refused_and_nothing_is_kept():
         cache.append(with_state(1, 1.0, (1, 2, 4)), count=1)
     assert cache.length == 0
     assert not any(array.any() for array in cache.feeds.values())
+
+
+def test_what_is_held_is_repeated_up_to_a_length():
+    cache = KvCache(SPEC, batch=1)
+    for value in (1.0, 2.0):
+        cache.append(step(SPEC, 1, 1, value), 1)
+    cache.repeat(5)
+    assert slots(cache) == [[1, 2, 1, 2, 1]]
+    assert cache.length == 5
+    with pytest.raises(CheckError, match="the context is full"):
+        cache.repeat(6)
+    cache.reset()
+    assert slots(cache) == [[0] * 5]
+    with pytest.raises(InputError, match="0 tokens cannot be repeated to 3"):
+        cache.repeat(3)

@@ -52,6 +52,17 @@ def test_several_prompts(tiny_bundle: Bundles, prompts: list[list[int]]):
         np.testing.assert_allclose([step[row] for step in found], expected, **CLOSE)
 
 
+@pytest.mark.parametrize("given", [{"pieces": True}, {"apart": True}])
+@pytest.mark.parametrize("longest", [None, 1, 4])
+def test_a_prompt_in_several_calls(tiny_bundle: Bundles, given: dict[str, bool], longest: int):
+    expected = reference_logits(TEXT, (None, 4))
+    with model(tiny_bundle(Tiny(windows=(None, 4))), longest_call=longest) as exported:
+        found = exported.prefill([TEXT, TEXT[:6]], **given)
+        np.testing.assert_allclose(found, [expected[-1], expected[5]], **CLOSE)
+        every = exported.prefill([TEXT], all_logits=True, **given)
+        np.testing.assert_allclose(every[0], expected, **CLOSE)
+
+
 def test_another_model_is_refused(tiny_bundle: Bundles):
     bundle = tiny_bundle(Tiny())
     with pytest.raises(InputError, match=r"inputs lack tokens; they are ids, mask, pos, past.0"):

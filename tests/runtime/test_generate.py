@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from omforge.ir.errors import CheckError, InputError
 from omforge.runtime import generate
 from omforge.runtime.bundle import Bundle
+from omforge.runtime.export import ExportModel
 from omforge.runtime.generate import LanguageModel, plan_chunks
 from omforge.runtime.sampling import Sampling
 from omforge.runtime.session import OrtSession
@@ -290,3 +292,32 @@ class TestGenerate:
             pytest.raises(InputError, match="max_new_tokens is 0: it must be 1 or more"),
         ):
             model.generate([1], max_new_tokens=0)
+
+
+@pytest.mark.parametrize("level", ["lowered", "canonical"])
+def test_a_text_goes_on_by_several_tokens_at_once(tiny_bundle: Bundles, level: Any):
+    expected = reference_logits(TEXT, (None, 5))
+    with LanguageModel(tiny_bundle(Tiny(windows=(None, 5))), level) as model:
+        model.prefill([TEXT[:3]])
+        np.testing.assert_allclose(model.extend([TEXT[3:14]])[0], expected[13], **CLOSE)
+        np.testing.assert_allclose(model.decode(TEXT[14:15])[0], expected[14], **CLOSE)
+        with pytest.raises(CheckError, match="the context is full"):
+            model.extend([[1] * 10])
+        with pytest.raises(InputError, match="2 rows of 1, 2 tokens"):
+            model.extend([[1], [1, 2]])
+
+
+def test_a_repeated_past_is_the_same_for_every_model(tiny_bundle: Bundles):
+    """Its keys are those of other places, so that no text has these logits: they only agree."""
+    bundle = tiny_bundle(Tiny(windows=(None, 5)))
+    export = ExportModel(bundle.export, bundle.manifest.export, bundle.manifest.kv)
+    found = []
+    for model in (LanguageModel(bundle), LanguageModel(bundle, "canonical"), export):
+        with model:
+            with pytest.raises(InputError) if model is not export else nullcontext():
+                model.repeat_past(15)
+            model.prefill([TEXT[:4]])
+            model.repeat_past(15)
+            found.append([model.extend([TEXT[4:9]])[0], model.decode(TEXT[9:10])[0]])
+    np.testing.assert_allclose(found[0], found[2], **CLOSE)
+    np.testing.assert_allclose(found[1], found[2], **CLOSE)
