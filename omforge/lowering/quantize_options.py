@@ -378,8 +378,9 @@ def read_calibration(path: str | Path | None, folder: Path) -> tuple[Array, ...]
     path = Path(path)
     if path.suffix == ".npy":
         return tuple(read_tokens(str(path)))
-    encode = _encoder(folder)
     try:
+        with path.open("rb"):  # a wrong path is told ahead of a tokenizer that is missing, too
+            encode = _encoder(folder)
         ids = np.asarray(leading_tokens(path, encode, _PIECE * _PIECES), np.int64)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(

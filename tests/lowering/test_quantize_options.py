@@ -173,6 +173,8 @@ def test_a_text_without_a_tokenizer_or_without_tokens_is_refused(tmp_path: Path)
 )
 def test_what_a_device_holds_is_one_line(weights: int, cache: int, text: str) -> None:
     made: Any = SimpleNamespace(
-        quantization=Quantization(graph_bytes=weights, cache_bytes=cache), context=4096
+        task="generate",
+        quantization=Quantization(graph_bytes=weights, cache_bytes=cache),
+        context=4096,
     )
     assert memory_text(made) == text

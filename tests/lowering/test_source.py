@@ -6,6 +6,7 @@ import pytest
 
 from omforge import ir
 from omforge.lowering.source import find_source
+from omforge.testing import parse
 
 
 def _touch(*files: Path) -> None:
@@ -40,8 +41,15 @@ def test_a_graph_one_level_down(tmp_path: Path) -> None:
 
 
 def test_several_graphs_of_no_known_name_are_refused(tmp_path: Path) -> None:
-    _touch(tmp_path / "a.onnx", tmp_path / "b.onnx")
+    text = (
+        '<ir_version: 11, opset_import: ["" : 24]> g (float[2] x) => (float[2] y) { y = Neg (x) }'
+    )
+    for name in ("a.onnx", "b.onnx"):
+        ir.save(parse(text), tmp_path / name)
     with pytest.raises(ir.InputError, match=r"a\.onnx, b\.onnx"):
+        find_source(tmp_path)
+    (tmp_path / "b.onnx").write_bytes(b"x")
+    with pytest.raises(ir.InputError, match=r"b\.onnx is not an ONNX model"):
         find_source(tmp_path)
 
 
