@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from omforge import ir
-from omforge.ir.dims import Dim, Expr, substitute, symbol, symbols
+from omforge.ir.dims import Dim, Expr, Opaque, substitute, symbol, symbols
 from omforge.ir.infer import attribute, dims, infer_model, to_shape
 from omforge.passes.cache_joins import FLOATS, find_joins
 from omforge.passes.events import record
@@ -72,7 +73,7 @@ class _Names:
     def equal(self, dim: Dim, other: Dim) -> None:
         """Two sizes agree: learn what one of them is, if it is a symbol that is open."""
         for one, two in ((dim, other), (other, dim)):
-            one, two = self.known(one), self.known(two)
+            one, two = _undivided(self.known(one), self.known(two))
             if isinstance(one, Expr) and str(one) in _open(one) and str(one) not in symbols(two):
                 self.opened[str(one)] = two
                 return
@@ -98,6 +99,15 @@ class _Names:
             elif name in _TAKEN:
                 new[name] = symbol(f"own_{name}")
         return substitute(dim, new)
+
+
+def _undivided(dim: Dim, other: Dim) -> tuple[Dim, Dim]:
+    """Of B*K // K, equal to another size, B*K and K times that: an axis is split without a rest."""
+    if isinstance(dim, Expr) and list(dim.terms.values()) == [1]:
+        ((atom, *more),) = dim.terms
+        if isinstance(atom, Opaque) and atom.op == "floordiv" and not more:
+            return atom.left, other * atom.right
+    return dim, other
 
 
 def _open(dim: Expr) -> frozenset[str]:
@@ -207,6 +217,9 @@ def _equations(model: ir.Model, names: _Names) -> Iterator[Dim]:
         for axis, (dim, other) in enumerate(zip(past, new, strict=True)):
             if axis != join.axis:
                 names.equal(dim, other)
+        for link in join.path.links:
+            if link.node.op_type == "Reshape":
+                _as_many(shape_of(link.before), shape_of(link.after), names)
         # An axis that is moved as a part of another is no length by itself.
         names.equal(past[join.axis], PAST)
         yield past[join.axis]
@@ -224,6 +237,15 @@ def _equations(model: ir.Model, names: _Names) -> Iterator[Dim]:
                 names.equal(shape[1], heads)
                 names.equal(shape[3], other[2] // heads)
             yield shape[2]
+
+
+def _as_many(before: tuple[Dim, ...], after: tuple[Dim, ...], names: _Names) -> None:
+    """Two shapes of one number of elements: learn the one size of the first that is open."""
+    total = math.prod(map(names.known, after))
+    for axis, dim in enumerate(before):
+        rest = math.prod(map(names.known, before[:axis] + before[axis + 1 :]))
+        if isinstance(dim, Expr) and rest != 0 and (size := total // rest) * rest == total:
+            names.equal(dim, size)
 
 
 def _named(value: ir.Value, names: tuple[Dim, ...]) -> tuple[Dim, ...]:

@@ -193,3 +193,27 @@ def test_the_state_of_a_convolution_is_no_cache_that_grows() -> None:
     assert found["attention_mask"] == "[batch,past + seq]"
     assert found["past_key"] == "[batch,2,past,4]"
     assert found["state"] == "[batch,8,4]"
+
+
+@pytest.mark.parametrize("rows", ["batch1", "all"])
+def test_an_axis_that_a_reshape_splits_is_known_by_its_elements(rows: str) -> None:
+    """[B*K, P, D] is split on its way to the join; by -1, or by the batch of the tokens."""
+    split = (
+        "heads = Constant <value_ints = [2]> () size = Constant <value_ints = [4]> ()"
+        " all = Constant <value_ints = [-1]> ()"
+        f" parts = Concat <axis = 0> ({rows}, heads, past1, size)"
+        " whole_key = Reshape (past_key, parts)"
+    )
+    text = (
+        Block().text().replace("float[batch, 2, past, 4] past_key", "float[rows, past, 4] past_key")
+    )
+    text = text.replace(
+        "Shape <start = 2, end = 3> (past_key)", "Shape <start = 1, end = 2> (past_key)"
+    )
+    text = text.replace(
+        "present_key = Concat <axis = 2> (past_key",
+        f"{split} present_key = Concat <axis = 2> (whole_key",
+    )
+    model = parse(text)
+    NameDims().run(model)
+    assert shapes(model)["past_key"] == "[2*batch,past,4]"
