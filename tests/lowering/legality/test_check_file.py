@@ -260,16 +260,16 @@ def test_the_file_stays_as_it_was(tmp_path: Path) -> None:
 def test_numbers_that_do_not_fit_their_dims_are_judged_and_read_by_nobody(
     tmp_path: Path, dims: list[int], raw: bool
 ) -> None:
-    """The limit of a Range is read where shapes are inferred."""
+    """The value of a ConstantOfShape is read where shapes are inferred."""
     model = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["" : 16]>
-        g (int64[2] x) => (y) <int64[1] limit = {4}, int64 zero = {0}, int64 one = {1}> {
-            r = Range (zero, limit, one) y = Expand (x, limit) }""")
-    limit = model.graph.initializer[0]
+        g (float[2] x) => (int64[2] y) {
+            s = Shape (x) y = ConstantOfShape <value = int64[1] {4}> (s) }""")
+    value = model.graph.node[1].attribute[0].t
     if raw:
-        limit.raw_data = bytes(limit.int64_data[0] * 2)
-        limit.ClearField("int64_data")
-    del limit.dims[:]
-    limit.dims.extend(dims)
+        value.raw_data = bytes(8)
+        value.ClearField("int64_data")
+    del value.dims[:]
+    value.dims.extend(dims)
     (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
     found = check_file(tmp_path / "m.onnx", target("Ascend310P3"))
     assert UNREADABLE not in {offence.code for offence in found.offences}
