@@ -30,6 +30,8 @@ SOCS = ("Ascend910B4", "Ascend310P3")
 COMPILE = ("--context", "64", "--prefill", "16", "--atc", "none")
 EXPORTERS = ("family_exports", "torch", "transformers.exporters")
 PRELOADED = ("omforge.cli", "omforge.lowering.compile", "omforge.runtime.compare", "onnxruntime")
+TIES = ("a tie that rounding decides", "a limit that rounding crosses")
+"""How verify says that a router chose otherwise since float16 does not tell two scores apart."""
 PACKAGES = ("transformers", "torch", "onnxruntime")
 
 
@@ -168,6 +170,12 @@ def _judge(source: Path, bundle: Path, soc: str, timeout: int, *, compare: bool)
     found["verified"] = status == 0
     if cases := told.get("cases", told.get("comparisons")):
         found["of_limit"] = max(case["excess"] for case in cases)
+    if status and any(tie in words for tie in TIES):
+        # What verify says next: in float32, rounding decides nothing.
+        whole = (*command, "--dtype", "fp32", *(() if found["raised"] else ("--allow-partial",)))
+        steps = (whole, ("verify", str(bundle), "--json"))
+        found["float32"] = all(_omforge(step, timeout)[0] == 0 for step in steps)
+        found["verified"] = found["float32"]
     return found if status == 0 else found | {"reason": words}
 
 
@@ -223,12 +231,16 @@ def _one_line(text: str) -> str:
 def status(row: Row, what: str) -> str:
     """Whether something is so for both SoCs: yes, no, or the one it is so for."""
     got = [soc for soc in SOCS if row.get(soc, {}).get(what)]
-    return "yes" if len(got) == len(SOCS) else " ".join(got) or "no"
+    if len(got) < len(SOCS):
+        return " ".join(got) or "no"
+    apart = what == "verified" and any(row[soc].get("float32") for soc in SOCS)
+    return "in float32" if apart else "yes"
 
 
 def is_right(row: Row) -> bool:
     """Whether everything was raised and verified, on both SoCs."""
-    return all(status(row, what) == "yes" for what in ("compiled", "raised", "verified"))
+    found = [status(row, what) for what in ("compiled", "raised", "verified")]
+    return found[:2] == ["yes", "yes"] and found[2] in ("yes", "in float32")
 
 
 def reason(row: Row) -> str:
