@@ -294,8 +294,9 @@ def document(rows: Sequence[Row]) -> str:
     versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     head = (
         "# Decoder families of transformers\n\n"
-        "Written by `python benchmarks/families.py SCRATCH --table docs/families.md`: every\n"
-        "model type of `AutoModelForCausalLM`, built from its config with small sizes and random\n"
+        "Written by `python benchmarks/families.py SCRATCH --table docs/families.md`:\n"
+        f"{len(rows)} of the {len(family_exports.families())} model types of\n"
+        "`AutoModelForCausalLM`, built from its config with small sizes and random\n"
         "weights, exported by transformers' ONNX exporter, then\n"
         f"`omforge compile {' '.join(COMPILE)}` and `omforge verify` for {' and '.join(SOCS)}.\n"
         f"With {versions}.\n\n"

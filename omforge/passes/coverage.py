@@ -91,7 +91,8 @@ def measure(model: ir.Model, config: ModelConfig | None) -> Coverage:
     left = given - attention + sum(n.op_type == "Softmax" and weighs_values(n) for n in model.graph)
     # A spelling without a softmax is known by its cache.
     layers = config.layers or max(attention + left, _cached(model))
-    attending = config.attention_layers or _attending(model) or layers
+    known = (config.attention_layers, _attending(model), layers)
+    attending = next(number for number in known if number is not None)  # a state space has none
     cross = len(cross_attention(model))
     if config.encoder_decoder:
         # Of which of the two config.json's layers are, it does not say: the graph does.

@@ -39,7 +39,7 @@ from omforge.passes.masks import Applied
 from omforge.passes.match import NoMatch
 from omforge.passes.pipeline import Pass
 from omforge.passes.splice import Names, insert, splice, withdraw
-from omforge.passes.views import shape_of
+from omforge.passes.views import shape_of, trace
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class FuseAttention(Pass):
         """Fuse; the number of blocks raised. A Softmax that stays is an event."""
         infer_model(model)
         roots = [node for node in model.graph if node.op_type in _ROOTS and node.domain == ""]
+        roots = [node for node in roots if not _is_router(node)]
         if not roots:
             return 0
         try:
@@ -80,6 +81,15 @@ class FuseAttention(Pass):
 
 
 _ROOTS = ("Softmax", "Attention")
+
+
+def _is_router(node: ir.Node) -> bool:
+    """Whether a softmax is over the scores of experts, chosen before it or behind it."""
+    if node.op_type != "Softmax" or node.inputs[0] is None:
+        return False
+    before = trace(node.inputs[0]).source.producer()
+    behind = [user.op_type for user in node.outputs[0].consumers()]
+    return "TopK" in behind or (before is not None and before.op_type == "TopK")
 
 
 def _fuse(model: ir.Model, root: ir.Node, live: set[ir.Value], made: _Masks, names: Names) -> None:
@@ -135,6 +145,9 @@ def _replace(op: Builder, block: Block, made: _Masks, names: Names) -> None:
     if widened is not v:
         output = op.Cast(output, to=int(widened.dtype or ir.DataType.FLOAT))
     by = FuseAttention.name
+    if key.past is None and not pasts and all(reads(x, made.caches) for x in (block.k, block.v)):
+        why = "its keys and values are made of the cache and not the cache itself, as heads are"
+        record(op.model, by, root, f"{why} that are repeated in another order: it stays outside")
     old = [mixed.output, *block.presents]
     splice(op, old, [output, *presents][: len(old)], by=by, matched=[root], names=names)
     # What comes out behind a sink has a row too many; the exporter's own joins stay.

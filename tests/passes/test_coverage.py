@@ -185,4 +185,26 @@ def test_layers_with_a_state_need_not_attend() -> None:
     model = parse(test_interface.RECURRENT)
     make_pipeline("raise").run(model)
     caches = len(test_interface.find_interface(model).caches) // 2
-    assert measure(model, ModelConfig(layers=9)).kinds["attention"].expected == (caches or 9)
+    assert measure(model, ModelConfig(layers=9)).kinds["attention"].expected == caches
+
+
+def test_a_state_space_has_no_attention_to_miss() -> None:
+    """config.json has its layers, and none of them attends."""
+    model = parse("""<ir_version: 11, opset_import: ["" : 24]>
+    g (int64[batch, seq] input_ids, float[batch, 4, 3] state)
+      => (float[batch, seq, 8] logits, float[batch, 4, 3] new_state)
+    <float[8, 4] table = {1,2,3,4,5,6,7,8,9,1,2,3,4,5,6,7,1,2,3,4,5,6,7,8,9,1,2,3,4,5,6,7},
+     float[4, 1, 4] kernel = {1,2,3,4,5,6,7,8,1,2,3,4,5,6,7,8}, int64[1] i_m3 = {-3},
+     int64[1] far = {9999}, int64[1] i_2 = {2}> {
+        x = Gather (table, input_ids)
+        xt = Transpose <perm = [0, 2, 1]> (x)
+        all = Concat <axis = 2> (state, xt)
+        new_state = Slice (all, i_m3, far, i_2)
+        y = Conv <group = 4, kernel_shape = [4]> (all, kernel)
+        yt = Transpose <perm = [0, 2, 1]> (y)
+        head = Transpose <perm = [1, 0]> (table)
+        logits = MatMul (yt, head)
+    }""")
+    make_pipeline("raise").run(model)
+    found = measure(model, ModelConfig(layers=2)).kinds["attention"]
+    assert (found.found, found.expected) == (0, 0)

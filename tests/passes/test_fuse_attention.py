@@ -401,7 +401,7 @@ LEFT_ALONE: dict[str, tuple[Block, dict[str, str], str]] = {
     "a scale for each head": (
         Block(),
         {"float scale = {0.6}": "float[4, 1, 1] scale = {0.1, 0.2, 0.3, 0.4}"},
-        "the scores go through Mul by what is not one number",
+        "the scores are multiplied by more than zeros and ones",
     ),
     "hidden scores are 0": (
         Block(applied="where"),
@@ -499,6 +499,34 @@ IN_FLOAT = {
         " mixed_h = MatMul (p_h, v_h) mixed = Cast <to = 1> (mixed_h)"
     ),
 }
+
+
+def test_says_that_a_cache_stays_outside() -> None:
+    """Heads that are repeated as a whole, 0 1 0 1, are no groups of a key's queries."""
+    tiled = [
+        (
+            f"present_{name}_n = Reshape (present_{name}_e, present_{name}_h)",
+            f"present_{name}_n = Tile (present_{name}, i_1_2_1_1)",
+        )
+        for name in ("key", "value")
+    ]
+    more = ("<float[16, 8] table", "<int64[4] i_1_2_1_1 = {1, 2, 1, 1}, float[16, 8] table")
+    model = fused(FuseAttention(), Block(edits=(*tiled, more)))
+    assert any("it stays outside" in event.reason for event in events(model))
+
+
+@pytest.mark.parametrize(
+    "router",
+    [
+        "best, chosen = TopK (logits, i_1)\n r = Softmax (best)",
+        "r = Softmax (logits)\n b, c = TopK (r, i_1)",
+    ],
+)
+def test_a_router_is_no_attention_that_was_left(router: str) -> None:
+    edits = (("logits = MatMul (hidden, head)", f"logits = MatMul (hidden, head)\n {router}"),)
+    model = named(Block(edits=edits))
+    assert FuseAttention().run(model) == 1
+    assert not events(model)
 
 
 def test_says_that_the_softmax_is_in_float() -> None:
