@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from omforge import ir
-from omforge.ir.infer import infer_model, tensor_shape
+from omforge.ir.infer import constant, infer_model, tensor_shape
 from omforge.passes.builder import Builder
 from omforge.passes.events import record
 from omforge.passes.interface import is_weight
@@ -114,7 +114,7 @@ def _counts(model: ir.Model) -> set[ir.Value]:
         floats = [v for v in node.inputs if v is not None and v.dtype == _FLOAT]
         source = node.inputs[0] if node.inputs else None
         cast = node.op_type == "Cast" and source is not None and _is_integer(source.dtype)
-        if cast or (floats and all(v in of_integers or is_weight(v) for v in floats)):
+        if cast or (floats and all(v in of_integers or _is_whole(v) for v in floats)):
             of_integers.update(v for v in node.outputs if v.dtype == _FLOAT)
     casts = [n for n in model.graph if n.op_type == "Cast" and _is_integer(n.outputs[0].dtype)]
     pending = [node.inputs[0] for node in casts if node.inputs[0] in of_integers]
@@ -128,6 +128,12 @@ def _counts(model: ir.Model) -> set[ir.Value]:
         if node is not None:
             pending += list(node.inputs)
     return found
+
+
+def _is_whole(value: ir.Value) -> bool:
+    """Whether it is a small constant of whole numbers: not an embedding, and no scale."""
+    numbers = constant(value, limit=_SMALL)
+    return numbers is not None and bool(np.all(numbers == np.round(numbers)))
 
 
 def _is_integer(dtype: ir.DataType | None) -> bool:
