@@ -189,7 +189,8 @@ def _is_norm_left(node: ir.Node) -> bool:
     axes = known_ints(given) if given is not None else None
     if shape is not None and axes is not None and axes not in ([-1], [len(shape) - 1]):
         return False
-    return node.op_type != "ReduceMean" or not _is_magnitude(node)
+    # A vector that is divided by its length, as an embedding is in the end, keeps that from 0.
+    return node.op_type not in ("ReduceMean", "ReduceL2") or not _is_magnitude(node)
 
 
 def _is_magnitude(node: ir.Node) -> bool:

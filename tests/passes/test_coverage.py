@@ -73,6 +73,20 @@ def test_a_window_on_both_sides_may_be_told_by_its_width(promised: int, complete
     assert (problems == []) == complete
 
 
+def test_a_vector_of_length_one_is_no_norm() -> None:
+    """A sentence's embedding is divided by its length in the end, as torch's normalize does."""
+    model = parse("""<ir_version: 11, opset_import: ["" : 24]>
+    g (int64[batch, seq] input_ids) => (float[batch, seq, 2] y)
+    <float[3, 2] table = {1, 2, 3, 4, 5, 6}, int64[1] last = {-1}, float least = {1e-12}> {
+        x = Gather (table, input_ids)
+        length = ReduceL2 (x, last)
+        safe = Clip (length, least)
+        y = Div (x, safe)
+    }""")
+    make_pipeline("raise").run(model)
+    assert measure(model, None).kinds["norm"].expected == 0
+
+
 def test_an_unraised_softmax_is_missed_with_its_reason() -> None:
     model = parse("""<ir_version: 11, opset_import: ["" : 24]>
     g (int64[batch, seq] input_ids) => (float[batch, seq, 4] logits)
