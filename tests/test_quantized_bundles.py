@@ -340,7 +340,7 @@ def test_a_wrong_scale_of_an_int8_product_fails(
         doubled = scale.const_value.numpy() + np.uint64(1 << 23)  # the exponent's last bit
         scale.const_value = ir.Tensor(doubled, name=scale.name)
         ir.save(model, tmp_path / "b" / bucket.file, external=None)
-    report = verify_bundle(Bundle.open(tmp_path / "b"), steps=2)
+    report = verify_bundle(Bundle.open(tmp_path / "b", verify_hashes=False), steps=2)
     assert {each.what.split(" differs")[0] for each in report.failures} == {"lowered, unrounded"}
 
 
@@ -360,7 +360,7 @@ def test_a_wrong_scale_of_an_int8_cache_fails(
             scale.const_value.numpy() * np.float16(factor), name=scale.name
         )
         ir.save(model, tmp_path / "b" / bucket.file, external=None)
-    report = verify_bundle(Bundle.open(tmp_path / "b"), steps=2)
+    report = verify_bundle(Bundle.open(tmp_path / "b", verify_hashes=False), steps=2)
     failed = {each.what.split(" differs")[0] for each in report.failures}
     assert failed == {"lowered", "lowered, unrounded", "the cache of lowered"}
     limits = report.tolerances
@@ -392,7 +392,7 @@ def test_a_cache_that_is_not_rounded_to_nearest_fails(
         model = ir.load(tmp_path / "b" / bucket.file)
         next(node for node in model.graph if node.op_type == "Round").op_type = "Floor"
         ir.save(model, tmp_path / "b" / bucket.file, external=None)
-    report = verify_bundle(Bundle.open(tmp_path / "b"), steps=2)
+    report = verify_bundle(Bundle.open(tmp_path / "b", verify_hashes=False), steps=2)
     (unknown,) = [each for each in report.failures if "without the rounding" in each.what]
     assert "Cast(Round(Clip(x)))" in unknown.next_step
     tips = max(report.tips.values(), key=lambda tips: tips.mean)
@@ -417,5 +417,5 @@ def test_a_wrong_scale_of_what_reads_an_int8_cache_fails(
         cast.outputs[0].replace_all_uses_with(halved.outputs[0])
         halved.replace_input_with(0, cast.outputs[0])
         ir.save(model, tmp_path / "b" / bucket.file, external=None)
-    report = verify_bundle(Bundle.open(tmp_path / "b"), steps=2)
+    report = verify_bundle(Bundle.open(tmp_path / "b", verify_hashes=False), steps=2)
     assert {each.what.split(" differs")[0] for each in report.failures} >= {"lowered"}
