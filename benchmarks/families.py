@@ -148,9 +148,11 @@ def _judge(source: Path, bundle: Path, soc: str, timeout: int, *, compare: bool)
         found["alarm"] = words
         status, told, words = _omforge(command, timeout)
     if status and "no KV cache" in words:  # what the program says next
-        command = (*command, "--task", "encode")
-        found["task"] = "encode"
-        status, told, words = _omforge((*command, *options), timeout)
+        encode = (*command, "--task", "encode")
+        encoded = _omforge((*encode, *options), timeout)
+        if encoded[0] == 0:
+            command, found["task"] = encode, "encode"
+            status, told, words = encoded
     if status and not words.startswith("Traceback"):
         found["refused"] = words
         partly = _omforge((*command, "--allow-partial"), timeout)
