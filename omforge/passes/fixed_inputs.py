@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from omforge import ir
 from omforge.ir.dims import symbols
-from omforge.passes.interface import Interface, memory_of, states
+from omforge.passes.interface import Interface, kept_by_an_output, memory_of, states
 from omforge.passes.recurrent_states import is_state
 from omforge.passes.views import shape_of
 
@@ -34,7 +34,7 @@ def _is_fixed(value: ir.Value, interface: Interface) -> bool:
         return False
     if not value.dtype.is_floating_point() and value not in memory_of(interface):
         return False
-    if is_state(value):
+    if is_state(value) or kept_by_an_output(value, interface):
         return False
     if shape[0] == batch and not isinstance(batch, int):
         shape = shape[1:]

@@ -255,6 +255,8 @@ class _Masks:
             kind = replace(kind, zero_rows=False)  # the sink takes all of a row without keys
         if isinstance(kind, NoMatch):
             alone = applied == [Applied(mask.value) for mask in applied]
+            # Behind a cache the runtime makes the masks: of several, it may know one.
+            alone &= len(applied) == 1 or not self.caches
             if mixed.guards or not (alone or (len(applied) == 1 and applied[0].by_operator)):
                 raise kind
             if not alone:  # what an operator took, another of its kind takes

@@ -123,6 +123,12 @@ def states(model: ir.Model, interface: Interface) -> tuple[tuple[ir.Value, ir.Va
     A linear-attention, state-space or convolution layer carries such states of fixed size from step
     to step, where attention carries keys and values.
     """
+    return _renewals(model.graph.outputs, interface)
+
+
+def _renewals(
+    outputs: Sequence[ir.Value], interface: Interface
+) -> tuple[tuple[ir.Value, ir.Value], ...]:
     taken = {interface.logits, *(present for _, present in interface.caches)}
     candidates: dict[ir.Value, list[ir.Value]] = {}
     for value in interface.extra:
@@ -130,10 +136,11 @@ def states(model: ir.Model, interface: Interface) -> tuple[tuple[ir.Value, ir.Va
             continue
         like = [
             output
-            for output in model.graph.outputs
+            for output in outputs
             if output not in taken
             and output.dtype == value.dtype
             and _alike(shape_of(output), shape_of(value))
+            and not _is_handed_on(value, output)
         ]
         made = _made_of(value) if like else set[ir.Value]()
         candidates[value] = [output for output in like if output in made]
@@ -145,6 +152,36 @@ def states(model: ir.Model, interface: Interface) -> tuple[tuple[ir.Value, ir.Va
             taken.add(renewed)
             found[value] = renewed
     return tuple((value, found[value]) for value in interface.extra if value in found)
+
+
+def kept_by_an_output(value: ir.Value, interface: Interface) -> bool:
+    """Whether an output of the same sizes behind the first, made of an input, may renew it.
+
+    A state that has one row for all, or rows where its output has none, cannot be carried.
+    """
+    graph, rest = interface.logits.graph, shape_of(value)[1:]
+    taken = {interface.logits, *(present for _, present in interface.caches)}
+    like = [
+        output
+        for output in (() if graph is None else graph.outputs)
+        if output not in taken
+        and output.dtype == value.dtype
+        and rest
+        and len(shape_of(output)) == len(shape_of(value))
+        and _alike(shape_of(output)[1:], rest)
+        and not _is_handed_on(value, output)
+    ]
+    return bool(like) and not _made_of(value).isdisjoint(like)
+
+
+def _is_handed_on(value: ir.Value, output: ir.Value) -> bool:
+    """Whether an output is an input as it was given, which renews nothing."""
+    while output is not value:
+        node = output.producer()
+        if node is None or node.op_type not in _MOVERS or node.inputs[0] is None:
+            return False
+        output = node.inputs[0]
+    return True
 
 
 def _alike(shape: tuple[Dim, ...], other: tuple[Dim, ...]) -> bool:
@@ -204,7 +241,7 @@ def find_interface(model: ir.Model) -> Interface:
         )
     tokens = shape_of(input_ids)[:2]
     apart = {input_ids, *(past for past, _ in caches)}
-    lengths = _memory_lengths(inputs, apart, tokens)
+    lengths = {_memory_length(value, tokens) for value in inputs if value not in apart}
     rest = [v for v in inputs if v.dtype in _MASKS and v is not input_ids]
     # The mask of an encoder's states is as long as these are.
     rest = [v for v in rest if len(shape_of(v)) != 2 or shape_of(v)[1] not in lengths]
@@ -409,13 +446,17 @@ def memory_of(interface: Interface) -> tuple[ir.Value, ...]:
     Floats [B, E, ...] or [B, K, E, D], whose E is neither the text's length nor a part of it, and
     the masks [B, E] of such.
     """
-    floats = {past for past, _ in interface.caches}
     tokens = interface.tokens
-    lengths = _memory_lengths(interface.extra, floats, tokens)
+    floats = {value for value in interface.extra if _memory_length(value, tokens) is not None}
+    graph = interface.logits.graph
+    if floats and graph is not None:
+        # A state is of fixed size, as what an encoder of fixed length made; an output renews it.
+        floats -= {state for state, _ in _renewals(graph.outputs, interface)}
+    lengths = {memory_length(value) for value in floats}
     return tuple(
         value
         for value in interface.extra
-        if _memory_length(value, tokens) is not None
+        if value in floats
         or (value.dtype in _MASKS and len(shape_of(value)) == 2 and shape_of(value)[1] in lengths)
     )
 
@@ -424,13 +465,6 @@ def memory_length(value: ir.Value) -> Dim:
     """E of an input that `memory_of` names."""
     shape = shape_of(value)
     return shape[2] if len(shape) == 4 else shape[1]
-
-
-def _memory_lengths(
-    inputs: Sequence[ir.Value], caches: set[ir.Value], tokens: tuple[Dim, ...]
-) -> set[Dim]:
-    found = (_memory_length(value, tokens) for value in inputs if value not in caches)
-    return {length for length in found if length is not None}
 
 
 def _memory_length(value: ir.Value, tokens: tuple[Dim, ...]) -> Dim | None:

@@ -11,7 +11,7 @@ from omforge.passes.coverage import Coverage
 
 
 def test_what_is_kept(tmp_path: Path) -> None:
-    write_report(tmp_path / "r.json", [], {"exported": 3}, Coverage(), [], {"weights": ""})
+    write_report(tmp_path / "r.json", [], {"exported": 3}, Coverage(), [], [], {"weights": ""})
     told = json.loads((tmp_path / "r.json").read_text())
     assert told["nodes"] == {"exported": 3}
     assert list(told) == sorted(told)
@@ -19,4 +19,4 @@ def test_what_is_kept(tmp_path: Path) -> None:
 
 def test_a_refused_write_names_the_file(tmp_path: Path) -> None:
     with pytest.raises(OmforgeError, match=r"cannot write .*r\.json: No such file"):
-        write_report(tmp_path / "no" / "r.json", [], {}, Coverage(), [], {})
+        write_report(tmp_path / "no" / "r.json", [], {}, Coverage(), [], [], {})

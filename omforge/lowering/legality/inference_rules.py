@@ -91,7 +91,8 @@ def _misfits(subject: Subject, kind: Kind) -> Iterator[Misfit]:
 
 
 _INFERENCE = "hicann/ops-math, ops-nn, ops-cv (*_infershape.cpp); the operators' schemas"
-_MOD = "hicann/ops-math:math/mod/op_graph/mod_proto.h; math/mod/framework/mod_onnx_plugin.cpp"
+_MOD_PLUGIN = "hicann/ops-math:math/mod/framework/mod_onnx_plugin.cpp"
+_MOD = f"hicann/ops-math:math/mod/op_graph/mod_proto.h; {_MOD_PLUGIN}"
 
 RULES = (
     Rule(
