@@ -16,6 +16,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -274,7 +275,8 @@ def line(row: Row) -> str:
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", text)  # torch colours what it raises
+    return plain.replace("|", "\\|")
 
 
 def summary(rows: Sequence[Row]) -> str:

@@ -212,6 +212,8 @@ def _is_rotary(facts: Mapping[str, Any]) -> bool | None:
     )
     if facts.get("alibi"):
         return False  # Falcon writes rope_theta beside it
+    if facts.get("position_embedding_type", "rope") not in ("rope", "rotary"):
+        return False  # Granite's hybrids write rope_parameters beside null
     return True if any(word in facts for word in words) else None
 
 

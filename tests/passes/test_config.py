@@ -205,9 +205,11 @@ def test_refuses_what_is_no_object(tmp_path: Path, content: str) -> None:
         ({"rotary_pct": 0.25}, True),
         ({"rope_theta": 10000.0, "alibi": True}, False),
         ({"rope_theta": 10000.0, "alibi": False}, True),
+        ({"rope_theta": 10000.0, "position_embedding_type": None}, False),
+        ({"rope_theta": 10000.0, "position_embedding_type": "rope"}, True),
         ({}, None),
     ],
 )
-def test_alibi_rules_rotary_out(facts: Any, rotary: bool | None, tmp_path: Path) -> None:
-    """Falcon writes a rope_theta whether it uses it or not."""
+def test_other_positions_rule_rotary_out(facts: Any, rotary: bool | None, tmp_path: Path) -> None:
+    """Falcon and Granite write a rope_theta whether they use it or not."""
     assert config(tmp_path, facts).rotary is rotary
