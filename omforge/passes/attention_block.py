@@ -20,6 +20,7 @@ import numpy as np
 from omforge import ir
 from omforge.ir.dims import Dim
 from omforge.ir.infer import attribute, dims, infer_nodes
+from omforge.passes import attention_sinks
 from omforge.passes.attention_operands import operands
 from omforge.passes.attention_scores import (
     DYNAMIC,
@@ -86,6 +87,10 @@ def from_softmax(softmax: ir.Node, live: set[ir.Value], batch: Dim) -> Block:
     scores = find_scores(softmax, live)
     mixed = find_mixed(softmax, live, sink=scores.sink is not None)
     check_shapes(softmax, scores, mixed, batch)
+    read = softmax.inputs[0]
+    gated = None if read is None else attention_sinks.gate(mixed.output, read, live)
+    if gated is not None and scores.sink is None and not mixed.guards:
+        scores.sink, mixed.output = gated
     q, k = operands(scores.product)
     _, v = operands(mixed.product)
     heads, joined = _heads(q, batch)

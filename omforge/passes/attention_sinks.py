@@ -5,6 +5,10 @@ As exporters write it::
     p = Softmax(Concat<axis=-1>(scores [B, N, S, T], sink [B, N, S, 1]))
     y = MatMul(p[..., :-1], v)
 
+or, which is the same, with the share that the sink leaves to the keys as a gate behind the values::
+
+    y = Mul(MatMul(Softmax(scores), v), Sigmoid(Sub(ReduceLogSumExp<axes=-1>(scores), sink)))
+
 Canonically it is one more key, of zeros, whose mask is the sink and whose value is zeros::
 
     mask1 = Concat<axis=-1>(Expand(mask [B, 1, S, T]), sink [B, N, S, 1])      [B, N, S, T + 1]
@@ -15,6 +19,7 @@ The extra row is no part of the cache: what the model returns of its keys and va
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +28,7 @@ import numpy.typing as npt
 
 from omforge import ir
 from omforge.ir.evaluate import Cutout, EvaluationError
-from omforge.ir.infer import attribute, constant
+from omforge.ir.infer import attribute, constant, known_ints
 from omforge.passes.builder import Builder
 from omforge.passes.match import NoMatch
 from omforge.passes.views import bindings_for, shape_of
@@ -53,7 +58,7 @@ def read(extra: ir.Value, heads: int, opset: int) -> npt.NDArray[Any]:
     """The numbers [N] of what is joined to the scores.
 
     Args:
-        extra: [B, N, S, 1].
+        extra: [B, N, S, 1], or [B, N, S].
         heads: N.
         opset: Of the model.
 
@@ -65,6 +70,7 @@ def read(extra: ir.Value, heads: int, opset: int) -> npt.NDArray[Any]:
         part = Cutout([extra], [], opset)
         for bindings in bindings_for([extra]):
             (array,) = part.run({}, bindings)
+            array = array[..., None] if array.ndim == 3 else array
             if array.ndim != 4 or array.shape[1] not in (1, heads) or array.shape[3] != 1:
                 raise NoMatch(f"what is joined to the scores is {list(array.shape)}", extra)
             numbers = np.broadcast_to(array[0, :, 0, 0], (heads,))
@@ -76,6 +82,51 @@ def read(extra: ir.Value, heads: int, opset: int) -> npt.NDArray[Any]:
         raise NoMatch(f"what is joined to the scores is no constant: {error}", extra) from error
     assert found is not None
     return found
+
+
+def gate(
+    output: ir.Value, scores: ir.Value, live: Collection[ir.Value]
+) -> tuple[ir.Value, ir.Value] | None:
+    """The sink, and what is gated by the share that it leaves; None where there is no such gate.
+
+    Args:
+        output: Of the product with the values, [B, N, S, E].
+        scores: What the softmax reads, [B, N, S, T].
+        live: What depends on tokens, which a sink does not.
+    """
+    users = output.consumers()
+    if len(users) != 1 or users[0].op_type != "Mul" or output.is_graph_output():
+        return None
+    share = next((value for value in users[0].inputs if value is not output), None)
+    if share is None or shape_of(share) != (*shape_of(output)[:3], 1):
+        return None
+    sigmoid = _behind(share, "Sigmoid")
+    difference = None if sigmoid is None else _behind(sigmoid.inputs[0], "Sub")
+    if difference is None:
+        return None
+    total, sink = _behind(difference.inputs[0], "ReduceLogSumExp"), difference.inputs[1]
+    if total is None or sink is None or sink in live or len(shape_of(difference.outputs[0])) < 3:
+        return None
+    axes = total.inputs[1] if len(total.inputs) > 1 else None
+    given = attribute(total, "axes") if axes is None else known_ints(axes)
+    if list(given or ()) not in ([-1], [3]) or _uncast(total.inputs[0]) is not _uncast(scores):
+        return None
+    return sink, users[0].outputs[0]
+
+
+def _behind(value: ir.Value | None, op_type: str) -> ir.Node | None:
+    """The node of a kind that makes a value, but for casts and axes of one."""
+    node = None if value is None else value.producer()
+    while node is not None and node.op_type in ("Cast", "Identity", "Squeeze", "Unsqueeze"):
+        value = node.inputs[0]
+        node = None if value is None else value.producer()
+    return node if node is not None and node.op_type == op_type and node.domain == "" else None
+
+
+def _uncast(value: ir.Value | None) -> ir.Value | None:
+    while value is not None and (node := value.producer()) is not None and node.op_type == "Cast":
+        value = node.inputs[0]
+    return value
 
 
 def append(

@@ -88,6 +88,48 @@ def test_a_fixed_capacity_keeps_the_sink_and_returns_no_row_of_it() -> None:
     assert str(present.shape) == "[2*batch,2,seq,4]"
 
 
+GATE = {
+    "mixed = MatMul (probs,": "every = MatMul (probs,",
+    "back = Transpose": (
+        "total_s = ReduceLogSumExp <keepdims = 0> (masked, j_m1) rest = Sub (total_s, sinks)"
+        " share = Sigmoid (rest) share_u = Unsqueeze (share, j_m1) mixed = Mul (every, share_u)"
+        " back = Transpose"
+    ),
+    "float scale =": (
+        f"float[1, 4, 1] sinks = {{{', '.join(map(str, NUMBERS))}}}, int64[1] j_m1 = {{-1}},"
+        " int64[1] j_1 = {1}, float scale ="
+    ),
+}
+
+
+def gated(*changes: tuple[str, str]) -> Block:
+    """A block whose values are multiplied by the share that a sink leaves them."""
+    return Block(edits=(*GATE.items(), *changes))
+
+
+def test_a_gate_of_what_a_sink_leaves_is_a_sink() -> None:
+    model = fused(FuseAttention(), gated())
+    found = find(attention(model))
+    assert found is not None
+    assert (found.key.name, found.value.name) == ("k", "v")
+    assert "Sigmoid" not in ops(model)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("(masked, j_m1)", "(scaled, j_m1)"),
+        ("Sub (total_s, sinks)", "Sub (sinks, total_s)"),
+        ("Sub (total_s, sinks)", "Add (total_s, sinks)"),
+        ("share = Sigmoid (rest)", "share = HardSigmoid (rest)"),
+    ],
+)
+def test_no_other_gate_is_a_sink(old: str, new: str) -> None:
+    model = named(gated((old, new)))
+    FuseAttention().run(model)
+    assert all(find(node) is None for node in model.graph if node.op_type == "Attention")
+
+
 NOT = {
     "a score of the tokens": (
         (SPREAD, "sink = ReduceMax <keepdims = 1> (late, j_m1)"), "Concat, not from a product"),
