@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,10 +150,13 @@ def run_encoder(
     told = EncodedText(prompt, pair, tuple(tokens), where, seconds, outputs, labels)
     if save is not None:
         try:
-            with save.open("wb") as file:
-                np.savez(file, allow_pickle=False, **outputs)
+            packed = io.BytesIO()  # a device cannot be sought in, and a failure here writes nothing
+            np.savez(packed, allow_pickle=False, **outputs)
+            save.write_bytes(packed.getvalue())
         except OSError as error:
-            raise InputError(f"cannot write {save}", error.strerror or str(error)) from error
+            raise InputError(
+                f"cannot write {save}", error.strerror or str(error), "Choose another --save"
+            ) from error
     if as_json:
         show_json(told.to_dict())
     else:

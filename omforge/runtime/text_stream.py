@@ -61,11 +61,23 @@ def text_inputs(
         text: The text.
         pair: The second one, for models that judge two; "" for none.
         further: Names of further inputs, as token_type_ids; those that it knows are returned.
+
+    Raises:
+        InputError: Nothing tells the model where the second text begins.
     """
     told: Any = tokenizer  # a tokenizer is called, and the protocol asks for no such thing
     found = told(text, pair or None, return_token_type_ids="token_type_ids" in further)
     tokens = [int(token) for token in found["input_ids"]]
     numbers = {name: [int(n) for n in found[name]] for name in further if name in found}
+    if not pair:
+        return tokens, numbers
+    first, second = (told(t, add_special_tokens=False)["input_ids"] for t in (text, pair))
+    if tokens == [*first, *second] and not any(map(any, numbers.values())):
+        raise InputError(
+            "the tokenizer does not tell two texts apart",
+            "it joins them with no token between, and the model reads no kinds of tokens",
+            "Write both into --prompt as the model expects them, without --pair",
+        )
     return tokens, numbers
 
 

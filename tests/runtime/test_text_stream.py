@@ -3,7 +3,7 @@
 import pytest
 
 from omforge import ir
-from omforge.runtime.text_stream import TextStream, chat_tokens
+from omforge.runtime.text_stream import TextStream, chat_tokens, text_inputs
 
 
 class Bytes:
@@ -106,3 +106,28 @@ def test_chat_without_jinja2_says_what_to_install(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(Chatty, "missing", True)
     with pytest.raises(ir.InputError, match="requires jinja2"):
         chat_tokens(Chatty(), "Hi")
+
+
+class Pairs(Bytes):
+    """A tokenizer that joins two texts, by a token between or by none."""
+
+    def __init__(self, between: bytes) -> None:
+        self.between = between
+
+    def __call__(self, text: str, pair: str | None = None, **options: bool) -> dict[str, list[int]]:
+        second = b"" if pair is None else self.between + pair.encode()
+        kinds = [0] * len(text) + [1] * len(second)
+        return {"input_ids": list(text.encode() + second), "token_type_ids": kinds}
+
+
+@pytest.mark.parametrize(("between", "further"), [(b"|", []), (b"", ["token_type_ids"])])
+def test_two_texts_are_told_apart_by_a_token_or_by_kinds(between: bytes, further: list[str]):
+    tokens, numbers = text_inputs(Pairs(between), "ab", "cd", further)
+    assert bytes(tokens) == b"ab" + between + b"cd"
+    assert list(numbers) == further
+
+
+def test_two_texts_that_nothing_tells_apart_are_refused():
+    with pytest.raises(ir.InputError, match="does not tell two texts apart"):
+        text_inputs(Pairs(b""), "ab", "cd", [])
+    assert text_inputs(Pairs(b""), "ab", "", [])[0] == list(b"ab")
