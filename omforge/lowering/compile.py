@@ -35,7 +35,7 @@ from omforge.lowering.legalize import check_forms, legalize
 from omforge.lowering.legalize.choices import choices
 from omforge.lowering.memory import memory_passes
 from omforge.lowering.model_facts import (
-    cache_heads,
+    cache_sizes,
     embeddings_of,
     encode_facts,
     fixed_inputs,
@@ -257,10 +257,10 @@ def compile_bundle(
     export = encode_export(model, found) if encode else described(model, chosen, found)
     export = dataclasses.replace(export, longest_call=None if call is None else call.tokens)
     layers = () if encode else cache_layers(model, find_interface(model))
-    kv_heads, head_size, value_size = cache_heads(layers)
-    heads = query_heads(layers, config, kv_heads)
+    sizes = cache_sizes(layers)
+    heads = query_heads(layers, config, sizes)
     matrices = len(find_linears(model)) if scheme is not None else 0
-    spare = spare_bytes(options.kv_dtype, len(layers), heads, kv_heads, max(head_size, value_size))
+    spare = spare_bytes(options.kv_dtype, heads, sizes)
     footprint = _footprint(options, soc, buckets[-1], spare)
     serve = (
         *weight_passes(
@@ -285,14 +285,12 @@ def compile_bundle(
     facts = (
         encode_facts(model, config, bounds)
         if encode
-        else generate_facts(model, config, bounds, len(layers), heads, kv_heads, head_size)
+        else generate_facts(model, config, bounds, sizes, heads[0])
     )
     kv = no_cache(_float(options))
     if not encode:
         stored_as = _float(options) if options.kv_dtype == "fp16" else "int8"
-        kv = kv_cache(
-            model, facts, value_size=value_size, capacity=options.context or 0, dtype=stored_as
-        )
+        kv = kv_cache(model, sizes, capacity=options.context or 0, dtype=stored_as)
     embeddings = embeddings_of(model)
     by_token, fixed = token_inputs(model), fixed_inputs(model, _float(options))
     results = output_specs(model, _float(options)) if encode else ()

@@ -40,17 +40,20 @@ class Footprint:
         return weight_bytes(model) + self.spare
 
 
-def spare_bytes(kv_dtype: str, layers: int, heads: int, kv_heads: int, size: int) -> int:
+def spare_bytes(kv_dtype: str, heads: Sequence[int], sizes: Sequence[m.LayerSizes]) -> int:
     """Return what the grids of an int8 cache take at most: float16, up to four for each number.
 
     Args:
         kv_dtype: Of the cache.
-        layers: How many.
-        heads: Query heads N.
-        kv_heads: K.
-        size: Numbers of a key or a value, whichever are more.
+        heads: Query heads N by layer.
+        sizes: Of the cache by layer.
     """
-    return 8 * layers * (heads + kv_heads) * size if kv_dtype != "fp16" else 0
+    if kv_dtype == "fp16":
+        return 0
+    return sum(
+        8 * (count + of.kv_heads) * max(of.head_size, of.value_head_size)
+        for count, of in zip(heads, sizes, strict=True)
+    )
 
 
 def check_budget(budget: str, graph_bytes: int, name: str) -> None:

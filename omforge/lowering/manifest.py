@@ -106,11 +106,21 @@ class FixedInput:
 
 
 @dataclass(frozen=True)
+class LayerSizes:
+    """Heads K of one layer's cache, and the sizes of a key and of a value."""
+
+    kv_heads: int
+    head_size: int
+    value_head_size: int
+
+
+@dataclass(frozen=True)
 class KvCache:
     """The cache that the runtime owns.
 
     `stacked`: one buffer [2*L*B, K, C, D], row (2*l + kv)*B + b. `per-layer`: 2*L buffers
-    [B, K, C, D].
+    [B, K, C, D]. Where layers differ in K or D, `layer_sizes` are those of each, and the numbers
+    beside are the first layer's; else it is empty, and is not written.
     """
 
     layout: Literal["stacked", "per-layer"]
@@ -120,6 +130,13 @@ class KvCache:
     value_head_size: int
     capacity: int
     dtype: str
+    layer_sizes: tuple[LayerSizes, ...] = ()
+
+    @property
+    def each_layer(self) -> tuple[LayerSizes, ...]:
+        """The sizes of every layer, alike or not."""
+        alike = LayerSizes(self.kv_heads, self.head_size, self.value_head_size)
+        return self.layer_sizes or (alike,) * self.layers
 
 
 @dataclass(frozen=True)
@@ -321,7 +338,10 @@ class Manifest:
             InputError: The manifest would not load again.
         """
         try:
-            plain = sealed(dataclasses.asdict(self))
+            data = dataclasses.asdict(self)
+            if not self.kv.layer_sizes:
+                del data["kv"]["layer_sizes"]
+            plain = sealed(data)
             text = json.dumps(plain, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise wrong("manifest", f"does not fit in JSON: {error}") from error
@@ -475,6 +495,24 @@ def _validate_cache(kv: KvCache, model: ModelFacts) -> None:
             "kv.value_head_size",
             f"is {kv.value_head_size}, the stacked layout needs head_size = {kv.head_size}",
         )
+    if kv.layer_sizes:
+        _validate_layer_sizes(kv)
+
+
+def _validate_layer_sizes(kv: KvCache) -> None:
+    if kv.layout == "stacked":
+        raise wrong("kv.layer_sizes", "are given, the stacked layout needs layers that are alike")
+    if len(kv.layer_sizes) != kv.layers:
+        raise wrong("kv.layer_sizes", f"are {len(kv.layer_sizes)}, kv.layers is {kv.layers}")
+    for index, sizes in enumerate(kv.layer_sizes):
+        for field in ("kv_heads", "head_size", "value_head_size"):
+            positive(f"kv.layer_sizes[{index}].{field}", getattr(sizes, field))
+    for field in ("kv_heads", "head_size", "value_head_size"):
+        first, told = getattr(kv.layer_sizes[0], field), getattr(kv, field)
+        if first != told:
+            raise wrong(f"kv.layer_sizes[0].{field}", f"is {first}, kv.{field} is {told}")
+    if len(set(kv.layer_sizes)) == 1:
+        raise wrong("kv.layer_sizes", "are all the same, and are given only where layers differ")
 
 
 def _validate_states(states: tuple[StateSpec, ...]) -> None:

@@ -29,35 +29,30 @@ _SAMPLE = 1 << 20
 """Numbers of a head that tell how large they are."""
 
 
-def cache_heads(layers: Sequence[CacheLayer]) -> tuple[int, int, int]:
-    """K and the sizes of a key and a value of the cache; zeros where fuse-kv-io will refuse it.
-
-    Raises:
-        CheckError: Layers differ: a manifest has one number for all of them.
-    """
-    shapes = {
-        (_size(key, 1), _size(key, 3), _size(value, 3)) for key, value in (x.past for x in layers)
-    }
-    if len(shapes) > 1:
-        listed = ", ".join(
-            f"{heads} heads with keys of {key} and values of {value}"
-            for heads, key, value in sorted(shapes)
-        )
-        raise ir.CheckError(
-            "the layers' caches differ",
-            f"a bundle has one number of heads, and one size, for all of them: {listed}",
-            "`omforge opt` with fuse-kv-io{layout=per-layer} makes the graph without a bundle",
-        )
-    return next(iter(shapes), (0, 0, 0))
+def cache_sizes(layers: Sequence[CacheLayer]) -> tuple[m.LayerSizes, ...]:
+    """K and the sizes of a key and a value by layer; zeros where fuse-kv-io will refuse it."""
+    pasts = (layer.past for layer in layers)
+    return tuple(m.LayerSizes(_size(k, 1), _size(k, 3), _size(v, 3)) for k, v in pasts)
 
 
-def query_heads(layers: Sequence[CacheLayer], config: ModelConfig | None, kv_heads: int) -> int:
-    """N of the raised attention; config.json's, or K, where none was raised."""
-    for layer in layers:
+def query_heads(
+    layers: Sequence[CacheLayer], config: ModelConfig | None, sizes: Sequence[m.LayerSizes]
+) -> tuple[int, ...]:
+    """N by layer: of its raised attention; else of another with its K, config.json's, or K."""
+    told = config.heads if config is not None else None
+    raised: dict[int, int] = {}
+    for layer, size in zip(layers, sizes, strict=True):
+        if layer.block is not None:
+            raised.setdefault(size.kv_heads, attribute(layer.block, "q_num_heads", size.kv_heads))
+
+    def of(layer: CacheLayer, kv_heads: int) -> int:
         if layer.block is not None:
             return attribute(layer.block, "q_num_heads", kv_heads)
-    told = config.heads if config is not None else None
-    return told if told and kv_heads and told % kv_heads == 0 else kv_heads
+        if kv_heads in raised:
+            return raised[kv_heads]
+        return told if told and kv_heads and told % kv_heads == 0 else kv_heads
+
+    return tuple(of(layer, size.kv_heads) for layer, size in zip(layers, sizes, strict=True))
 
 
 def _layout(model: ir.Model) -> Literal["stacked", "per-layer"]:
@@ -75,18 +70,17 @@ def generate_facts(
     model: ir.Model,
     config: ModelConfig | None,
     bounds: Sequence[Bound],
-    layers: int,
+    sizes: Sequence[m.LayerSizes],
     heads: int,
-    kv_heads: int,
-    size: int,
 ) -> m.ModelFacts:
-    """What is known of a model that generates."""
+    """What is known of a model that generates; `sizes` are by layer, `heads` the first one's N."""
     config = config or ModelConfig()
+    kv_heads, size = sizes[0].kv_heads, sizes[0].head_size
     logits = dims(model.graph.outputs[0]) or (0,)
     vocab = logits[-1] if isinstance(logits[-1], int) else config.vocab_size or 0
     return m.ModelFacts(
         model_type=config.model_type,
-        layers=layers,
+        layers=len(sizes),
         heads=heads,
         kv_heads=kv_heads,
         head_size=size,
@@ -100,17 +94,18 @@ def generate_facts(
 
 
 def kv_cache(
-    model: ir.Model, facts: m.ModelFacts, *, value_size: int, capacity: int, dtype: str
+    model: ir.Model, sizes: Sequence[m.LayerSizes], *, capacity: int, dtype: str
 ) -> m.KvCache:
-    """The cache that fuse-kv-io made; `value_size` is that of a value, `capacity` is C."""
+    """The cache that fuse-kv-io made; `sizes` are by layer, `capacity` is C."""
     return m.KvCache(
         layout=_layout(model),
-        layers=facts.layers,
-        kv_heads=facts.kv_heads,
-        head_size=facts.head_size,
-        value_head_size=value_size,
+        layers=len(sizes),
+        kv_heads=sizes[0].kv_heads,
+        head_size=sizes[0].head_size,
+        value_head_size=sizes[0].value_head_size,
         capacity=capacity,
         dtype=dtype,
+        layer_sizes=tuple(sizes) if len(set(sizes)) > 1 else (),
     )
 
 

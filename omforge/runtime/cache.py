@@ -38,23 +38,23 @@ class CacheTensor:
 def cache_tensors(spec: KvSpec, batch: int) -> tuple[CacheTensor, ...]:
     """Return the cache tensors of a layout, in the order of the graph's inputs.
 
-    `stacked`: one, with 2*L*B rows, row (2*l + kv)*B + b. `per-layer`: key and value of each layer.
+    `stacked`: one, with 2*L*B rows, row (2*l + kv)*B + b. `per-layer`: key and value of each layer,
+    which may have heads and sizes of its own.
     """
     if spec.layout == "stacked":
         rows = 2 * spec.layers * batch
         names = ("past_key_values", "present_key_values")
         return (CacheTensor(*names, rows, spec.kv_heads, spec.head_size),)
-    sizes = {"key": spec.head_size, "value": spec.value_head_size}
     return tuple(
         CacheTensor(
             f"past_key_values.{layer}.{kind}",
             f"present.{layer}.{kind}",
             batch,
-            spec.kv_heads,
+            sizes.kv_heads,
             size,
         )
-        for layer in range(spec.layers)
-        for kind, size in sizes.items()
+        for layer, sizes in enumerate(spec.each_layer)
+        for kind, size in (("key", sizes.head_size), ("value", sizes.value_head_size))
     )
 
 

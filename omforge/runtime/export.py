@@ -394,11 +394,12 @@ def _symbols(inputs: Mapping[str, TensorSpec], feeds: Mapping[str, Array]) -> di
 
 def _caches_by_layer(export: Export, kv: KvCache) -> tuple[ExportCache, ...]:
     """The cache of an export that has a past and a present for each layer's keys and values."""
-    sizes = (kv.head_size, kv.value_head_size)
     return tuple(
-        ExportCache(past, ("batch", kv.kv_heads, "past", size), present, "whole", 2)
-        for pasts, presents in zip(export.past, export.present, strict=False)
-        for past, present, size in zip(pasts, presents, sizes, strict=True)
+        ExportCache(past, ("batch", of.kv_heads, "past", size), present, "whole", 2)
+        for of, pasts, presents in zip(kv.each_layer, export.past, export.present, strict=False)
+        for past, present, size in zip(
+            pasts, presents, (of.head_size, of.value_head_size), strict=True
+        )
     )
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from omforge import ir
 from omforge.lowering.footprint import Footprint, budget_text, check_budget, spare_bytes
-from omforge.lowering.manifest import Quantization
+from omforge.lowering.manifest import LayerSizes, Quantization
 from omforge.lowering.target import target
 from omforge.passes.convert_precision import ConvertPrecision
 from omforge.passes.quantization.blockwise import Scheme
@@ -36,8 +36,11 @@ def test_it_counts_what_is_lowered(scheme: Scheme, size: int) -> None:
 
 
 def test_an_int8_cache_has_room_for_its_grids() -> None:
-    assert spare_bytes("fp16", 2, 4, 2, 16) == 0
-    assert spare_bytes("int8", 2, 4, 2, 16) == 2 * (4 + 2) * 16 * 4 * 2
+    alike = [LayerSizes(2, 16, 8)] * 2
+    assert spare_bytes("fp16", (4, 4), alike) == 0
+    assert spare_bytes("int8", (4, 4), alike) == 2 * (4 + 2) * 16 * 4 * 2
+    wider = LayerSizes(1, 16, 64)
+    assert spare_bytes("int8", (4, 8), [alike[0], wider]) == ((4 + 2) * 16 + (8 + 1) * 64) * 4 * 2
 
 
 def test_a_graph_above_its_budget_is_refused() -> None:

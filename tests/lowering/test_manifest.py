@@ -13,6 +13,7 @@ from omforge.lowering.manifest import (
     Bucket,
     Export,
     KvCache,
+    LayerSizes,
     Manifest,
     MaskSpec,
     ModelFacts,
@@ -249,6 +250,49 @@ def test_a_manifest_written_before_there_were_states_has_none() -> None:
     ],
 )
 def test_states_that_no_runtime_could_hold_are_refused(data: Any, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        Manifest.from_json(data)
+    assert message in str(caught.value)
+
+
+def with_layer_sizes(*sizes: tuple[int, int, int], layout: str = "per-layer") -> Any:
+    """A manifest's JSON with (K, size of a key, size of a value) of each layer."""
+    data: Any = json.loads(make_manifest().to_json())
+    names = ("kv_heads", "head_size", "value_head_size")
+    given = [dict(zip(names, of, strict=True)) for of in sizes]
+    data["kv"] |= {"layout": layout, "layer_sizes": given}
+    return sealed(data)
+
+
+def test_layers_may_have_caches_of_their_own_sizes() -> None:
+    manifest = Manifest.from_json(with_layer_sizes((2, 16, 16), (1, 64, 32)))
+    assert manifest.kv.each_layer == (LayerSizes(2, 16, 16), LayerSizes(1, 64, 32))
+    assert Manifest.from_json(json.loads(manifest.to_json())) == manifest
+
+
+def test_layers_that_are_alike_are_not_listed() -> None:
+    manifest = make_manifest()
+    assert manifest.kv.each_layer == (LayerSizes(2, 16, 16),) * 2
+    assert "layer_sizes" not in manifest.to_json()
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (
+            with_layer_sizes((2, 16, 16), (1, 8, 8), layout="stacked"),
+            "kv.layer_sizes: are given, the stacked layout needs layers that are alike",
+        ),
+        (with_layer_sizes((2, 16, 16)), "kv.layer_sizes: are 1, kv.layers is 2"),
+        (with_layer_sizes((2, 16, 16), (1, 0, 8)), "kv.layer_sizes[1].head_size: is 0, must be 1"),
+        (
+            with_layer_sizes((2, 16, 8), (1, 8, 8)),
+            "kv.layer_sizes[0].value_head_size: is 8, kv.value_head_size is 16",
+        ),
+        (with_layer_sizes((2, 16, 16), (2, 16, 16)), "kv.layer_sizes: are all the same"),
+    ],
+)
+def test_sizes_of_layers_that_contradict_the_cache_are_refused(data: Any, message: str) -> None:
     with pytest.raises(InputError) as caught:
         Manifest.from_json(data)
     assert message in str(caught.value)

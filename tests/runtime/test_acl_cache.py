@@ -1,11 +1,13 @@
 """The cache on a device does what the cache on the host does."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from omforge.ir.errors import CheckError, InputError
 from omforge.lowering.manifest import KvCache as KvSpec
-from omforge.lowering.manifest import StateSpec
+from omforge.lowering.manifest import LayerSizes, StateSpec
 from omforge.runtime.acl_cache import DeviceCache, Slice, place
 from omforge.runtime.acl_device import AclDevice
 from omforge.runtime.acl_sim import simulated_acl
@@ -14,6 +16,12 @@ from omforge.runtime.cache import KvCache, cache_tensors, state_specs
 
 def spec(layout: str = "stacked", key: int = 16, value: int = 16) -> KvSpec:
     return KvSpec(layout, 2, 2, key, value, 8, "float16")
+
+
+def unlike() -> KvSpec:
+    """Two layers that differ in heads and sizes, though not in the bytes of a slot."""
+    sizes = (LayerSizes(2, 16, 16), LayerSizes(1, 32, 32))
+    return dataclasses.replace(spec("per-layer"), layer_sizes=sizes)
 
 
 class Step:
@@ -51,7 +59,7 @@ def content(device: AclDevice, cache: DeviceCache) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("kv_copy", ["2d", "rows"])
 @pytest.mark.parametrize(
-    "of", [spec(), spec("per-layer"), spec("per-layer", 16, 32)], ids=lambda s: s.layout
+    "of", [spec(), spec("per-layer"), spec("per-layer", 16, 32), unlike()], ids=lambda s: s.layout
 )
 def test_it_holds_what_the_hosts_cache_holds(of, kv_copy):
     with AclDevice(simulated_acl(strict=True), kv_copy=kv_copy) as device:
@@ -78,6 +86,7 @@ def test_it_holds_what_the_hosts_cache_holds(of, kv_copy):
         (spec("per-layer"), 0, 1),  # they lie one behind the other
         (spec("per-layer"), 64, 4),  # the new ones have gaps, as with gears
         (spec("per-layer", 16, 32), 0, 4),
+        (unlike(), 0, 2),  # a layer's keys and values at once
     ],
 )
 def test_tensors_that_lie_one_behind_the_other_are_copied_at_once(of, gap, copies):

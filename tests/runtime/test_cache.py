@@ -1,15 +1,18 @@
 """The KV cache: one strided copy a step, in both layouts."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from omforge.ir.errors import CheckError, InputError
 from omforge.lowering.manifest import KvCache as KvSpec
-from omforge.lowering.manifest import StateSpec
+from omforge.lowering.manifest import LayerSizes, StateSpec
 from omforge.runtime.cache import KvCache, cache_specs, state_specs
 
 SPEC = KvSpec("stacked", 2, 3, 4, 4, capacity=5, dtype="float16")
 PER_LAYER = KvSpec("per-layer", 2, 3, 4, 6, capacity=5, dtype="float16")
+UNLIKE = dataclasses.replace(PER_LAYER, layer_sizes=(LayerSizes(3, 4, 6), LayerSizes(1, 8, 2)))
 
 
 def step(spec: KvSpec, batch: int, seq: int, value: float) -> dict[str, np.ndarray]:
@@ -43,7 +46,17 @@ def test_per_layer_is_a_key_and_a_value_for_each_layer():
     }
 
 
-@pytest.mark.parametrize("spec", [SPEC, PER_LAYER])
+def test_layers_that_differ_have_heads_and_sizes_of_their_own():
+    shapes = {name: a.shape for name, a in KvCache(UNLIKE, batch=2).feeds.items()}
+    assert shapes == {
+        "past_key_values.0.key": (2, 3, 5, 4),
+        "past_key_values.0.value": (2, 3, 5, 6),
+        "past_key_values.1.key": (2, 1, 5, 8),
+        "past_key_values.1.value": (2, 1, 5, 2),
+    }
+
+
+@pytest.mark.parametrize("spec", [SPEC, PER_LAYER, UNLIKE])
 def test_append_keeps_real_tokens_only(spec: KvSpec):
     cache = KvCache(spec, batch=2)
     cache.append(step(spec, 2, seq=4, value=1.0), count=2)
