@@ -30,7 +30,12 @@ import family_exports
 SOCS = ("Ascend910B4", "Ascend310P3")
 COMPILE = ("--context", "64", "--prefill", "16", "--atc", "none")
 EXPORTERS = ("family_exports", "torch", "transformers.exporters")
-PRELOADED = ("omforge.cli", "omforge.lowering.compile", "omforge.runtime.compare", "onnxruntime")
+PRELOADED = (
+    "omforge.cli.app",
+    "omforge.compilation.compile",
+    "omforge.runtime.compare",
+    "onnxruntime",
+)
 TIES = ("a tie that rounding decides", "a limit that rounding crosses")
 """How verify says that a router chose otherwise since float16 does not tell two scores apart."""
 PACKAGES = ("transformers", "torch", "onnxruntime")

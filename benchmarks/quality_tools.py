@@ -38,7 +38,7 @@ def prepare(
     from tokenizers import Tokenizer
 
     from omforge import ir
-    from omforge.passes.feeds import token_feeds
+    from omforge.recognition.feeds import token_feeds
 
     if shuffle:
         folder = _shuffled(folder, work / "source")
@@ -161,8 +161,8 @@ def omforge(work: Path, output: Path, bits: int, group: int, symmetric: bool, me
     """Raise the export, and quantise the layers that the peers can, or all of them."""
     from omforge import ir
     from omforge.passes import make_pipeline
-    from omforge.passes.quantization.report import quantized_layers
     from omforge.passes.quantize_weights import QuantizeWeights
+    from omforge.quantization.report import quantized_layers
 
     model = ir.load(_source(work) / "model.onnx")
     make_pipeline("raise").run(model, ())

@@ -20,17 +20,17 @@ import numpy as np
 import onnxruntime
 
 from omforge import ir
-from omforge.lowering.quantize_options import read_calibration
+from omforge.compilation.quantize_options import read_calibration
 from omforge.passes import make_pipeline
-from omforge.passes.feeds import token_feeds
-from omforge.passes.quantization.blockwise import Scheme, quantize
-from omforge.passes.quantization.budget import Option, assign
-from omforge.passes.quantization.hqq import quantize_hqq
-from omforge.passes.quantization.linear import Linear, find_linears
-from omforge.passes.quantization.mixed import Storage
-from omforge.passes.quantization.sensitivity import Sensitivity, measure_sensitivity
-from omforge.passes.quantization.tensors import QuantizedWeight
 from omforge.passes.quantize_weights import QuantizeWeights
+from omforge.quantization.blockwise import Scheme, quantize
+from omforge.quantization.budget import Option, assign
+from omforge.quantization.hqq import quantize_hqq
+from omforge.quantization.linear import Linear, find_linears
+from omforge.quantization.mixed import Storage
+from omforge.quantization.sensitivity import Sensitivity, measure_sensitivity
+from omforge.quantization.tensors import QuantizedWeight
+from omforge.recognition.feeds import token_feeds
 
 TEXTS = Path(__file__).parents[1] / "examples" / "texts"
 QUANTIZERS = {"rtn": quantize, "hqq": quantize_hqq}

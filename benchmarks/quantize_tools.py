@@ -65,9 +65,10 @@ def plain(folder: Path, output: Path, bits: int, group: int, size: int) -> str:
 
 def omforge(folder: Path, output: Path, bits: int, group: int, size: int, clip: str = "mse") -> str:
     """Round to nearest on the export as it is, written to one file of weights."""
-    from omforge import console, ir
-    from omforge.passes.quantization.report import quantized_layers
+    from omforge import ir
+    from omforge.cli import console
     from omforge.passes.quantize_weights import QuantizeWeights
+    from omforge.quantization.report import quantized_layers
 
     console.collect_seldom()  # as the command line does
     model = ir.load(folder / "model.onnx")

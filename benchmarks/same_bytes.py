@@ -100,7 +100,7 @@ def _run(words: list[str]) -> tuple[int, str]:
     """Run the command line in this process; its status, and what it says of an error."""
     from typer.testing import CliRunner
 
-    from omforge import cli
+    from omforge.cli import app as cli
 
     app = cli.app if hasattr(cli.app, "registered_commands") else cli.app.app
     with contextlib.redirect_stderr(io.StringIO()):

@@ -3,7 +3,7 @@
 import tempfile
 from pathlib import Path
 
-from omforge.lowering.compile import CompileOptions, compile_bundle
+from omforge.compilation.compile import CompileOptions, compile_bundle
 from omforge.runtime.bundle import Bundle
 from omforge.runtime.generate import LanguageModel
 from omforge.runtime.text_stream import TextStream

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from omforge import ir
 from omforge.passes import Builder, Match, NoMatch, Pat, PatternOps, Pipeline, RewritePass
-from omforge.passes.feeds import make_feeds
-from omforge.passes.instruments import CompareEach, VerifyEach
+from omforge.recognition.feeds import make_feeds
+from omforge.rewriting.instruments import CompareEach, VerifyEach
 
 MODEL = Path(__file__).parent / "models" / "docs-llama-onnx" / "model.onnx"
 

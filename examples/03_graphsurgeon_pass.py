@@ -8,8 +8,8 @@ from typing import Any
 
 from omforge import ir
 from omforge.passes import GraphSurgeonPass, Pipeline, make_pipeline
-from omforge.passes.feeds import make_feeds
-from omforge.passes.instruments import CompareEach, VerifyEach
+from omforge.recognition.feeds import make_feeds
+from omforge.rewriting.instruments import CompareEach, VerifyEach
 
 MODEL = Path(__file__).parent / "models" / "docs-llama-onnx" / "model.onnx"
 

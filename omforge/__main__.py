@@ -1,5 +1,5 @@
 """`python -m omforge`."""
 
-from omforge.cli import main
+from omforge.cli.app import main
 
 main()

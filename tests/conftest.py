@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from omforge.lowering.build_om import BuildOptions
-from omforge.lowering.compile import CompileOptions, compile_bundle
+from omforge.atc.build import BuildOptions
+from omforge.compilation.compile import CompileOptions, compile_bundle
 from omforge.runtime.bundle import Bundle
 from tests.exports import ENCODER_DECODERS, ENCODERS, export
 

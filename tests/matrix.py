@@ -11,12 +11,12 @@ from pathlib import Path
 from omforge import ir
 from omforge.ir.numerics import max_abs_diff, run
 from omforge.passes import make_pipeline
-from omforge.passes.config import read_config
-from omforge.passes.coverage import Coverage, measure
-from omforge.passes.feeds import Feeds, make_feeds
 from omforge.passes.fuse_kv_io import FuseKvIo
 from omforge.passes.last_token_logits import LastTokenLogits
 from omforge.passes.tabulate_rotary import TabulateRotary
+from omforge.recognition.config import read_config
+from omforge.recognition.coverage import Coverage, measure
+from omforge.recognition.feeds import Feeds, make_feeds
 from tests.exports import EXPORTS, export
 
 KINDS = ("attention", "rotary", "norm", "mlp")

@@ -7,8 +7,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from omforge.cli.reports import registry_rows
 from omforge.passes import PASSES, PIPELINES
-from omforge.reports import registry_rows
 from tests.matrix import measure_all, table
 
 ROOT = Path(__file__).parent.parent

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from omforge.lowering.atc_sim.main import run
-from omforge.lowering.compile import CompileOptions, compile_bundle
+from omforge.atc.sim.main import run
+from omforge.compilation.compile import CompileOptions, compile_bundle
 from omforge.lowering.legality import check_file
 from omforge.lowering.target import TARGETS, target
 from tests.exports import EXPORTS, export

@@ -12,7 +12,7 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from omforge.lowering.atc_sim.main import run
+from omforge.atc.sim.main import run
 from omforge.lowering.legality import check_file
 from omforge.lowering.target import target
 from tests.exports import export

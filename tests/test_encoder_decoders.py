@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from omforge.cli import app
-from omforge.lowering.compile import CompileOptions, compile_bundle
+from omforge.cli.app import app
+from omforge.compilation.compile import CompileOptions, compile_bundle
 from omforge.runtime.bundle import Bundle
 from omforge.runtime.compare import verify_bundle
 from omforge.runtime.fixed import random_fixed

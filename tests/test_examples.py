@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from omforge.lowering.compile import CompileOptions, compile_bundle
+from omforge.compilation.compile import CompileOptions, compile_bundle
 from omforge.runtime.bundle import Bundle
 from omforge.runtime.generate import LanguageModel
 from omforge.runtime.quality import measure_quality

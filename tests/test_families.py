@@ -8,8 +8,8 @@ import pytest
 
 from omforge import ir
 from omforge.passes import make_pipeline
-from omforge.passes.config import read_config
-from omforge.passes.coverage import measure
+from omforge.recognition.config import read_config
+from omforge.recognition.coverage import measure
 from tests.exports import EXPORTS, export
 from tests.matrix import measure_cell
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from omforge.lowering.atc_sim.main import AtcSimResult, run
+from omforge.atc.sim.main import AtcSimResult, run
 from omforge.lowering.legality import ALL_RULES, check_file
 from omforge.lowering.tables import table_rows
 from omforge.lowering.target import target

@@ -16,12 +16,12 @@ from onnxruntime.quantization import QuantFormat
 from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
 from omforge import ir
-from omforge.lowering.compile import CompileOptions, compile_bundle
+from omforge.compilation.compile import CompileOptions, compile_bundle
 from omforge.lowering.legality import check_legal
 from omforge.lowering.target import target
 from omforge.passes import make_pipeline
-from omforge.passes.quantization.linear import stored_as_integers
 from omforge.passes.quantize_weights import QuantizeWeights
+from omforge.quantization.linear import stored_as_integers
 from omforge.runtime import export as export_module
 from omforge.runtime.bundle import Bundle
 from omforge.runtime.compare import verify_bundle

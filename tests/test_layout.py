@@ -17,7 +17,7 @@ ALLOWED = {
     "ir": (),
     "passes": ("omforge.ir",),
     "lowering": ("omforge.ir", "omforge.passes"),
-    "runtime": ("omforge.ir", "omforge.lowering.manifest", "omforge.lowering.om"),
+    "runtime": ("omforge.ir", "omforge.bundle.manifest", "omforge.om"),
 }
 
 

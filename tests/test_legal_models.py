@@ -6,7 +6,7 @@ import onnx
 import pytest
 from onnx import ModelProto, TensorProto, helper
 
-from omforge.lowering.atc_sim.main import run
+from omforge.atc.sim.main import run
 from omforge.lowering.legality import check_file
 from omforge.lowering.target import target
 from tests.lowering.illegal_parts import Source, rename_all, rename_node

@@ -12,8 +12,8 @@ from omforge import ir
 from omforge.ir import numerics
 from omforge.ir.infer import dims
 from omforge.passes import make_pipeline
-from omforge.passes.events import events
-from omforge.passes.interface import Interface, find_interface
+from omforge.recognition.interface import Interface, find_interface
+from omforge.rewriting.events import events
 from tests.exports import EXPORTS, FAMILIES, ROUTES
 
 Feeds = dict[str, np.ndarray]

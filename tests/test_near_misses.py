@@ -15,7 +15,7 @@ from omforge import ir
 from omforge.ir.infer import infer_model
 from omforge.ir.numerics import max_abs_diff
 from omforge.passes import make_pipeline
-from omforge.passes.feeds import Feeds
+from omforge.recognition.feeds import Feeds
 from omforge.testing.mutations import Edit, edits
 from tests.variants import difference, original, outputs, run
 

@@ -12,12 +12,12 @@ import pytest
 from typer.testing import CliRunner
 
 from omforge import ir
-from omforge.cli import app
+from omforge.atc.build import BuildOptions
+from omforge.cli.app import app
+from omforge.compilation.compile import CompileOptions, compile_bundle
+from omforge.compilation.quantize_options import quantization_text
 from omforge.ir.numerics import tolerance
-from omforge.lowering.build_om import BuildOptions
-from omforge.lowering.compile import CompileOptions, compile_bundle
 from omforge.lowering.legality import check_file
-from omforge.lowering.quantize_options import quantization_text
 from omforge.lowering.target import target
 from omforge.runtime.bundle import Bundle
 from omforge.runtime.compare import verify_bundle

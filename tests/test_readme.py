@@ -5,7 +5,7 @@ from pathlib import Path
 
 import typer
 
-from omforge import cli
+from omforge.cli import app as cli
 from tests.readme import README, ROOT, blocks, compile_output, pass_table
 
 TEXT = README.read_text(encoding="utf-8")

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from omforge import ir
+from omforge.atc.build import BuildOptions
+from omforge.bundle.manifest import StateSpec
+from omforge.compilation.compile import CompileOptions, compile_bundle
 from omforge.ir.errors import InputError
-from omforge.lowering.build_om import BuildOptions
-from omforge.lowering.compile import CompileOptions, compile_bundle
 from omforge.lowering.legality import check_legal
-from omforge.lowering.manifest import StateSpec
 from omforge.lowering.target import target
 from omforge.runtime.backends import open_model
 from omforge.runtime.bundle import Bundle
@@ -25,7 +25,7 @@ from omforge.runtime.generate import LanguageModel
 from omforge.runtime.sampling import greedy
 from omforge.testing import parse
 from tests.passes.recurrent import model as written
-from tests.passes.test_call_limit import limited
+from tests.recognition.lengths.test_call_limit import limited
 
 SOC = "Ascend310P3"
 WAYS: dict[str, dict[str, Any]] = {

@@ -10,19 +10,19 @@ import numpy as np
 import pytest
 
 from omforge import ir
+from omforge.atc.build import BuildOptions
+from omforge.bundle.manifest import LayerSizes, Manifest
+from omforge.compilation.compile import CompileOptions, compile_bundle
 from omforge.ir.infer import dims
-from omforge.lowering.build_om import BuildOptions
-from omforge.lowering.compile import CompileOptions, compile_bundle
-from omforge.lowering.manifest import LayerSizes, Manifest
-from omforge.passes.events import events
 from omforge.passes.fuse_kv_io import FuseKvIo
+from omforge.rewriting.events import events
 from omforge.runtime.acl_session import AclBackend
 from omforge.runtime.acl_sim import simulated_acl
 from omforge.runtime.bundle import Bundle
 from omforge.runtime.compare import verify_bundle
 from omforge.runtime.generate import LanguageModel
 from omforge.testing import parse
-from tests.passes.quantization.weights import weighted
+from tests.quantization.weights import weighted
 
 A2, A310P = "Ascend910B4", "Ascend310P3"
 

@@ -14,9 +14,9 @@ import onnxruntime
 from omforge import ir
 from omforge.ir.numerics import TOLERANCES, max_abs_diff, within
 from omforge.passes import make_pipeline
-from omforge.passes.config import ModelConfig, read_config
-from omforge.passes.coverage import Coverage, measure
-from omforge.passes.feeds import Feeds, make_feeds
+from omforge.recognition.config import ModelConfig, read_config
+from omforge.recognition.coverage import Coverage, measure
+from omforge.recognition.feeds import Feeds, make_feeds
 from omforge.testing.metamorphic import transform
 from tests.exports import export
 

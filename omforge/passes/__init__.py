@@ -13,7 +13,6 @@ from omforge.passes.convert_opset import ConvertOpset
 from omforge.passes.convert_precision import ConvertPrecision
 from omforge.passes.dense_experts import DenseExperts
 from omforge.passes.eliminate_common_subexpressions import EliminateCommonSubexpressions
-from omforge.passes.events import Event
 from omforge.passes.fold_constants import FoldConstants
 from omforge.passes.fold_defaults import FoldDefaults
 from omforge.passes.fold_shapes import FoldShapes
@@ -33,13 +32,11 @@ from omforge.passes.merge_slices import MergeSlices
 from omforge.passes.name_dims import NameDims
 from omforge.passes.one_hot_choices import OneHotChoices
 from omforge.passes.onnxsim import Onnxsim
-from omforge.passes.pipeline import Pass, PassRun, Pipeline, PipelineResult, parse_pipeline
 from omforge.passes.quantize_activations import QuantizeActivations
 from omforge.passes.quantize_kv import QuantizeKv
 from omforge.passes.quantize_weights import QuantizeWeights
 from omforge.passes.raise_contrib_ops import RaiseContribOps
 from omforge.passes.remove_no_ops import RemoveNoOps
-from omforge.passes.rewrite import ANY, Builder, Match, NoMatch, Pat, PatternOps, RewritePass
 from omforge.passes.sign_weights import SignWeights
 from omforge.passes.tabulate_rotary import TabulateRotary
 from omforge.passes.take_branches import TakeBranches
@@ -48,6 +45,9 @@ from omforge.passes.turn_weights import TurnWeights
 from omforge.passes.uncrop_cache import UncropCache
 from omforge.passes.unflatten_gemm import UnflattenGemm
 from omforge.passes.ungroup_experts import UngroupExperts
+from omforge.rewriting.events import Event
+from omforge.rewriting.pipeline import Pass, PassRun, Pipeline, PipelineResult, parse_pipeline
+from omforge.rewriting.rewrite import ANY, Builder, Match, NoMatch, Pat, PatternOps, RewritePass
 
 __all__ = [
     "ANY",

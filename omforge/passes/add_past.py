@@ -30,14 +30,14 @@ from omforge.ir.dims import Dim, symbol, symbols
 from omforge.ir.edit import remove_dead, take_name
 from omforge.ir.evaluate import Cutout, EvaluationError
 from omforge.ir.infer import attribute, infer_model, known_ints, to_shape
-from omforge.passes import masks
-from omforge.passes.builder import Builder
-from omforge.passes.derived_positions import feed_positions
-from omforge.passes.interface import Interface, activations, find_interface
-from omforge.passes.match import NoMatch
-from omforge.passes.pipeline import Pass
-from omforge.passes.splice import Names, insert, splice
-from omforge.passes.views import shape_of
+from omforge.recognition.attention import masks
+from omforge.recognition.derived_positions import feed_positions
+from omforge.recognition.interface import Interface, activations, find_interface
+from omforge.recognition.views import shape_of
+from omforge.rewriting.builder import Builder
+from omforge.rewriting.match import NoMatch
+from omforge.rewriting.pipeline import Pass
+from omforge.rewriting.splice import Names, insert, splice
 
 SEQ, PAST = symbol("seq"), symbol("past")
 

@@ -24,13 +24,13 @@ from omforge import ir
 from omforge.ir.edit import fresh_name, remove_dead, replace_value, value_names
 from omforge.ir.evaluate import Cutout, EvaluationError
 from omforge.ir.infer import constant_tensor, dims, infer_model, known_ints
-from omforge.passes.events import record
 from omforge.passes.fold_constants import FoldConstants
-from omforge.passes.interface import find_interface
-from omforge.passes.length_choices import is_choice
-from omforge.passes.masks import Prober
-from omforge.passes.pipeline import Pass
-from omforge.passes.text_lengths import Ruler, moving
+from omforge.recognition.attention.masks import Prober
+from omforge.recognition.interface import find_interface
+from omforge.recognition.lengths.choices import is_choice
+from omforge.recognition.lengths.texts import Ruler, moving
+from omforge.rewriting.events import record
+from omforge.rewriting.pipeline import Pass
 
 
 @dataclass(frozen=True)

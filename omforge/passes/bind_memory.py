@@ -15,10 +15,10 @@ from typing import ClassVar
 from omforge import ir
 from omforge.ir.dims import substitute
 from omforge.ir.infer import dims, infer_model, to_shape
-from omforge.passes.cross_attention import memory_lengths
-from omforge.passes.interface import find_interface, memory_of
-from omforge.passes.pipeline import Pass
-from omforge.passes.views import shape_of
+from omforge.recognition.attention.cross import memory_lengths
+from omforge.recognition.interface import find_interface, memory_of
+from omforge.recognition.views import shape_of
+from omforge.rewriting.pipeline import Pass
 
 
 @dataclass(frozen=True)

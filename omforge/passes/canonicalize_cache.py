@@ -31,15 +31,15 @@ from omforge.ir.dims import Dim, symbol, symbols
 from omforge.ir.edit import fresh_name, remove_dead
 from omforge.ir.evaluate import Cutout, EvaluationError, sizes
 from omforge.ir.infer import attribute, infer_model, to_shape
-from omforge.passes.builder import Builder
-from omforge.passes.cache_joins import FLOATS, Join, Layout, find_joins, layout_of
-from omforge.passes.events import record
-from omforge.passes.exported_caches import ExportedCache, Returns, keep
-from omforge.passes.interface import find_interface
-from omforge.passes.match import NoMatch
-from omforge.passes.pipeline import Pass
-from omforge.passes.splice import Names, splice
-from omforge.passes.views import shape_of
+from omforge.recognition.cache.exported import ExportedCache, Returns, keep
+from omforge.recognition.cache.joins import FLOATS, Join, Layout, find_joins, layout_of
+from omforge.recognition.interface import find_interface
+from omforge.recognition.views import shape_of
+from omforge.rewriting.builder import Builder
+from omforge.rewriting.events import record
+from omforge.rewriting.match import NoMatch
+from omforge.rewriting.pipeline import Pass
+from omforge.rewriting.splice import Names, splice
 
 Array = npt.NDArray[Any]
 

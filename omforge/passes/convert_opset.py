@@ -18,9 +18,9 @@ import onnx
 from omforge import ir
 from omforge.ir.edit import add_initializer, value_names
 from omforge.ir.infer import attribute, dims, infer_model
-from omforge.passes.newer_opsets import NEWEST, convert
-from omforge.passes.pipeline import Pass
-from omforge.passes.splice import Names
+from omforge.recognition.newer_opsets import NEWEST, convert
+from omforge.rewriting.pipeline import Pass
+from omforge.rewriting.splice import Names
 
 CANONICAL_OPSET = 24
 """The first opset with `Swish`, and with `Attention`'s corrected cache semantics."""

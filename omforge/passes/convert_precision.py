@@ -11,11 +11,11 @@ import numpy.typing as npt
 
 from omforge import ir
 from omforge.ir.infer import constant, infer_model, tensor_shape
-from omforge.passes.builder import Builder
-from omforge.passes.events import record
-from omforge.passes.interface import is_weight
-from omforge.passes.pipeline import Pass
-from omforge.passes.splice import Names, insert
+from omforge.recognition.interface import is_weight
+from omforge.rewriting.builder import Builder
+from omforge.rewriting.events import record
+from omforge.rewriting.pipeline import Pass
+from omforge.rewriting.splice import Names, insert
 
 _FLOAT, _HALF, _BRAIN = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16
 _DTYPES = {"fp16": _HALF, "fp32": _FLOAT}

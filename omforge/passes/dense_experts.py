@@ -28,13 +28,13 @@ from omforge.ir import dims as d
 from omforge.ir.dims import Dim, Expr
 from omforge.ir.evaluate import Cutout, EvaluationError, sizes
 from omforge.ir.infer import attribute, constant, infer_model, known
-from omforge.passes.builder import Builder
-from omforge.passes.events import record
-from omforge.passes.interface import is_weight
-from omforge.passes.match import NoMatch
-from omforge.passes.pipeline import Pass
-from omforge.passes.splice import Names, insert, splice
-from omforge.passes.views import shape_of
+from omforge.recognition.interface import is_weight
+from omforge.recognition.views import shape_of
+from omforge.rewriting.builder import Builder
+from omforge.rewriting.events import record
+from omforge.rewriting.match import NoMatch
+from omforge.rewriting.pipeline import Pass
+from omforge.rewriting.splice import Names, insert, splice
 
 Array = npt.NDArray[Any]
 

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from omforge import ir
-from omforge.passes.events import record
-from omforge.passes.pipeline import Pass
+from omforge.rewriting.events import record
+from omforge.rewriting.pipeline import Pass
 
 _SHOWN = 4
 

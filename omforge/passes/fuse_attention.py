@@ -29,17 +29,24 @@ import numpy as np
 from omforge import ir
 from omforge.ir.edit import remove_dead
 from omforge.ir.infer import infer_model, infer_nodes
-from omforge.passes import attention_sinks, masks
-from omforge.passes.attention_block import Block, from_operator, from_softmax, is_canonical, reads
-from omforge.passes.attention_operands import Operand, last, operand, plain, queries
-from omforge.passes.builder import Builder
-from omforge.passes.events import record
-from omforge.passes.interface import Interface, activations, find_interface
-from omforge.passes.masks import Applied
-from omforge.passes.match import NoMatch
-from omforge.passes.pipeline import Pass
-from omforge.passes.splice import Names, insert, splice, withdraw
-from omforge.passes.views import shape_of, trace
+from omforge.recognition.attention import masks
+from omforge.recognition.attention import sinks as attention_sinks
+from omforge.recognition.attention.block import (
+    Block,
+    from_operator,
+    from_softmax,
+    is_canonical,
+    reads,
+)
+from omforge.recognition.attention.masks import Applied
+from omforge.recognition.attention.operands import Operand, last, operand, plain, queries
+from omforge.recognition.interface import Interface, activations, find_interface
+from omforge.recognition.views import shape_of, trace
+from omforge.rewriting.builder import Builder
+from omforge.rewriting.events import record
+from omforge.rewriting.match import NoMatch
+from omforge.rewriting.pipeline import Pass
+from omforge.rewriting.splice import Names, insert, splice, withdraw
 
 
 @dataclass(frozen=True)

@@ -27,18 +27,18 @@ from omforge import ir
 from omforge.ir.dims import symbol
 from omforge.ir.edit import remove_dead, take_name
 from omforge.ir.infer import attribute, infer_model, to_shape
-from omforge.passes import masks
-from omforge.passes.builder import Builder
-from omforge.passes.derived_positions import POSITION_IDS
-from omforge.passes.events import record
-from omforge.passes.fixed_inputs import find_fixed
 from omforge.passes.fuse_kv_io import INPUT_IDS, MASK
-from omforge.passes.interface import Interface, find_interface, states
 from omforge.passes.last_token_logits import LOGITS_INDEX, keeps_last
-from omforge.passes.match import NoMatch
-from omforge.passes.pipeline import Pass
-from omforge.passes.splice import Names, splice
-from omforge.passes.views import shape_of
+from omforge.recognition.attention import masks
+from omforge.recognition.derived_positions import POSITION_IDS
+from omforge.recognition.fixed_inputs import find_fixed
+from omforge.recognition.interface import Interface, find_interface, states
+from omforge.recognition.views import shape_of
+from omforge.rewriting.builder import Builder
+from omforge.rewriting.events import record
+from omforge.rewriting.match import NoMatch
+from omforge.rewriting.pipeline import Pass
+from omforge.rewriting.splice import Names, splice
 
 BATCH, SEQ = symbol("batch"), symbol("seq")
 MASK_CAUSAL, MASK_FULL = "attention_mask_causal", "attention_mask_full"

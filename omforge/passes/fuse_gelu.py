@@ -14,7 +14,7 @@ After::
 import math
 
 from omforge import ir
-from omforge.passes.rewrite import ANY, Builder, Match, Pat, PatternOps, RewritePass
+from omforge.rewriting.rewrite import ANY, Builder, Match, Pat, PatternOps, RewritePass
 
 
 class FuseGelu(RewritePass):

@@ -30,27 +30,29 @@ from omforge import ir
 from omforge.ir.dims import Dim, symbol, symbols
 from omforge.ir.edit import all_values, fresh_name, remove_dead, take_name
 from omforge.ir.infer import attribute, infer_model, to_shape
-from omforge.passes import alibi, attention_sinks, masks, unraised_attention
-from omforge.passes.alibi import KEY_POSITIONS, Bias
-from omforge.passes.builder import Builder
-from omforge.passes.cross_attention import cross_attention
-from omforge.passes.derived_positions import POSITION_IDS, feed_positions
-from omforge.passes.events import record
-from omforge.passes.fixed_inputs import find_fixed
-from omforge.passes.interface import (
+from omforge.passes.last_token_logits import LOGITS_INDEX
+from omforge.recognition.attention import alibi, masks
+from omforge.recognition.attention import sinks as attention_sinks
+from omforge.recognition.attention import unraised as unraised_attention
+from omforge.recognition.attention.alibi import KEY_POSITIONS, Bias
+from omforge.recognition.attention.cross import cross_attention
+from omforge.recognition.attention.unraised import Unraised
+from omforge.recognition.cache.states import State, find_states, name_states, see_no_padding
+from omforge.recognition.derived_positions import POSITION_IDS, feed_positions
+from omforge.recognition.fixed_inputs import find_fixed
+from omforge.recognition.interface import (
     CacheLayer,
     Interface,
     activations,
     cache_layers,
     find_interface,
 )
-from omforge.passes.last_token_logits import LOGITS_INDEX
-from omforge.passes.match import NoMatch
-from omforge.passes.pipeline import Pass
-from omforge.passes.recurrent_states import State, find_states, name_states, see_no_padding
-from omforge.passes.splice import insert, splice
-from omforge.passes.unraised_attention import Unraised
-from omforge.passes.views import shape_of
+from omforge.recognition.views import shape_of
+from omforge.rewriting.builder import Builder
+from omforge.rewriting.events import record
+from omforge.rewriting.match import NoMatch
+from omforge.rewriting.pipeline import Pass
+from omforge.rewriting.splice import insert, splice
 
 BATCH, SEQ, CAPACITY = symbol("batch"), symbol("seq"), symbol("capacity")
 PAST, PRESENT, MASK = "past_key_values", "present_key_values", "attention_mask"

@@ -17,8 +17,8 @@ a wider type between two casts is computed in the operator's own float32; see `n
 
 from omforge import ir
 from omforge.ir.infer import attribute, dims
-from omforge.passes.norm_types import between_casts, ones, rounded
-from omforge.passes.rewrite import ANY, Builder, Match, NoMatch, Pat, PatternOps, RewritePass
+from omforge.recognition.norm_types import between_casts, ones, rounded
+from omforge.rewriting.rewrite import ANY, Builder, Match, NoMatch, Pat, PatternOps, RewritePass
 
 
 class FuseLayerNorm(RewritePass):

@@ -17,8 +17,8 @@ one with a gamma of ones, and the product stays behind it.
 """
 
 from omforge import ir
-from omforge.passes.norm_types import between_casts, ones, rounded
-from omforge.passes.rewrite import ANY, Builder, Match, NoMatch, Pat, PatternOps, RewritePass
+from omforge.recognition.norm_types import between_casts, ones, rounded
+from omforge.rewriting.rewrite import ANY, Builder, Match, NoMatch, Pat, PatternOps, RewritePass
 
 
 class FuseRmsNorm(RewritePass):

@@ -36,14 +36,12 @@ from omforge import ir
 from omforge.ir.edit import remove_dead
 from omforge.ir.evaluate import Cutout, EvaluationError, sizes
 from omforge.ir.infer import attribute, infer_model
-from omforge.passes import positions, rotary_operator, rotary_pairs
-from omforge.passes.builder import Builder
-from omforge.passes.events import record
-from omforge.passes.interface import activations, find_interface
-from omforge.passes.match import NoMatch
-from omforge.passes.pipeline import Pass
-from omforge.passes.rotary_pairs import Placed
-from omforge.passes.rotary_source import (
+from omforge.recognition.interface import activations, find_interface
+from omforge.recognition.rotary import angles as positions
+from omforge.recognition.rotary import operator as rotary_operator
+from omforge.recognition.rotary import pairs as rotary_pairs
+from omforge.recognition.rotary.pairs import Placed
+from omforge.recognition.rotary.source import (
     Source,
     before_widening,
     find_layouts,
@@ -53,9 +51,13 @@ from omforge.passes.rotary_source import (
     last_size,
     with_heads,
 )
-from omforge.passes.rotary_tables import Tables, Wanted, check_layout
-from omforge.passes.splice import Names, splice
-from omforge.passes.views import bindings_for, shape_of
+from omforge.recognition.rotary.tables import Tables, Wanted, check_layout
+from omforge.recognition.views import bindings_for, shape_of
+from omforge.rewriting.builder import Builder
+from omforge.rewriting.events import record
+from omforge.rewriting.match import NoMatch
+from omforge.rewriting.pipeline import Pass
+from omforge.rewriting.splice import Names, splice
 
 Array = npt.NDArray[Any]
 

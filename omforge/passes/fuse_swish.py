@@ -13,7 +13,7 @@ After::
 """
 
 from omforge import ir
-from omforge.passes.rewrite import ANY, Builder, Match, Pat, PatternOps, RewritePass
+from omforge.rewriting.rewrite import ANY, Builder, Match, Pat, PatternOps, RewritePass
 
 
 class FuseSwish(RewritePass):

@@ -31,16 +31,16 @@ from omforge.ir.dims import Dim, symbol
 from omforge.ir.edit import remove_dead
 from omforge.ir.evaluate import Cutout, EvaluationError
 from omforge.ir.infer import attribute, infer_model, to_shape
-from omforge.passes.builder import Builder
-from omforge.passes.cache_joins import FLOATS, Join, Reading, reading_of
 from omforge.passes.canonicalize_cache import canonical, take_place
-from omforge.passes.events import events, record
-from omforge.passes.exported_caches import ExportedCache, ExportedCounter, keep, keep_counters
-from omforge.passes.interface import find_interface
-from omforge.passes.match import NoMatch
-from omforge.passes.pipeline import Pass
-from omforge.passes.splice import Names, insert, splice
-from omforge.passes.views import shape_of, trace
+from omforge.recognition.cache.exported import ExportedCache, ExportedCounter, keep, keep_counters
+from omforge.recognition.cache.joins import FLOATS, Join, Reading, reading_of
+from omforge.recognition.interface import find_interface
+from omforge.recognition.views import shape_of, trace
+from omforge.rewriting.builder import Builder
+from omforge.rewriting.events import events, record
+from omforge.rewriting.match import NoMatch
+from omforge.rewriting.pipeline import Pass
+from omforge.rewriting.splice import Names, insert, splice
 
 Array = npt.NDArray[Any]
 

@@ -26,11 +26,11 @@ from omforge import ir
 from omforge.ir.dims import symbol
 from omforge.ir.edit import remove_dead, replace_value
 from omforge.ir.infer import attribute, dims, infer_model, known, to_shape
-from omforge.passes.builder import Builder
-from omforge.passes.interface import Interface, find_interface, is_weight
-from omforge.passes.pipeline import Pass
-from omforge.passes.splice import insert
-from omforge.passes.views import shape_of
+from omforge.recognition.interface import Interface, find_interface, is_weight
+from omforge.recognition.views import shape_of
+from omforge.rewriting.builder import Builder
+from omforge.rewriting.pipeline import Pass
+from omforge.rewriting.splice import insert
 
 LOGITS_INDEX = "logits_index"
 

@@ -18,9 +18,9 @@ from typing import ClassVar
 
 from omforge import ir
 from omforge.ir.infer import dims, infer_model, known_ints
-from omforge.passes.builder import Builder
-from omforge.passes.pipeline import Pass
-from omforge.passes.splice import Names, splice
+from omforge.rewriting.builder import Builder
+from omforge.rewriting.pipeline import Pass
+from omforge.rewriting.splice import Names, splice
 
 
 @dataclass(frozen=True)

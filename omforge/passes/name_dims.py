@@ -10,17 +10,17 @@ from typing import ClassVar
 from omforge import ir
 from omforge.ir.dims import Dim, Expr, Opaque, substitute, symbol, symbols
 from omforge.ir.infer import attribute, dims, infer_model, to_shape
-from omforge.passes.cache_joins import FLOATS, find_joins
-from omforge.passes.events import record
-from omforge.passes.interface import (
+from omforge.recognition.cache.joins import FLOATS, find_joins
+from omforge.recognition.interface import (
     Interface,
     find_interface,
     stacked_positions,
     states,
     table_rows,
 )
-from omforge.passes.pipeline import Pass
-from omforge.passes.views import shape_of
+from omforge.recognition.views import shape_of
+from omforge.rewriting.events import record
+from omforge.rewriting.pipeline import Pass
 
 BATCH, SEQ, PAST = symbol("batch"), symbol("seq"), symbol("past")
 _TAKEN = frozenset(("batch", "seq", "past"))

@@ -22,12 +22,12 @@ import numpy as np
 
 from omforge import ir
 from omforge.ir.infer import attribute, constant, infer_model
-from omforge.passes.builder import Builder
-from omforge.passes.events import record
-from omforge.passes.match import NoMatch
-from omforge.passes.pipeline import Pass
-from omforge.passes.splice import Names, splice
-from omforge.passes.views import shape_of
+from omforge.recognition.views import shape_of
+from omforge.rewriting.builder import Builder
+from omforge.rewriting.events import record
+from omforge.rewriting.match import NoMatch
+from omforge.rewriting.pipeline import Pass
+from omforge.rewriting.splice import Names, splice
 
 
 @dataclass(frozen=True)

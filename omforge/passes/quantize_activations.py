@@ -28,20 +28,20 @@ import numpy.typing as npt
 from omforge import ir
 from omforge.ir.infer import infer_model, tensor_shape
 from omforge.ir.int8_ops import INPUTS_MULTIPLIED, OUTPUTS_DIVIDED
-from omforge.passes.builder import Builder
-from omforge.passes.events import record
-from omforge.passes.pipeline import Pass
-from omforge.passes.quantization.activations import Int8Layers, choose_int8
-from omforge.passes.quantization.linear import (
+from omforge.passes.quantize_weights import QuantizeWeights, divide_norms
+from omforge.quantization.activations import Int8Layers, choose_int8
+from omforge.quantization.linear import (
     Linear,
     check_linears,
     check_quantizable,
     find_linears,
     kept_layers,
 )
-from omforge.passes.quantization.token_file import read_tokens
-from omforge.passes.quantize_weights import QuantizeWeights, divide_norms
-from omforge.passes.splice import Names, insert
+from omforge.quantization.token_file import read_tokens
+from omforge.rewriting.builder import Builder
+from omforge.rewriting.events import record
+from omforge.rewriting.pipeline import Pass
+from omforge.rewriting.splice import Names, insert
 
 Array = npt.NDArray[Any]
 

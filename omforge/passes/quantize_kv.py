@@ -48,14 +48,14 @@ import numpy.typing as npt
 from omforge import ir
 from omforge.ir.infer import attribute, dims, infer_model
 from omforge.ir.segment import Walk
-from omforge.passes.builder import Builder
-from omforge.passes.feeds import token_feeds
 from omforge.passes.fuse_kv_io import PAST, PRESENT
-from omforge.passes.interface import find_interface
-from omforge.passes.pipeline import Pass
-from omforge.passes.quantization.blockwise import storable
-from omforge.passes.quantization.token_file import read_tokens
-from omforge.passes.splice import Names, insert
+from omforge.quantization.blockwise import storable
+from omforge.quantization.token_file import read_tokens
+from omforge.recognition.feeds import token_feeds
+from omforge.recognition.interface import find_interface
+from omforge.rewriting.builder import Builder
+from omforge.rewriting.pipeline import Pass
+from omforge.rewriting.splice import Names, insert
 
 Array = npt.NDArray[Any]
 Place = tuple[ir.Node, int]

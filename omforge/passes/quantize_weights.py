@@ -26,27 +26,27 @@ from omforge import ir
 from omforge.ir.edit import add_initializer
 from omforge.ir.elementwise import ElementwiseTensor
 from omforge.ir.infer import infer_model
-from omforge.passes.builder import Builder
-from omforge.passes.events import record
-from omforge.passes.feeds import weight_bytes
-from omforge.passes.pipeline import Pass
-from omforge.passes.quantization.blockwise import Clip, Quantizer, Scheme, quantize
-from omforge.passes.quantization.budget import parse_size
-from omforge.passes.quantization.calibrate import StoredWeight, calibrate
-from omforge.passes.quantization.dequantize import Weight, dequantized, gathered_rows
-from omforge.passes.quantization.hqq import quantize_hqq
-from omforge.passes.quantization.linear import (
+from omforge.quantization.blockwise import Clip, Quantizer, Scheme, quantize
+from omforge.quantization.budget import parse_size
+from omforge.quantization.calibrate import StoredWeight, calibrate
+from omforge.quantization.dequantize import Weight, dequantized, gathered_rows
+from omforge.quantization.hqq import quantize_hqq
+from omforge.quantization.linear import (
     Linear,
     check_linears,
     check_quantizable,
     find_linears,
     kept_layers,
 )
-from omforge.passes.quantization.mixed import Chosen, Storage, blank_weight, plan_budget
-from omforge.passes.quantization.report import QuantizedLayer, add_layers, keep_plan
-from omforge.passes.quantization.tensors import QuantizedWeight
-from omforge.passes.quantization.token_file import read_tokens
-from omforge.passes.splice import Names, insert, splice
+from omforge.quantization.mixed import Chosen, Storage, blank_weight, plan_budget
+from omforge.quantization.report import QuantizedLayer, add_layers, keep_plan
+from omforge.quantization.tensors import QuantizedWeight
+from omforge.quantization.token_file import read_tokens
+from omforge.recognition.feeds import weight_bytes
+from omforge.rewriting.builder import Builder
+from omforge.rewriting.events import record
+from omforge.rewriting.pipeline import Pass
+from omforge.rewriting.splice import Names, insert, splice
 
 Array = npt.NDArray[Any]
 

@@ -16,15 +16,15 @@ import numpy as np
 
 from omforge import ir
 from omforge.ir.infer import attribute, dims, infer_model, infer_nodes, to_shape
-from omforge.passes import masks
-from omforge.passes.block_quantized import gather_block_quantized, matmul_nbits
-from omforge.passes.builder import Builder
-from omforge.passes.events import record
-from omforge.passes.interface import Interface, attention_mask_of, tokens_of
-from omforge.passes.match import NoMatch
-from omforge.passes.pipeline import Pass
-from omforge.passes.schema import CONTRIB_DOMAIN
-from omforge.passes.splice import Names, splice
+from omforge.quantization.block_quantized import gather_block_quantized, matmul_nbits
+from omforge.recognition.attention import masks
+from omforge.recognition.interface import Interface, attention_mask_of, tokens_of
+from omforge.rewriting.builder import Builder
+from omforge.rewriting.events import record
+from omforge.rewriting.match import NoMatch
+from omforge.rewriting.pipeline import Pass
+from omforge.rewriting.schema import CONTRIB_DOMAIN
+from omforge.rewriting.splice import Names, splice
 
 Values = list[ir.Value | None]
 """What replaces the outputs of a node, in order; None for one that nobody uses."""

@@ -15,11 +15,11 @@ import numpy as np
 from omforge import ir
 from omforge.ir.edit import remove_dead, replace_value
 from omforge.ir.infer import dims, infer_model, known_ints
-from omforge.passes.builder import Builder
-from omforge.passes.match import NoMatch
-from omforge.passes.pipeline import Pass
-from omforge.passes.splice import Names, splice
-from omforge.passes.views import is_identity, scalar, trace
+from omforge.recognition.views import is_identity, scalar, trace
+from omforge.rewriting.builder import Builder
+from omforge.rewriting.match import NoMatch
+from omforge.rewriting.pipeline import Pass
+from omforge.rewriting.splice import Names, splice
 
 _SIGNED = (
     ir.DataType.FLOAT,

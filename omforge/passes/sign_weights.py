@@ -23,12 +23,12 @@ import numpy.typing as npt
 
 from omforge import ir
 from omforge.ir.infer import constant_tensor, tensor_shape
-from omforge.passes.builder import Builder
-from omforge.passes.events import record
-from omforge.passes.pipeline import Pass
-from omforge.passes.quantization.blockwise import packed_integers
-from omforge.passes.quantization.signed import signed_initializer
-from omforge.passes.splice import Names, splice
+from omforge.quantization.blockwise import packed_integers
+from omforge.quantization.signed import signed_initializer
+from omforge.rewriting.builder import Builder
+from omforge.rewriting.events import record
+from omforge.rewriting.pipeline import Pass
+from omforge.rewriting.splice import Names, splice
 
 Array = npt.NDArray[Any]
 

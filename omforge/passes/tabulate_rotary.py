@@ -25,11 +25,11 @@ from omforge import ir
 from omforge.ir.edit import remove_dead
 from omforge.ir.evaluate import Cutout, EvaluationError
 from omforge.ir.infer import constant_tensor, dims, infer_model
-from omforge.passes.builder import Builder
-from omforge.passes.events import record
-from omforge.passes.interface import find_interface
-from omforge.passes.pipeline import Pass
-from omforge.passes.splice import Names, splice
+from omforge.recognition.interface import find_interface
+from omforge.rewriting.builder import Builder
+from omforge.rewriting.events import record
+from omforge.rewriting.pipeline import Pass
+from omforge.rewriting.splice import Names, splice
 
 Array = npt.NDArray[Any]
 

@@ -20,12 +20,12 @@ import numpy as np
 
 from omforge import ir
 from omforge.ir.infer import infer_model, to_shape
-from omforge.passes.builder import Builder
-from omforge.passes.events import record
-from omforge.passes.interface import find_interface, stacked_positions
-from omforge.passes.pipeline import Pass
-from omforge.passes.splice import insert
-from omforge.passes.views import shape_of
+from omforge.recognition.interface import find_interface, stacked_positions
+from omforge.recognition.views import shape_of
+from omforge.rewriting.builder import Builder
+from omforge.rewriting.events import record
+from omforge.rewriting.pipeline import Pass
+from omforge.rewriting.splice import insert
 
 
 @dataclass(frozen=True)

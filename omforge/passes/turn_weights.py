@@ -25,10 +25,10 @@ import numpy.typing as npt
 from omforge import ir
 from omforge.ir.infer import attribute, infer_model, tensor_shape
 from omforge.ir.streamed import StreamedTensor
-from omforge.passes.builder import Builder
-from omforge.passes.pipeline import Pass
-from omforge.passes.quantization.blockwise import pack
-from omforge.passes.splice import Names, splice
+from omforge.quantization.blockwise import pack
+from omforge.rewriting.builder import Builder
+from omforge.rewriting.pipeline import Pass
+from omforge.rewriting.splice import Names, splice
 
 Array = npt.NDArray[Any]
 

@@ -27,16 +27,16 @@ from omforge.ir import dims as d
 from omforge.ir.dims import Expr, symbol, symbols
 from omforge.ir.edit import remove_dead
 from omforge.ir.infer import attribute, infer_model, known, known_ints, to_shape
-from omforge.passes.attention_operands import operands
-from omforge.passes.attention_scores import find_mixed, find_scores
-from omforge.passes.builder import Builder
-from omforge.passes.interface import activations, find_interface
-from omforge.passes.masks import Prober, recognise_applied
-from omforge.passes.match import NoMatch
 from omforge.passes.name_dims import NameDims
-from omforge.passes.pipeline import Pass
-from omforge.passes.splice import Names, splice
-from omforge.passes.views import shape_of, trace
+from omforge.recognition.attention.masks import Prober, recognise_applied
+from omforge.recognition.attention.operands import operands
+from omforge.recognition.attention.scores import find_mixed, find_scores
+from omforge.recognition.interface import activations, find_interface
+from omforge.recognition.views import shape_of, trace
+from omforge.rewriting.builder import Builder
+from omforge.rewriting.match import NoMatch
+from omforge.rewriting.pipeline import Pass
+from omforge.rewriting.splice import Names, splice
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ from typing import ClassVar
 
 from omforge import ir
 from omforge.ir.infer import attribute, dims, infer_model
-from omforge.passes.builder import Builder
-from omforge.passes.pipeline import Pass
-from omforge.passes.splice import Names, splice
-from omforge.passes.views import trace
+from omforge.recognition.views import trace
+from omforge.rewriting.builder import Builder
+from omforge.rewriting.pipeline import Pass
+from omforge.rewriting.splice import Names, splice
 
 
 @dataclass(frozen=True)

@@ -29,12 +29,8 @@ import numpy as np
 
 from omforge import ir
 from omforge.ir.infer import infer_model
-from omforge.passes.builder import Builder
-from omforge.passes.events import record
-from omforge.passes.match import NoMatch
-from omforge.passes.pipeline import Pass
-from omforge.passes.row_wise import check_row_wise
-from omforge.passes.sorted_rows import (
+from omforge.recognition.experts.row_wise import check_row_wise
+from omforge.recognition.experts.sorted_rows import (
     Array,
     Grouped,
     Sort,
@@ -45,7 +41,11 @@ from omforge.passes.sorted_rows import (
     rows_taken,
     sorted_values,
 )
-from omforge.passes.splice import Names, splice
+from omforge.rewriting.builder import Builder
+from omforge.rewriting.events import record
+from omforge.rewriting.match import NoMatch
+from omforge.rewriting.pipeline import Pass
+from omforge.rewriting.splice import Names, splice
 
 
 @dataclass(frozen=True)

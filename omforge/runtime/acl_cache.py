@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from omforge.bundle.manifest import KvCache as KvSpec
+from omforge.bundle.manifest import TensorSpec
 from omforge.ir.errors import InputError
-from omforge.lowering.manifest import KvCache as KvSpec
-from omforge.lowering.manifest import TensorSpec
-from omforge.lowering.om.ge_types import byte_size
+from omforge.om.ge_types import byte_size
 from omforge.runtime.acl_device import ALIGNMENT, AclDevice
 from omforge.runtime.cache import CacheTensor, cache_tensors, full
 

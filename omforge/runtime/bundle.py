@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+from omforge.bundle.manifest import Bucket, Manifest, Task, TensorSpec
 from omforge.ir.digests import require_digests
 from omforge.ir.dims import evaluate, parse_dim, symbols
 from omforge.ir.errors import InputError
 from omforge.ir.files import load
 from omforge.ir.folders import recover
-from omforge.lowering.manifest import Bucket, Manifest, Task, TensorSpec
 from omforge.runtime.cache import cache_specs, state_specs
 from omforge.runtime.embeddings import EmbeddingTable
 from omforge.runtime.fixed import fixed_specs

@@ -15,9 +15,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from omforge.bundle.manifest import KvCache as KvSpec
+from omforge.bundle.manifest import StateSpec, TensorSpec
 from omforge.ir.errors import CheckError, InputError
-from omforge.lowering.manifest import KvCache as KvSpec
-from omforge.lowering.manifest import StateSpec, TensorSpec
 
 Array = npt.NDArray[Any]
 States = tuple[Sequence[TensorSpec], Sequence[TensorSpec]]

@@ -19,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from omforge import ir
+from omforge.bundle.manifest import Manifest, Task, TensorSpec
 from omforge.ir.errors import CheckError, InputError, OmforgeError
 from omforge.ir.numerics import Tolerance, max_abs_diff, tolerance
-from omforge.lowering.manifest import Manifest, Task, TensorSpec
 from omforge.runtime.bundle import Bundle, Progress
 from omforge.runtime.cases import Case, make_cases, room
 from omforge.runtime.embeddings import RandomEmbeddings

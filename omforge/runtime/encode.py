@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from omforge.bundle.manifest import Bucket, Manifest
 from omforge.ir.errors import InputError
-from omforge.lowering.manifest import Bucket, Manifest
 from omforge.runtime.bundle import Bundle
 from omforge.runtime.fixed import fixed_feeds
 from omforge.runtime.generate import Level

@@ -22,11 +22,11 @@ import numpy as np
 import numpy.typing as npt
 
 from omforge import ir
+from omforge.bundle.manifest import Counter, Export, ExportCache, FirstStep, KvCache, TensorSpec
 from omforge.ir.digests import sha256
 from omforge.ir.dims import evaluate, parse_dim
 from omforge.ir.errors import InputError
 from omforge.ir.numerics import at_full_accuracy
-from omforge.lowering.manifest import Counter, Export, ExportCache, FirstStep, KvCache, TensorSpec
 from omforge.runtime.embeddings import EmbeddingTable
 from omforge.runtime.session import OrtSession, zeros
 

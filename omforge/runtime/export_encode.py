@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from omforge.lowering.manifest import Manifest
+from omforge.bundle.manifest import Manifest
 from omforge.runtime.encode import Encoded
 from omforge.runtime.export import at_full_accuracy_of, require
 from omforge.runtime.fixed import fixed_feeds

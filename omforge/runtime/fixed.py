@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from omforge.bundle.manifest import FixedInput, Manifest, TensorSpec
 from omforge.ir.errors import InputError
-from omforge.lowering.manifest import FixedInput, Manifest, TensorSpec
 from omforge.runtime.session import describe
 
 Array = npt.NDArray[Any]

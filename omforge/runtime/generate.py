@@ -12,9 +12,9 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from omforge.bundle.manifest import Bucket, Manifest
+from omforge.bundle.manifest import KvCache as KvSpec
 from omforge.ir.errors import InputError
-from omforge.lowering.manifest import Bucket, Manifest
-from omforge.lowering.manifest import KvCache as KvSpec
 from omforge.runtime.bundle import Bundle, Progress
 from omforge.runtime.cache import Cache, KvCache, States, cache_tensors, full, state_specs
 from omforge.runtime.embeddings import embedded

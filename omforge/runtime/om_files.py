@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from omforge.ir.errors import InputError
-from omforge.lowering.om import read_om
-from omforge.lowering.om.fit import require_fit
+from omforge.om import read_om
+from omforge.om.fit import require_fit
 from omforge.runtime.bundle import Bundle
 
 

@@ -23,8 +23,8 @@ import numpy as np
 import numpy.typing as npt
 
 from omforge import ir
+from omforge.bundle.manifest import Bucket, TensorSpec
 from omforge.ir.errors import InputError
-from omforge.lowering.manifest import Bucket, TensorSpec
 from omforge.runtime.bundle import Bundle, Progress
 from omforge.runtime.cache import cache_tensors
 from omforge.runtime.export import ExportModel

@@ -18,10 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from omforge import ir
+from omforge.bundle.manifest import TensorSpec
 from omforge.ir.files import load
 from omforge.ir.infer import constant
 from omforge.ir.ops import reference_model
-from omforge.lowering.manifest import TensorSpec
 from omforge.runtime.bundle import Bundle
 from omforge.runtime.generate import LanguageModel, Level
 from omforge.runtime.sampling import greedy

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from omforge.bundle.manifest import KvCache as KvSpec
 from omforge.ir.errors import CheckError
-from omforge.lowering.manifest import KvCache as KvSpec
 from omforge.runtime.bundle import Bundle
 from omforge.runtime.cache import KvCache, States
 from omforge.runtime.generate import LanguageModel

@@ -15,12 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from omforge import ir
+from omforge.bundle.manifest import TensorSpec
 from omforge.ir.errors import InputError, OmforgeError
 from omforge.ir.files import load
 from omforge.ir.ops import reference_model
 from omforge.ir.ort_errors import is_missing_kernel, ort_cause
 from omforge.ir.segment import EXTERNAL_FOLDER
-from omforge.lowering.manifest import TensorSpec
 
 Array = npt.NDArray[Any]
 

@@ -12,10 +12,10 @@ import numpy.typing as npt
 from omforge import ir
 from omforge.ir.edit import value_names
 from omforge.ir.infer import constant, constant_tensor, infer_model
-from omforge.passes.builder import Builder
-from omforge.passes.interface import activations
-from omforge.passes.match import NoMatch
-from omforge.passes.splice import Names, insert, splice
+from omforge.recognition.interface import activations
+from omforge.rewriting.builder import Builder
+from omforge.rewriting.match import NoMatch
+from omforge.rewriting.splice import Names, insert, splice
 
 T = TypeVar("T")
 Array: TypeAlias = npt.NDArray[Any]

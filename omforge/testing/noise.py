@@ -12,11 +12,11 @@ import onnx
 from omforge import ir
 from omforge.ir.edit import add_initializer, fresh_name
 from omforge.ir.infer import attribute, constant, constant_tensor, dims
-from omforge.passes.builder import Builder
 from omforge.passes.convert_opset import ConvertOpset
-from omforge.passes.interface import find_interface
-from omforge.passes.matcher import SMALL
-from omforge.passes.splice import Names
+from omforge.recognition.interface import find_interface
+from omforge.rewriting.builder import Builder
+from omforge.rewriting.matcher import SMALL
+from omforge.rewriting.splice import Names
 from omforge.testing.edits import BY, FLOATS, chosen, fresh_names, insert_noise, of_type
 
 # --- names, metadata, order -------------------------------------------------------------------

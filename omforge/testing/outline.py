@@ -7,7 +7,7 @@ import numpy as np
 
 from omforge import ir
 from omforge.ir.infer import constant_tensor
-from omforge.passes import schema
+from omforge.rewriting import schema
 
 SMALL = 16
 

@@ -11,10 +11,10 @@ import numpy as np
 
 from omforge import ir
 from omforge.ir.infer import attribute, constant_tensor, dims, infer_model, known_ints
-from omforge.passes.builder import Builder
 from omforge.passes.merge_slices import MergeSlices
-from omforge.passes.pattern import COMMUTATIVE
-from omforge.passes.splice import Names
+from omforge.rewriting.builder import Builder
+from omforge.rewriting.pattern import COMMUTATIVE
+from omforge.rewriting.splice import Names
 from omforge.testing.edits import (
     chosen,
     is_float,

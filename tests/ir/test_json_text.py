@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from omforge import ir
+from omforge.bundle.manifest import Manifest
 from omforge.ir.json_text import parse_json
-from omforge.lowering.manifest import Manifest
-from omforge.passes.config import read_config
+from omforge.recognition.config import read_config
 
 BOMB = "[" * 200_000
 

@@ -7,7 +7,7 @@ from omforge import ir
 from omforge.ir import segment
 from omforge.ir.numerics import run
 from omforge.ir.segment import Walk
-from tests.passes.quantization.weights import weighted
+from tests.quantization.weights import weighted
 
 TEXT = """<ir_version: 11, opset_import: ["" : 24]>
 g (float[B, 4] x, float[4, 4] a, float[4, 4] b) => (float[B, 4] y) {

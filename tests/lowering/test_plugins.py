@@ -9,8 +9,8 @@ import pytest
 from onnx import AttributeProto, TensorProto, helper
 
 from omforge import ir
-from omforge.lowering.atc_sim import plugins as simulated
-from omforge.lowering.atc_sim.reports import Refused, Report
+from omforge.atc.sim import plugins as simulated
+from omforge.atc.sim.reports import Refused, Report
 from omforge.lowering.legality import attribute_rules, plugin_rules
 from omforge.lowering.legality.file_subject import FileSubject
 from omforge.lowering.legality.subject import Subject

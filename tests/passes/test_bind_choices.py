@@ -4,8 +4,8 @@ import pytest
 
 from omforge import ir
 from omforge.passes.bind_choices import BindChoices
-from omforge.passes.events import events
-from omforge.passes.feeds import make_feeds
+from omforge.recognition.feeds import make_feeds
+from omforge.rewriting.events import events
 from omforge.testing import assert_same_numbers
 from tests.passes import lengths
 

@@ -7,8 +7,8 @@ from omforge import ir
 from omforge.ir import numerics
 from omforge.passes import make_pipeline
 from omforge.passes.canonicalize_cache import CanonicalizeCache
-from omforge.passes.events import events
-from omforge.passes.exported_caches import exported_caches
+from omforge.recognition.cache.exported import exported_caches
+from omforge.rewriting.events import events
 from omforge.testing import parse
 from tests.passes.blocks import Block, assert_same_for_all_steps, ops, steps
 from tests.passes.cache_layouts import ROWS, in_one_tensor, laid_out, slices, stacked, transposed

@@ -9,8 +9,8 @@ from omforge import ir
 from omforge.ir import numerics
 from omforge.ir.infer import constant
 from omforge.passes.convert_precision import ConvertPrecision
-from omforge.passes.events import events
 from omforge.passes.fuse_rotary import FuseRotary
+from omforge.rewriting.events import events
 from omforge.testing import example_feeds, outline, parse
 from tests.passes.blocks import Block, named, steps
 

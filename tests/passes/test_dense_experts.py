@@ -8,7 +8,7 @@ from omforge.ir.infer import dims, infer_model
 from omforge.ir.numerics import run, tolerance, within
 from omforge.ir.verify import check
 from omforge.passes.dense_experts import DenseExperts
-from omforge.passes.events import events
+from omforge.rewriting.events import events
 from omforge.testing import parse
 
 # Two experts of four, of a router that chooses two for each token.

@@ -5,8 +5,8 @@ import pytest
 
 from omforge import ir
 from omforge.ir.infer import constant
-from omforge.passes.events import events
 from omforge.passes.fold_constants import FoldConstants
+from omforge.rewriting.events import events
 from omforge.testing import assert_leaves_alone, assert_rewrites, parse
 
 OPEN = '<ir_version: 11, opset_import: ["" : 24]>\n'

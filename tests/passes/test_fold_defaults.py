@@ -4,8 +4,8 @@ import numpy as np
 
 from omforge import ir
 from omforge.ir import numerics
-from omforge.passes.events import events
 from omforge.passes.fold_defaults import FoldDefaults
+from omforge.rewriting.events import events
 from omforge.testing import parse
 
 TEXT = """<ir_version: 11, opset_import: ["" : 24]>

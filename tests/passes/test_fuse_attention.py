@@ -12,8 +12,8 @@ from omforge import ir
 from omforge.ir import numerics
 from omforge.ir.infer import attribute
 from omforge.passes import make_pipeline
-from omforge.passes.events import events
 from omforge.passes.fuse_attention import FuseAttention
+from omforge.rewriting.events import events
 from tests.passes.blocks import (
     LOW,
     Block,

@@ -9,8 +9,8 @@ from omforge import ir
 from omforge.ir import numerics
 from omforge.ir.infer import dims
 from omforge.passes import make_pipeline
-from omforge.passes.events import events
 from omforge.passes.fuse_encoder_io import FuseEncoderIo
+from omforge.rewriting.events import events
 from omforge.runtime.masks import additive_mask, full_mask
 from omforge.testing import parse
 from tests.passes.blocks import VOCABULARY, WINDOW, Block, named

@@ -13,14 +13,14 @@ from omforge.ir.infer import dims, infer_model
 from omforge.ir.numerics import run, tolerance, within
 from omforge.ir.verify import check
 from omforge.passes import make_pipeline
-from omforge.passes.builder import Builder
-from omforge.passes.events import events
 from omforge.passes.fuse_kv_io import FuseKvIo, mask_name
 from omforge.passes.last_token_logits import LastTokenLogits
-from omforge.passes.splice import insert
+from omforge.rewriting.builder import Builder
+from omforge.rewriting.events import events
+from omforge.rewriting.splice import insert
 from omforge.testing import parse
 from tests.passes.blocks import Block
-from tests.passes.test_interface import RECURRENT
+from tests.recognition.test_interface import RECURRENT
 
 Exported = Callable[[str, str], Path]
 Array = npt.NDArray[Any]

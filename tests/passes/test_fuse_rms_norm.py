@@ -7,8 +7,8 @@ import pytest
 
 from omforge import ir
 from omforge.passes import make_pipeline
-from omforge.passes.events import events
 from omforge.passes.fuse_rms_norm import FuseRmsNorm
+from omforge.rewriting.events import events
 from omforge.testing import (
     assert_leaves_alone,
     assert_near_misses_are_safe,

@@ -11,8 +11,8 @@ import pytest
 from omforge import ir
 from omforge.ir.infer import attribute, constant
 from omforge.passes import make_pipeline
-from omforge.passes.events import events
 from omforge.passes.fuse_rotary import FuseRotary
+from omforge.rewriting.events import events
 from tests.passes.blocks import Block, fused, named, ops
 
 ROTARY = Block(rotary="half", size=8, visible="", padding=False)

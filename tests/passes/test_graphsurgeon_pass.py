@@ -6,7 +6,7 @@ import pytest
 
 from omforge.ir.errors import CheckError, OmforgeError
 from omforge.passes import GraphSurgeonPass, Pipeline
-from omforge.passes.instruments import CompareEach, VerifyEach
+from omforge.rewriting.instruments import CompareEach, VerifyEach
 from omforge.testing import parse, several_feeds
 
 MODEL = """<ir_version: 10, opset_import: ["" : 17]>

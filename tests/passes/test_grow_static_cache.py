@@ -6,9 +6,9 @@ import pytest
 from omforge import ir
 from omforge.ir import numerics
 from omforge.passes import make_pipeline
-from omforge.passes.events import events
-from omforge.passes.exported_caches import exported_caches, exported_counters
 from omforge.passes.grow_static_cache import GrowStaticCache, require_growing_cache
+from omforge.recognition.cache.exported import exported_caches, exported_counters
+from omforge.rewriting.events import events
 from omforge.testing import parse
 from tests.passes.blocks import HIDDEN, VOCABULARY, Writer, ops
 

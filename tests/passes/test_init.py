@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from omforge.passes import PASSES, PIPELINES, make_pipeline
-from omforge.passes.pipeline import Pass, options, parse_pipeline
+from omforge.rewriting.pipeline import Pass, options, parse_pipeline
 
 TESTS = Path(__file__).parent
 

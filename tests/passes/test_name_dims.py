@@ -6,8 +6,8 @@ import pytest
 
 from omforge import ir
 from omforge.ir.infer import dims, infer_model
-from omforge.passes.events import events
 from omforge.passes.name_dims import NameDims
+from omforge.rewriting.events import events
 from omforge.testing import parse
 from tests.passes.blocks import Block
 from tests.passes.cache_layouts import laid_out

@@ -8,10 +8,10 @@ import pytest
 from omforge import ir
 from omforge.ir.numerics import run
 from omforge.passes import make_pipeline
-from omforge.passes.events import events
-from omforge.passes.quantization.report import quantized_layers
 from omforge.passes.quantize_activations import QuantizeActivations
-from tests.passes.quantization.test_activations import TOKENS, model
+from omforge.quantization.report import quantized_layers
+from omforge.rewriting.events import events
+from tests.quantization.test_activations import TOKENS, model
 
 HELD_OUT = {"ids": np.random.default_rng(9).integers(0, 40, (1, 100))}
 

@@ -13,13 +13,13 @@ from omforge.ir.infer import dims
 from omforge.ir.numerics import run, tolerance, within
 from omforge.ir.verify import check
 from omforge.passes import make_pipeline, quantize_kv
-from omforge.passes.builder import Builder
 from omforge.passes.convert_precision import ConvertPrecision
 from omforge.passes.fuse_kv_io import FuseKvIo, mask_name
 from omforge.passes.last_token_logits import LastTokenLogits
 from omforge.passes.quantize_kv import QuantizeKv
 from omforge.passes.quantize_weights import QuantizeWeights
-from omforge.passes.splice import insert
+from omforge.rewriting.builder import Builder
+from omforge.rewriting.splice import insert
 
 Exported = Callable[[str, str], Path]
 Array = npt.NDArray[Any]

@@ -9,9 +9,9 @@ import pytest
 from omforge import ir
 from omforge.ir.numerics import TOLERANCES, run, within
 from omforge.passes import make_pipeline
-from omforge.passes.quantization.report import quantized_layers
 from omforge.passes.quantize_weights import QuantizeWeights
-from tests.passes.quantization.weights import weighted
+from omforge.quantization.report import quantized_layers
+from tests.quantization.weights import weighted
 
 TIED = """<ir_version: 11, opset_import: ["" : 24]>
 tied (int64[B, S] ids, float[50, 64] embedding, float[64, 96] up, float[96, 64] down)

@@ -7,8 +7,8 @@ import pytest
 
 from omforge import ir
 from omforge.ir.numerics import run
-from omforge.passes.events import events
 from omforge.passes.sign_weights import SignWeights
+from omforge.rewriting.events import events
 from omforge.testing import assert_rewrites, parse
 
 HEADER = '<ir_version: 11, opset_import: ["" : 24]>\n'

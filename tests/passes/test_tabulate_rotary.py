@@ -11,9 +11,9 @@ from omforge import ir
 from omforge.ir import numerics
 from omforge.ir.infer import constant
 from omforge.passes import make_pipeline
-from omforge.passes.events import events
 from omforge.passes.fuse_rotary import FuseRotary
 from omforge.passes.tabulate_rotary import TabulateRotary
+from omforge.rewriting.events import events
 from tests.passes.blocks import Block, assert_same_for_all_steps, named, ops
 
 ROTARY = Block(rotary="half", size=8, visible="", padding=False)

@@ -5,8 +5,8 @@ import pytest
 
 from omforge import ir
 from omforge.ir import numerics
-from omforge.passes.events import events
 from omforge.passes.take_branches import CacheFlag, TakeBranches, cache_flag
+from omforge.rewriting.events import events
 from omforge.testing import parse
 
 TEXT = """<ir_version: 11, opset_import: ["" : 24]>

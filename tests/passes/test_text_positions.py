@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from omforge import ir
+from omforge.bundle.manifest import Export, KvCache
 from omforge.ir.numerics import run, tolerance, within
-from omforge.lowering.manifest import Export, KvCache
-from omforge.passes.events import events
-from omforge.passes.feeds import make_feeds
 from omforge.passes.fuse_rotary import FuseRotary
-from omforge.passes.interface import find_interface
 from omforge.passes.text_positions import TextPositions
+from omforge.recognition.feeds import make_feeds
+from omforge.recognition.interface import find_interface
+from omforge.rewriting.events import events
 from omforge.runtime.export import ExportModel
 from omforge.testing import parse
 from tests.passes.blocks import Block, named

@@ -10,7 +10,7 @@ from omforge.ir.infer import dims
 from omforge.ir.numerics import run
 from omforge.passes.quantize_weights import QuantizeWeights
 from omforge.passes.turn_weights import TurnWeights
-from tests.passes.quantization.weights import weighted
+from tests.quantization.weights import weighted
 
 
 def product(inputs: int, outputs: int) -> ir.Model:

@@ -7,8 +7,8 @@ from omforge import ir
 from omforge.ir.infer import dims, infer_model
 from omforge.ir.numerics import run, tolerance, within
 from omforge.ir.verify import check
-from omforge.passes.events import events
 from omforge.passes.ungroup_experts import UngroupExperts
+from omforge.rewriting.events import events
 from omforge.testing import parse
 
 # Three experts, a router that chooses two for each token, biases by expert.

@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
+from omforge.bundle.manifest import KvCache as KvSpec
+from omforge.bundle.manifest import LayerSizes, StateSpec
 from omforge.ir.errors import CheckError, InputError
-from omforge.lowering.manifest import KvCache as KvSpec
-from omforge.lowering.manifest import LayerSizes, StateSpec
 from omforge.runtime.acl_cache import DeviceCache, Slice, place
 from omforge.runtime.acl_device import AclDevice
 from omforge.runtime.acl_sim import simulated_acl

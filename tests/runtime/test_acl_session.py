@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from omforge.ir.errors import InputError, OmforgeError
-from omforge.lowering.om import read_om, write_om
-from omforge.lowering.om.simulated import simulate_om
+from omforge.om import read_om, write_om
+from omforge.om.simulated import simulate_om
 from omforge.runtime.acl_session import AclBackend, AclOptions
 from omforge.runtime.acl_sim import simulated_acl
 from omforge.runtime.bundle import Bundle

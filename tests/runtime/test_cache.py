@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
+from omforge.bundle.manifest import KvCache as KvSpec
+from omforge.bundle.manifest import LayerSizes, StateSpec
 from omforge.ir.errors import CheckError, InputError
-from omforge.lowering.manifest import KvCache as KvSpec
-from omforge.lowering.manifest import LayerSizes, StateSpec
 from omforge.runtime.cache import KvCache, cache_specs, state_specs
 
 SPEC = KvSpec("stacked", 2, 3, 4, 4, capacity=5, dtype="float16")

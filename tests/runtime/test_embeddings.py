@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from omforge.cli import app
+from omforge.cli.app import app
+from omforge.compilation.compile import CompileOptions, compile_bundle
 from omforge.ir.errors import InputError
-from omforge.lowering.compile import CompileOptions, compile_bundle
 from omforge.runtime.bundle import Bundle
 from omforge.runtime.compare import verify_bundle
 from omforge.runtime.embeddings import RandomEmbeddings, embedded

@@ -9,9 +9,9 @@ import onnxruntime
 import pytest
 
 from omforge import ir
+from omforge.bundle.manifest import Counter, Export, ExportCache, KvCache, TensorSpec
+from omforge.compilation.compile import CompileOptions, compile_bundle
 from omforge.ir.errors import InputError
-from omforge.lowering.compile import CompileOptions, compile_bundle
-from omforge.lowering.manifest import Counter, Export, ExportCache, KvCache, TensorSpec
 from omforge.runtime.bundle import Bundle
 from omforge.runtime.compare import verify_bundle
 from omforge.runtime.export import ExportModel

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from omforge.bundle.manifest import FixedInput
 from omforge.ir.errors import InputError
-from omforge.lowering.manifest import FixedInput
 from omforge.runtime.fixed import fixed_feeds, fixed_specs
 
 FIXED = (

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from omforge import ir
+from omforge.compilation.compile import CompileOptions, compile_bundle
 from omforge.ir.infer import dims, infer_model
-from omforge.lowering.compile import CompileOptions, compile_bundle
 from omforge.passes import make_pipeline
-from omforge.passes.builder import Builder
-from omforge.passes.splice import insert
+from omforge.rewriting.builder import Builder
+from omforge.rewriting.splice import insert
 from omforge.runtime.bundle import Bundle
 from omforge.runtime.compare import verify_bundle
 from omforge.runtime.routing import first_other_choice

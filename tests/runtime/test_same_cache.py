@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from omforge.compilation.compile import CompileOptions, compile_bundle
 from omforge.ir.errors import CheckError
-from omforge.lowering.compile import CompileOptions, compile_bundle
 from omforge.runtime.bundle import Bundle
 from omforge.runtime.same_cache import Follower, Recorder, Tips, Written
 

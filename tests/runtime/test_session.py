@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from omforge import ir
+from omforge.bundle.manifest import TensorSpec
 from omforge.ir.errors import InputError, OmforgeError
 from omforge.ir.files import load
-from omforge.lowering.manifest import TensorSpec
 from omforge.runtime.bundle import Bundle
 from omforge.runtime.session import OrtSession, check_interface
 from tests.runtime.tiny import Tiny

@@ -14,10 +14,7 @@ import onnx
 from onnx import numpy_helper, parser
 
 from omforge import ir
-from omforge.ir.dims import evaluate, parse_dim
-from omforge.ir.files import save
-from omforge.ir.weights import WeightWriter
-from omforge.lowering.manifest import (
+from omforge.bundle.manifest import (
     SCHEMA_VERSION,
     Bucket,
     Export,
@@ -28,7 +25,10 @@ from omforge.lowering.manifest import (
     TensorSpec,
     sealed,
 )
-from omforge.lowering.om.simulated import simulate_om
+from omforge.ir.dims import evaluate, parse_dim
+from omforge.ir.files import save
+from omforge.ir.weights import WeightWriter
+from omforge.om.simulated import simulate_om
 from omforge.runtime.bundle import Bundle
 
 LAYERS, VOCABULARY, HIDDEN, HEADS, KV_HEADS, HEAD = 2, 32, 16, 4, 2, 4

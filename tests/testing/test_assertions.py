@@ -5,8 +5,8 @@ from collections.abc import Callable
 import pytest
 
 from omforge import ir
-from omforge.passes.pipeline import Pass
-from omforge.passes.rewrite import Builder, Match, Pat, PatternOps, RewritePass
+from omforge.rewriting.pipeline import Pass
+from omforge.rewriting.rewrite import Builder, Match, Pat, PatternOps, RewritePass
 from omforge.testing import (
     assert_leaves_alone,
     assert_rewrites,

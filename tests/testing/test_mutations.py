@@ -3,7 +3,7 @@
 import pytest
 
 from omforge import ir
-from omforge.passes.rewrite import ANY, Builder, Match, Pat, PatternOps, RewritePass
+from omforge.rewriting.rewrite import ANY, Builder, Match, Pat, PatternOps, RewritePass
 from omforge.testing import assert_near_misses_are_safe, mutants
 
 TEXT = """<ir_version: 11, opset_import: ["" : 24]>

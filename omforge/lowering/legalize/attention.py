@@ -42,7 +42,7 @@ from omforge.lowering.legalize.builder import (
     shape_text,
     used_output,
 )
-from omforge.passes import attention_sinks
+from omforge.recognition.attention import sinks as attention_sinks
 
 # What a masked score is set to where the graph gives no number of its own: finite in fp16 even
 # after scores are added, and exp() of it is 0.

@@ -26,7 +26,7 @@ from omforge.lowering.legalize.builder import (
     required_input,
     used_output,
 )
-from omforge.passes import attention_sinks
+from omforge.recognition.attention import sinks as attention_sinks
 
 # What lies below it in an additive mask is hidden: scores are added to 0 or to -30000.
 _HIDDEN_BELOW = -1000.0

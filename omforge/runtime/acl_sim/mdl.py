@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, TypeVar
 
 from omforge.ir.errors import InputError
-from omforge.lowering.om import GEAR_INPUT, OmTensor, read_om
-from omforge.lowering.om.ge_types import ge_number
-from omforge.lowering.om.simulated import read_payload
+from omforge.om import GEAR_INPUT, OmTensor, read_om
+from omforge.om.ge_types import ge_number
+from omforge.om.simulated import read_payload
 from omforge.runtime.acl_sim.codes import (
     FEATURE_UNSUPPORTED,
     GE_DYNAMIC_BATCH_SIZE_INVALID,

@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from omforge.ir.errors import InputError, OmforgeError
-from omforge.lowering.om import GEAR_INPUT, OmModel, OmTensor, read_om
-from omforge.lowering.om.ge_types import byte_size
-from omforge.lowering.om.simulated import Payload, read_payload
+from omforge.om import GEAR_INPUT, OmModel, OmTensor, read_om
+from omforge.om.ge_types import byte_size
+from omforge.om.simulated import Payload, read_payload
 from omforge.runtime.acl_sim.codes import (
     GE_DYNAMIC_BATCH_SIZE_INVALID,
     GE_DYNAMIC_INPUT_LENGTH_INVALID,

@@ -16,7 +16,7 @@ from omforge.lowering.legalize.quantized import INT4_FORM, LARGEST, OP, blocks
 from omforge.lowering.target import target
 from omforge.passes.quantize_weights import QuantizeWeights
 from omforge.passes.turn_weights import TurnWeights
-from tests.passes.quantization.weights import weighted
+from tests.quantization.weights import weighted
 
 A2, A310P, A310B = "Ascend910B4", "Ascend310P3", "Ascend310B1"
 

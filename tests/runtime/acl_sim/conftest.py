@@ -8,7 +8,7 @@ import pytest
 from onnx import parser
 
 from omforge import ir
-from omforge.lowering.om.simulated import simulate_om
+from omforge.om.simulated import simulate_om
 from omforge.runtime.acl_sim import simulated_acl
 
 ADD = """<ir_version: 9, opset_import: ["" : 16]>

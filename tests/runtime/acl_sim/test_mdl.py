@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from omforge.lowering.om import GEAR_INPUT
+from omforge.om import GEAR_INPUT
 from omforge.runtime.acl_sim import simulated_acl
 from omforge.runtime.acl_sim.rt import D2H, H2D
-from tests.lowering.om.samples import sample
+from tests.om.samples import sample
 
 X = np.arange(8, dtype=np.float32).reshape(2, 4)
 M = np.ones((2, 6), np.float32)
@@ -307,7 +307,7 @@ def test_long_names_are_replaced(acl, tmp_path, name):
     from onnx import parser
 
     from omforge import ir
-    from omforge.lowering.om.simulated import simulate_om
+    from omforge.om.simulated import simulate_om
 
     text = f'<ir_version: 9, opset_import: ["" : 16]> g (float[2] {name}) => (float[2] y) '
     graph = ir.from_proto(parser.parse_model(text + f"{{ y = Relu ({name}) }}"))

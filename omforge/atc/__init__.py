@@ -1,0 +1,1 @@
+"""The atc command: its flags, its errors, where it is, how it is run, and what it made."""

@@ -1,0 +1,558 @@
+"""The command line: `omforge compile | build | run | opt | check | verify | om | passes`.
+
+Every command is a thin call into the rooms; what it prints is made in `reports`. Imports of the
+rooms are inside the commands, so that `omforge --help` answers at once.
+
+Exit status: 0 done, 1 a check failed, 2 wrong usage or input, 130 interrupted, 141 when the reader
+of its output has gone.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+import omforge
+from omforge.cli import console
+from omforge.cli.command_group import Commands
+from omforge.cli.options import (
+    Atc,
+    AtcCached,
+    AtcFlags,
+    AtcJobs,
+    AtcWords,
+    Backend,
+    Budget,
+    BundleFolder,
+    Calibration,
+    CheckHashes,
+    Context,
+    Forms,
+    Give,
+    Json,
+    KvDtype,
+    MaxIncrease,
+    MaxKl,
+    Memory,
+    Model,
+    Pair,
+    Prefill,
+    Quality,
+    QualityPieces,
+    QualityText,
+    Quantize,
+    ReportFile,
+    Save,
+    Soc,
+    Task,
+    Trust,
+    Verbose,
+    atc_options,
+    build_options,
+    forms,
+    numbers,
+    pass_names,
+)
+from omforge.cli.watch import announcer, comparer, compile_watch
+
+if TYPE_CHECKING:
+    from omforge import ir
+    from omforge.rewriting.instruments import Instrument
+
+app = typer.Typer(
+    name="omforge",
+    cls=Commands,
+    help=(
+        "Rewrite exported LLM graphs (ONNX) into what Ascend's ATC compiler accepts, "
+        "and prove that nothing changed."
+    ),
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # boxes are for terminals, and help is piped into pagers
+)
+
+EXTERNAL_ABOVE = 1 << 30
+"""Bytes of weights from which `opt` writes them beside the graph: protobuf ends at twice that."""
+
+
+def _version(on: bool) -> None:
+    if on:
+        console.show(f"omforge {omforge.__version__}")
+        raise typer.Exit
+
+
+def _guarded(command: Callable[..., None]) -> Callable[..., None]:
+    """Turn deliberate errors, the system's and Ctrl-C into a message and an exit status."""
+
+    @functools.wraps(command)
+    def guarded(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except (BrokenPipeError, typer.Exit, typer.Abort):
+            raise  # the reader of a pipe went away, which `Commands` ends; or the end was asked for
+        except (Exception, KeyboardInterrupt) as error:
+            raise typer.Exit(console.report(error, as_json=bool(kwargs.get("as_json")))) from None
+
+    return guarded
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Options ahead of the command."""
+
+
+@app.command("compile")
+@_guarded
+def compile_(
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="SOURCE", help="An export's folder, or its .onnx file."),
+    ],
+    target: Soc,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The bundle's folder.")],
+    task: Task = "auto",
+    memory: Memory = None,
+    context: Context = None,
+    prefill: Prefill = "",
+    batch: Annotated[int, typer.Option(min=1, help="Rows of every bucket.")] = 1,
+    dtype: Annotated[
+        Literal["fp16", "fp32"], typer.Option(help="Dtype of the lowered graphs.")
+    ] = "fp16",
+    layout: Annotated[
+        Literal["auto", "stacked", "per-layer"],
+        typer.Option(
+            help="One cache tensor, or two for each layer; auto: what moves the fewest bytes."
+        ),
+    ] = "auto",
+    allow_partial: Annotated[
+        bool, typer.Option("--allow-partial", help="Go on although blocks were not raised.")
+    ] = False,
+    gears: Annotated[
+        bool,
+        typer.Option("--gears", help="One graph for all buckets, their lengths its gears."),
+    ] = False,
+    quantize: Quantize = "",
+    kv_dtype: KvDtype = "fp16",
+    calibration: Calibration = None,
+    budget: Budget = "",
+    form: Forms = None,
+    atc: Atc = "auto",
+    atc_flag: AtcFlags = None,
+    atc_words: AtcWords = None,
+    atc_jobs: AtcJobs = 0,
+    atc_cache: AtcCached = True,
+    compare_each: Annotated[
+        bool,
+        typer.Option("--compare-each", help="Run the model on the CPU before and after each pass."),
+    ] = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Compile an exported LLM for one SoC into a bundle."""
+    from omforge.cli import reports
+    from omforge.compilation.compile import CompileOptions, compile_bundle
+
+    chosen = CompileOptions(
+        soc=target,
+        task=task,
+        context=context,
+        prefill=numbers(prefill, "--prefill"),
+        batch=batch,
+        dtype=dtype,
+        layout=layout,
+        allow_partial=allow_partial,
+        gears=gears,
+        forms=forms(form),
+        quantize=quantize,
+        kv_dtype=kv_dtype,
+        calibration=calibration,
+        budget=budget,
+        memory=memory,
+        atc=atc_options(atc_flag, atc_words),
+        build=build_options(atc, atc_jobs, atc_cache),
+    )
+    with console.progress() as bar:
+        watch, remark = compile_watch(source, chosen, compare_each, bar)
+        result = compile_bundle(source, output, chosen, instruments=watch, progress=bar)
+    if as_json:
+        console.show_json(reports.compiled_json(result, remark))
+    else:
+        reports.show_compiled(result, source, output, remark)
+
+
+@app.command()
+@_guarded
+def build(
+    bundle: BundleFolder,
+    atc: Atc = "auto",
+    atc_jobs: AtcJobs = 0,
+    atc_cache: AtcCached = True,
+    trust: Trust = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Run atc on those graphs of a bundle that have no .om yet."""
+    from omforge.atc.build import build_bundle
+
+    with console.progress() as bar:
+        made = build_bundle(bundle, build_options(atc, atc_jobs, atc_cache, trusted=trust), bar)
+    if as_json:
+        console.show_json({"om": made})
+    else:
+        console.show("\n".join(f"{name}  {om}" for name, om in made.items()))
+
+
+@app.command()
+@_guarded
+def run(
+    bundle: BundleFolder,
+    prompt: Annotated[str, typer.Option(help="The text to continue, or to encode.")],
+    pair: Pair = "",
+    save: Save = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Take it as a message to answer.")] = False,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Stop after so many tokens.")] = 128,
+    level: Annotated[
+        Literal["lowered", "canonical"],
+        typer.Option(help="The graphs that ATC compiles, or the one before lowering."),
+    ] = "lowered",
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Draw from the k likeliest tokens; 0: all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Draw from the likeliest that add up to p.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="The same seed draws the same tokens.")] = 0,
+    backend: Backend = "cpu",
+    give: Give = None,
+    check: CheckHashes = True,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Generate text from a bundle; it streams to stdout. Of an encoder: vectors and scores."""
+    from omforge.cli import reports
+    from omforge.cli.encoded import asks_to_encode, run_encoder
+    from omforge.runtime.backends import open_model
+    from omforge.runtime.bundle import Bundle
+    from omforge.runtime.fixed import read_fixed
+    from omforge.runtime.sampling import Sampling
+    from omforge.runtime.text_stream import TextStream, chat_tokens
+
+    sampling = Sampling(temperature, top_k, top_p, seed)
+    with console.progress() as bar:
+        opened = Bundle.open(bundle, verify_hashes=check, progress=bar)
+        encodes = asks_to_encode(opened, pair, save, chat=chat)
+        if bar is not None:
+            bar("load the tokenizer", 0, 0)
+        tokenizer = opened.tokenizer()
+    if encodes:
+        run_encoder(opened, tokenizer, prompt, pair, level, backend, save, give, as_json=as_json)
+        return
+    tokens = chat_tokens(tokenizer, prompt) if chat else tokenizer.encode(prompt)
+    with open_model(opened, level, batch=opened.batches[0], backend=backend) as model:
+        model.give(read_fixed(opened.manifest.fixed, give))
+        with console.progress() as bar:
+            started = time.perf_counter()
+            generation = model.generate(
+                tokens, max_new_tokens=max_new_tokens, sampling=sampling, progress=bar
+            )
+            prefilled = time.perf_counter()
+        text, interrupted = reports.stream_text(
+            generation, TextStream(tokenizer, tokens), console.stream if not as_json else None
+        )
+    told = reports.Generated(
+        prompt=prompt,
+        text=text,
+        level=level if backend == "cpu" else backend,
+        prompt_tokens=len(tokens),
+        tokens=tuple(generation.tokens),
+        stopped="interrupted" if interrupted else str(generation.reason),
+        prefill_seconds=prefilled - started,
+        decode_seconds=time.perf_counter() - prefilled,
+    )
+    if as_json:
+        console.show_json(told.to_dict())
+    else:
+        console.show()
+        console.say(str(told))
+    if interrupted:
+        raise typer.Exit(130)
+
+
+@app.command()
+@_guarded
+def opt(
+    model: Model,
+    pipeline: Annotated[
+        str,
+        typer.Option(
+            "--pipeline",
+            "-p",
+            help="Passes and pipelines by name: 'canonicalize,fuse-rms-norm'; see omforge passes.",
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="The .onnx file to write; - is stdout; none if absent."
+        ),
+    ] = None,
+    print_after: Annotated[
+        str,
+        typer.Option(metavar="NAMES", help="Write the graph as text to stderr after these passes."),
+    ] = "",
+    print_after_changed: Annotated[
+        bool,
+        typer.Option("--print-after-changed", help="The same, after passes that changed it."),
+    ] = False,
+    verify_each: Annotated[
+        bool,
+        typer.Option("--verify-each/--no-verify-each", help="Verify the graph after each pass."),
+    ] = True,
+    timing: Annotated[
+        bool, typer.Option("--time", help="Add what each pass took, the slowest first.")
+    ] = False,
+    bisect_limit: Annotated[
+        int | None, typer.Option(min=0, help="Run only the first N passes.")
+    ] = None,
+    reproducer: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where to keep the graph ahead of a pass that fails."),
+    ] = None,
+    compare_each: Annotated[
+        bool,
+        typer.Option("--compare-each", help="Run the model on the CPU before and after each pass."),
+    ] = False,
+    feeds: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.npz", help="Compare on these inputs, which --reproducer kept."),
+    ] = None,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Run passes on any ONNX model."""
+    from omforge import ir
+    from omforge.cli import reports
+    from omforge.cli.model_output import ModelOutput
+    from omforge.passes import make_pipeline
+    from omforge.recognition.feeds import weight_bytes
+    from omforge.rewriting.events import events
+    from omforge.rewriting.instruments import Bisect, CompareEach, PrintAfter, Timing, VerifyEach
+    from omforge.rewriting.reproducer import Reproducer, saved_feeds
+
+    steps = make_pipeline(pipeline)
+    destination = ModelOutput(output)
+    names = pass_names(print_after, [step.name for step in steps.passes])
+    loaded = ir.load(model)
+    external = _has_external(loaded) or weight_bytes(loaded) > EXTERNAL_ABOVE
+    clock, remark = Timing(), ""
+    watch: list[Instrument] = [clock]
+    if bisect_limit is not None:
+        watch.append(Bisect(bisect_limit))
+    if verify_each:
+        watch.append(VerifyEach())
+    if feeds is not None:
+        watch.append(CompareEach(saved_feeds(feeds)))
+    elif compare_each:
+        more, remark = comparer(loaded, 2048)
+        watch += more
+    if names or print_after_changed:
+        watch.append(PrintAfter(console.VisibleErrors(), names, changed=print_after_changed))
+    watch.insert(0, Reproducer(reproducer, watch))
+    with destination.alone(as_json=as_json):
+        with console.progress() as bar:
+            if bar is not None:
+                bar("passes", 0, 0)
+            result = steps.run(loaded, [*announcer(bar), *watch])
+            if bar is not None and output is not None:
+                bar(f"write {output.name}", 0, 0)
+            destination.write(loaded, external=external)
+        if as_json:
+            console.show_json(reports.passes_json(result.passes, events(loaded), remark))
+            return
+        reports.show_passes(result.passes, compared=compare_each or feeds is not None)
+        reports.show_events(events(loaded))
+        if remark:
+            console.show(remark)
+        if timing:
+            console.show(f"\n{clock.table()}")
+
+
+def _has_external(model: ir.Model) -> bool:
+    from omforge import ir
+
+    return any(isinstance(tensor, ir.ExternalTensor) for _, tensor in ir.all_tensors(model))
+
+
+@app.command()
+@_guarded
+def check(
+    model: Model,
+    target: Soc,
+    gears: Annotated[
+        bool, typer.Option("--gears", help="Dynamic dims are meant for --dynamic_dims.")
+    ] = False,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(metavar="RULE", help="Only advise where this inferred rule is broken."),
+    ] = None,
+    all_places: Annotated[
+        bool, typer.Option("--all-places", help="Name every place, not the first five.")
+    ] = False,
+    why: Annotated[
+        bool,
+        typer.Option(
+            "--why",
+            help="Of an export or a bundle: each operator's form, why, and the bytes it moves.",
+        ),
+    ] = False,
+    form: Forms = None,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """List everything in an ONNX model that ATC would refuse or get wrong."""
+    from omforge.lowering.legality import check_file, report
+    from omforge.lowering.target import target as find_target
+
+    if why:
+        from omforge.compilation.why import explain_choices
+
+        graphs = explain_choices(model, find_target(target), forms=dict(forms(form)))
+        if as_json:
+            console.show_json({"graphs": [graph.to_json() for graph in graphs]})
+        else:
+            console.show("\n".join(line for graph in graphs for line in graph.lines()))
+        return
+    found = check_file(model, find_target(target), gears=gears, allow=allow or ())
+    if as_json:
+        console.show_json(report.to_json(found))
+    else:
+        console.show("\n".join(report.lines(found, all_places=all_places)))
+    if found.errors:
+        raise typer.Exit(1)
+
+
+@app.command()
+@_guarded
+def explain(
+    model: Model,
+    pass_name: Annotated[
+        str | None, typer.Option("--pass", help="Only what this pass left alone.")
+    ] = None,
+    layer: Annotated[int | None, typer.Option(help="Only what belongs to this layer.")] = None,
+    at: Annotated[
+        str | None, typer.Option(help="Only what is at nodes whose name holds this text.")
+    ] = None,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Say of each block of an exported LLM whether it is raised, and why not if it is not."""
+    from omforge import ir
+    from omforge.bundle.source import find_source
+    from omforge.passes import PASSES, make_pipeline
+    from omforge.recognition.config import read_config
+    from omforge.recognition.coverage import measure
+    from omforge.recognition.explain import explain as put_together
+    from omforge.rewriting.events import events
+    from omforge.rewriting.instruments import VerifyEach
+    from omforge.rewriting.reproducer import Reproducer
+
+    if pass_name is not None and pass_name not in PASSES:
+        raise ir.InputError(
+            f"there is no pass {pass_name!r}", "`omforge passes` lists them", "Check --pass"
+        )
+    source = find_source(model)
+    loaded = ir.load(source.graph)
+    make_pipeline("raise").run(loaded, [Reproducer(), VerifyEach()])
+    coverage = measure(loaded, read_config(source.folder))
+    told = put_together(coverage, events(loaded), pass_name=pass_name, layer=layer, at=at)
+    if as_json:
+        console.show_json(told.to_json())
+    else:
+        console.show("\n".join(told.lines()))
+    if not coverage.complete:
+        raise typer.Exit(1)
+
+
+@app.command()
+@_guarded
+def verify(
+    bundle: BundleFolder,
+    source: Annotated[
+        Path | None,
+        typer.Option(help="The export; where it was when the bundle was built, if absent."),
+    ] = None,
+    steps: Annotated[int, typer.Option(min=0, help="Decode steps behind each prompt.")] = 8,
+    quality: Quality = None,
+    text: QualityText = None,
+    pieces: QualityPieces = 8,
+    max_kl: MaxKl = None,
+    max_perplexity_increase: MaxIncrease = None,
+    report_file: ReportFile = None,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Compare a bundle with the export that it was made from: logits and tokens, by level.
+
+    Quantised weights are judged by what lowering makes of them; what they lost is the quality.
+    """
+    from omforge.bundle.source import find_source
+    from omforge.cli import reports
+    from omforge.runtime.bundle import Bundle
+    from omforge.runtime.compare import verify_bundle
+
+    with console.progress() as bar:
+        opened = Bundle.open(bundle, remembered=False, progress=bar)
+        graph = find_source(source).graph if source is not None else None
+        report = verify_bundle(opened, graph, steps=steps, progress=bar)
+        asked = reports.QualityAsked(quality, text, pieces, max_kl, max_perplexity_increase)
+        measured = reports.measured(opened, graph, asked, bar)
+    reports.tell_verified(report, measured, report_file, as_json=as_json)
+    if not report.ok or (measured is not None and not measured.ok):
+        raise typer.Exit(1)
+
+
+@app.command()
+@_guarded
+def om(
+    file: Annotated[Path, typer.Argument(metavar="FILE.om", help="What atc made.")],
+    as_json: Json = False,
+) -> None:
+    """Show an .om file's partitions, inputs, outputs and gears."""
+    from omforge.om import read_om
+    from omforge.om.report import lines
+
+    found = read_om(file)
+    if as_json:
+        console.show_json(found.to_dict())
+    else:
+        console.show("\n".join(lines(found)))
+
+
+@app.command()
+@_guarded
+def passes(as_json: Json = False, verbose: Verbose = False) -> None:
+    """List the passes with their options, and the pipelines."""
+    from omforge.cli import reports
+    from omforge.passes import PASSES, PIPELINES
+
+    if as_json:
+        console.show_json(reports.registry_json(PASSES, PIPELINES))
+    else:
+        reports.show_registry(PASSES, PIPELINES)
+
+
+def main() -> None:
+    """Run the command line; what the `omforge` script calls."""
+    console.end_in_order()
+    console.quieten()
+    console.collect_seldom()
+    console.return_large_blocks()
+    app()

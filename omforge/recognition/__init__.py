@@ -1,0 +1,1 @@
+"""What recognises a model: its interface, and what each of its parts means."""

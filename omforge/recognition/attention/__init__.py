@@ -1,0 +1,1 @@
+"""What belongs to one attention: its operands, scores, mask, and what takes its place."""

@@ -1,0 +1,1 @@
+"""How long a text may be, and what a graph chooses by its length."""

@@ -1,0 +1,1 @@
+"""Rotary embeddings: their angles, their pairs, the heads that they rotate, their tables."""

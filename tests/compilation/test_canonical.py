@@ -1,0 +1,16 @@
+"""The canonical graph in floats is the one that `compile` writes."""
+
+from pathlib import Path
+
+from omforge import ir
+from omforge.compilation.canonical import float_canonical
+from omforge.compilation.compile import CompileOptions, compile_bundle
+
+MODEL = Path(__file__).parent.parent.parent / "examples" / "models" / "docs-llama-onnx"
+
+
+def test_it_is_what_compile_writes(tmp_path: Path) -> None:
+    options = CompileOptions("Ascend310P3", context=64, prefill=(16,))
+    made = compile_bundle(MODEL, tmp_path / "bundle", options).manifest
+    again = float_canonical(tmp_path / "bundle" / made.export.path, made)
+    assert ir.to_text(again) == ir.to_text(ir.load(tmp_path / "bundle" / made.canonical))
