@@ -6,8 +6,8 @@ The pass replaces `x * (1 / y)`, as exporters write norms, by `x / y`.
 from pathlib import Path
 
 from omforge import ir
+from omforge.compilation.compare_feeds import make_feeds
 from omforge.passes import Builder, Match, NoMatch, Pat, PatternOps, Pipeline, RewritePass
-from omforge.recognition.feeds import make_feeds
 from omforge.rewriting.instruments import CompareEach, VerifyEach
 
 MODEL = Path(__file__).parent / "models" / "docs-llama-onnx" / "model.onnx"

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from omforge import ir
+from omforge.compilation.compare_feeds import make_feeds
 from omforge.passes import GraphSurgeonPass, Pipeline, make_pipeline
-from omforge.recognition.feeds import make_feeds
 from omforge.rewriting.instruments import CompareEach, VerifyEach
 
 MODEL = Path(__file__).parent / "models" / "docs-llama-onnx" / "model.onnx"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from omforge import ir
+from omforge.compilation.compare_feeds import make_feeds
 from omforge.ir.numerics import max_abs_diff, run
 from omforge.passes import make_pipeline
 from omforge.passes.fuse_kv_io import FuseKvIo
@@ -16,7 +17,7 @@ from omforge.passes.last_token_logits import LastTokenLogits
 from omforge.passes.tabulate_rotary import TabulateRotary
 from omforge.recognition.config import read_config
 from omforge.recognition.coverage import Coverage, measure
-from omforge.recognition.feeds import Feeds, make_feeds
+from omforge.recognition.feeds import Feeds
 from tests.exports import EXPORTS, export
 
 KINDS = ("attention", "rotary", "norm", "mlp")

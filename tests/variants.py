@@ -12,11 +12,12 @@ import onnx
 import onnxruntime
 
 from omforge import ir
+from omforge.compilation.compare_feeds import make_feeds
 from omforge.ir.numerics import TOLERANCES, max_abs_diff, within
 from omforge.passes import make_pipeline
 from omforge.recognition.config import ModelConfig, read_config
 from omforge.recognition.coverage import Coverage, measure
-from omforge.recognition.feeds import Feeds, make_feeds
+from omforge.recognition.feeds import Feeds
 from omforge.testing.metamorphic import transform
 from tests.exports import export
 

@@ -341,7 +341,7 @@ def opt(
     from omforge import ir
     from omforge.cli import reports
     from omforge.cli.model_output import ModelOutput
-    from omforge.passes import make_pipeline
+    from omforge.passes import PASSES, make_pipeline
     from omforge.recognition.feeds import weight_bytes
     from omforge.rewriting.events import events
     from omforge.rewriting.instruments import Bisect, CompareEach, PrintAfter, Timing, VerifyEach
@@ -365,7 +365,7 @@ def opt(
         watch += more
     if names or print_after_changed:
         watch.append(PrintAfter(console.VisibleErrors(), names, changed=print_after_changed))
-    watch.insert(0, Reproducer(reproducer, watch))
+    watch.insert(0, Reproducer(reproducer, watch, PASSES))
     with destination.alone(as_json=as_json):
         with console.progress() as bar:
             if bar is not None:
@@ -470,7 +470,7 @@ def explain(
         )
     source = find_source(model)
     loaded = ir.load(source.graph)
-    make_pipeline("raise").run(loaded, [Reproducer(), VerifyEach()])
+    make_pipeline("raise").run(loaded, [Reproducer(registry=PASSES), VerifyEach()])
     coverage = measure(loaded, read_config(source.folder))
     told = put_together(coverage, events(loaded), pass_name=pass_name, layer=layer, at=at)
     if as_json:

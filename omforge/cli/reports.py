@@ -20,9 +20,10 @@ from omforge.compilation.task import task_text
 from omforge.ir.errors import InputError
 from omforge.quantization.token_file import leading_tokens
 from omforge.recognition.coverage import Coverage
+from omforge.rewriting.base import Pass
+from omforge.rewriting.base import options as pass_options
 from omforge.rewriting.events import Event
-from omforge.rewriting.pipeline import Pass, PassRun
-from omforge.rewriting.pipeline import options as pass_options
+from omforge.rewriting.pass_run import PassRun
 from omforge.runtime.bundle import Bundle, Progress
 from omforge.runtime.compare import Comparison, VerifyReport, is_quantized
 from omforge.runtime.generate import Generation

@@ -20,24 +20,26 @@ def compile_watch(
     """What watches the passes, and why nothing is compared although it was asked for."""
     from omforge import ir
     from omforge.bundle.source import find_source
+    from omforge.passes import PASSES
     from omforge.recognition.config import read_config
     from omforge.rewriting.instruments import VerifyEach
     from omforge.rewriting.reproducer import Reproducer
 
     watch: list[Instrument] = [*announcer(bar), VerifyEach()]
     if not compare:
-        return [Reproducer(), *watch], ""
+        return [Reproducer(registry=PASSES), *watch], ""
     found = find_source(source)
     config = read_config(found.folder)
     limits = (chosen.context, config.max_positions if config is not None else None)
     longest = min((limit for limit in limits if limit is not None), default=2048)
     more, remark = comparer(ir.load(found.graph), longest)
-    return [Reproducer(None, more), *watch, *more], remark
+    return [Reproducer(None, more, PASSES), *watch, *more], remark
 
 
 def comparer(model: ir.Model, longest: int) -> tuple[list[Instrument], str]:
     """What compares the model before and after each pass; or why it does not."""
-    from omforge.recognition.feeds import COMPARE_LIMIT, make_feeds, weight_bytes
+    from omforge.compilation.compare_feeds import make_feeds
+    from omforge.recognition.feeds import COMPARE_LIMIT, weight_bytes
     from omforge.rewriting.instruments import CompareEach
 
     size = weight_bytes(model)
@@ -50,7 +52,7 @@ def comparer(model: ir.Model, longest: int) -> tuple[list[Instrument], str]:
 def announcer(bar: console.Progress | None) -> list[Instrument]:
     """Show each pass in the progress bar, if there is one."""
     from omforge.rewriting.instruments import Instrument
-    from omforge.rewriting.pipeline import PassRun
+    from omforge.rewriting.pass_run import PassRun
 
     if bar is None:
         return []

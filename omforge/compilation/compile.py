@@ -85,9 +85,10 @@ from omforge.recognition.interface import cache_layers, find_interface
 from omforge.recognition.lengths.bounds import Bound, config_bounds, find_bounds
 from omforge.recognition.lengths.call_limit import find_call_limit
 from omforge.recognition.lengths.choices import tied_rows
+from omforge.rewriting.base import Pass
 from omforge.rewriting.events import Event, events, record
 from omforge.rewriting.instruments import Instrument, VerifyEach
-from omforge.rewriting.pipeline import Pass, Pipeline
+from omforge.rewriting.pipeline import Pipeline
 from omforge.rewriting.schema import CONTRIB_DOMAIN
 
 Array = npt.NDArray[Any]

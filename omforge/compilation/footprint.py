@@ -12,7 +12,8 @@ from omforge.lowering.legalize import legalize
 from omforge.lowering.target import Target
 from omforge.quantization.budget import parse_size, size_text
 from omforge.recognition.feeds import weight_bytes
-from omforge.rewriting.pipeline import Pass, Pipeline
+from omforge.rewriting.base import Pass
+from omforge.rewriting.pipeline import Pipeline
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from omforge.passes.bind_memory import BindMemory
 from omforge.recognition.attention.cross import memory_lengths
 from omforge.recognition.config import ModelConfig
 from omforge.recognition.interface import find_interface, memory_of
-from omforge.rewriting.pipeline import Pass
+from omforge.rewriting.base import Pass
 
 _ENCODERS = ("encoder_model.onnx", "encoder.onnx")
 

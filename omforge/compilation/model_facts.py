@@ -13,13 +13,12 @@ from omforge.bundle import manifest as m
 from omforge.compilation.export_interface import tensor_spec
 from omforge.ir.infer import attribute, constant_tensor, dims
 from omforge.lowering.target import dtype_name
-from omforge.passes.fuse_encoder_io import MASK_FULL
-from omforge.passes.fuse_kv_io import PAST
 from omforge.recognition.cache.states import is_state, renewed
 from omforge.recognition.config import ModelConfig
 from omforge.recognition.fixed_inputs import find_fixed
 from omforge.recognition.interface import CacheLayer, find_interface, table_rows
 from omforge.recognition.lengths.bounds import Bound
+from omforge.recognition.step_names import MASK_FULL, PAST
 from omforge.recognition.views import shape_of
 
 _STEPS_TO_HEAD = 6

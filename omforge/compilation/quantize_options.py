@@ -30,14 +30,14 @@ from omforge.ir.errors import InputError
 from omforge.lowering.legalize.choices import choices
 from omforge.lowering.legalize.quantized import LARGEST, OP, QUANTIZED_MATMUL
 from omforge.lowering.target import Target
-from omforge.passes.fuse_kv_io import PAST
 from omforge.passes.quantize_kv import QuantizeKv
 from omforge.passes.quantize_weights import Method, QuantizeWeights
 from omforge.passes.turn_weights import TurnWeights
 from omforge.quantization.budget import parse_size
 from omforge.quantization.report import budget_plan, quantized_layers
 from omforge.quantization.token_file import leading_tokens, read_tokens
-from omforge.rewriting.pipeline import Pass
+from omforge.recognition.step_names import PAST
+from omforge.rewriting.base import Pass
 
 Array = npt.NDArray[Any]
 KvDtype = Literal["fp16", "int8", "int8:channel", "int8:head"]

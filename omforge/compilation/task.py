@@ -21,8 +21,8 @@ from omforge.recognition.attention import masks
 from omforge.recognition.interface import Interface, find_interface, states, table_rows
 from omforge.recognition.lengths.bounds import Bound
 from omforge.recognition.views import shape_of
+from omforge.rewriting.base import Pass
 from omforge.rewriting.match import NoMatch
-from omforge.rewriting.pipeline import Pass
 
 if TYPE_CHECKING:
     from omforge.compilation.compile import CompileOptions

@@ -23,9 +23,10 @@ from omforge.passes import make_pipeline
 from omforge.passes.bind_shapes import BindShapes
 from omforge.passes.convert_precision import ConvertPrecision
 from omforge.passes.fuse_kv_io import FuseKvIo
-from omforge.passes.last_token_logits import LOGITS_INDEX, LastTokenLogits
+from omforge.passes.last_token_logits import LastTokenLogits
 from omforge.passes.tabulate_rotary import TabulateRotary
 from omforge.recognition.config import read_config
+from omforge.recognition.step_names import LOGITS_INDEX
 
 # Of an export, which has no buckets yet.
 _CONTEXT, _PREFILL = 2048, 128

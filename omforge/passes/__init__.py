@@ -45,8 +45,11 @@ from omforge.passes.turn_weights import TurnWeights
 from omforge.passes.uncrop_cache import UncropCache
 from omforge.passes.unflatten_gemm import UnflattenGemm
 from omforge.passes.ungroup_experts import UngroupExperts
+from omforge.rewriting.base import Pass
 from omforge.rewriting.events import Event
-from omforge.rewriting.pipeline import Pass, PassRun, Pipeline, PipelineResult, parse_pipeline
+from omforge.rewriting.pass_run import PassRun
+from omforge.rewriting.pipeline import Pipeline, PipelineResult
+from omforge.rewriting.pipeline_text import parse_pipeline
 from omforge.rewriting.rewrite import ANY, Builder, Match, NoMatch, Pat, PatternOps, RewritePass
 
 __all__ = [

@@ -34,9 +34,9 @@ from omforge.recognition.attention import masks
 from omforge.recognition.derived_positions import feed_positions
 from omforge.recognition.interface import Interface, activations, find_interface
 from omforge.recognition.views import shape_of
+from omforge.rewriting.base import Pass
 from omforge.rewriting.builder import Builder
 from omforge.rewriting.match import NoMatch
-from omforge.rewriting.pipeline import Pass
 from omforge.rewriting.splice import Names, insert, splice
 
 SEQ, PAST = symbol("seq"), symbol("past")

@@ -29,8 +29,8 @@ from omforge.recognition.attention.masks import Prober
 from omforge.recognition.interface import find_interface
 from omforge.recognition.lengths.choices import is_choice
 from omforge.recognition.lengths.texts import Ruler, moving
+from omforge.rewriting.base import Pass
 from omforge.rewriting.events import record
-from omforge.rewriting.pipeline import Pass
 
 
 @dataclass(frozen=True)

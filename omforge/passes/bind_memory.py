@@ -18,7 +18,7 @@ from omforge.ir.infer import dims, infer_model, to_shape
 from omforge.recognition.attention.cross import memory_lengths
 from omforge.recognition.interface import find_interface, memory_of
 from omforge.recognition.views import shape_of
-from omforge.rewriting.pipeline import Pass
+from omforge.rewriting.base import Pass
 
 
 @dataclass(frozen=True)

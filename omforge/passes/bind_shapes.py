@@ -13,7 +13,7 @@ from omforge.ir.infer import dims, infer_model, to_shape
 from omforge.passes.fold_constants import FoldConstants
 from omforge.passes.fold_shapes import FoldShapes
 from omforge.passes.remove_no_ops import RemoveNoOps
-from omforge.rewriting.pipeline import Pass
+from omforge.rewriting.base import Pass
 
 
 @dataclass(frozen=True)

@@ -35,10 +35,10 @@ from omforge.recognition.cache.exported import ExportedCache, Returns, keep
 from omforge.recognition.cache.joins import FLOATS, Join, Layout, find_joins, layout_of
 from omforge.recognition.interface import find_interface
 from omforge.recognition.views import shape_of
+from omforge.rewriting.base import Pass
 from omforge.rewriting.builder import Builder
 from omforge.rewriting.events import record
 from omforge.rewriting.match import NoMatch
-from omforge.rewriting.pipeline import Pass
 from omforge.rewriting.splice import Names, splice
 
 Array = npt.NDArray[Any]

@@ -19,7 +19,7 @@ from omforge import ir
 from omforge.ir.edit import add_initializer, value_names
 from omforge.ir.infer import attribute, dims, infer_model
 from omforge.recognition.newer_opsets import NEWEST, convert
-from omforge.rewriting.pipeline import Pass
+from omforge.rewriting.base import Pass
 from omforge.rewriting.splice import Names
 
 CANONICAL_OPSET = 24

@@ -12,9 +12,9 @@ import numpy.typing as npt
 from omforge import ir
 from omforge.ir.infer import constant, infer_model, tensor_shape
 from omforge.recognition.interface import is_weight
+from omforge.rewriting.base import Pass
 from omforge.rewriting.builder import Builder
 from omforge.rewriting.events import record
-from omforge.rewriting.pipeline import Pass
 from omforge.rewriting.splice import Names, insert
 
 _FLOAT, _HALF, _BRAIN = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16

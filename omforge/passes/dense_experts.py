@@ -30,10 +30,10 @@ from omforge.ir.evaluate import Cutout, EvaluationError, sizes
 from omforge.ir.infer import attribute, constant, infer_model, known
 from omforge.recognition.interface import is_weight
 from omforge.recognition.views import shape_of
+from omforge.rewriting.base import Pass
 from omforge.rewriting.builder import Builder
 from omforge.rewriting.events import record
 from omforge.rewriting.match import NoMatch
-from omforge.rewriting.pipeline import Pass
 from omforge.rewriting.splice import Names, insert, splice
 
 Array = npt.NDArray[Any]

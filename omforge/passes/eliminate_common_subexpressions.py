@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from omforge import ir
+from omforge.rewriting.base import Pass
 from omforge.rewriting.matcher import SMALL
 from omforge.rewriting.pattern import COMMUTATIVE
-from omforge.rewriting.pipeline import Pass
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from omforge import ir
 from omforge.ir.edit import add_initializer, remove_dead, replace_value, value_names
 from omforge.ir.evaluate import Cutout, EvaluationError
 from omforge.ir.infer import constant_tensor, dims, infer_model, known, known_ints
+from omforge.rewriting.base import Pass
 from omforge.rewriting.events import record
-from omforge.rewriting.pipeline import Pass
 
 _NOT_FOLDED = {
     # Another number in each run.

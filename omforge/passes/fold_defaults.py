@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from omforge import ir
+from omforge.rewriting.base import Pass
 from omforge.rewriting.events import record
-from omforge.rewriting.pipeline import Pass
 
 _SHOWN = 4
 

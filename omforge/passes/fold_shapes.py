@@ -26,8 +26,8 @@ from omforge import ir
 from omforge.ir.dims import Dim
 from omforge.ir.edit import remove_dead
 from omforge.ir.infer import constant_tensor, dims, infer_model, known
+from omforge.rewriting.base import Pass
 from omforge.rewriting.builder import Builder
-from omforge.rewriting.pipeline import Pass
 from omforge.rewriting.splice import insert, splice
 
 _RESHAPES = {"Reshape", "Unsqueeze", "Squeeze", "Flatten"}

@@ -42,10 +42,10 @@ from omforge.recognition.attention.masks import Applied
 from omforge.recognition.attention.operands import Operand, last, operand, plain, queries
 from omforge.recognition.interface import Interface, activations, find_interface
 from omforge.recognition.views import shape_of, trace
+from omforge.rewriting.base import Pass
 from omforge.rewriting.builder import Builder
 from omforge.rewriting.events import record
 from omforge.rewriting.match import NoMatch
-from omforge.rewriting.pipeline import Pass
 from omforge.rewriting.splice import Names, insert, splice, withdraw
 
 

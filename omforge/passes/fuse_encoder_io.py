@@ -27,21 +27,20 @@ from omforge import ir
 from omforge.ir.dims import symbol
 from omforge.ir.edit import remove_dead, take_name
 from omforge.ir.infer import attribute, infer_model, to_shape
-from omforge.passes.fuse_kv_io import INPUT_IDS, MASK
-from omforge.passes.last_token_logits import LOGITS_INDEX, keeps_last
+from omforge.passes.last_token_logits import keeps_last
 from omforge.recognition.attention import masks
 from omforge.recognition.derived_positions import POSITION_IDS
 from omforge.recognition.fixed_inputs import find_fixed
 from omforge.recognition.interface import Interface, find_interface, states
+from omforge.recognition.step_names import INPUT_IDS, LOGITS_INDEX, MASK, MASK_CAUSAL, MASK_FULL
 from omforge.recognition.views import shape_of
+from omforge.rewriting.base import Pass
 from omforge.rewriting.builder import Builder
 from omforge.rewriting.events import record
 from omforge.rewriting.match import NoMatch
-from omforge.rewriting.pipeline import Pass
 from omforge.rewriting.splice import Names, splice
 
 BATCH, SEQ = symbol("batch"), symbol("seq")
-MASK_CAUSAL, MASK_FULL = "attention_mask_causal", "attention_mask_full"
 
 
 @dataclass(frozen=True)

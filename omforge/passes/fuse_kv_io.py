@@ -30,7 +30,6 @@ from omforge import ir
 from omforge.ir.dims import Dim, symbol, symbols
 from omforge.ir.edit import all_values, fresh_name, remove_dead, take_name
 from omforge.ir.infer import attribute, infer_model, to_shape
-from omforge.passes.last_token_logits import LOGITS_INDEX
 from omforge.recognition.attention import alibi, masks
 from omforge.recognition.attention import sinks as attention_sinks
 from omforge.recognition.attention import unraised as unraised_attention
@@ -47,17 +46,23 @@ from omforge.recognition.interface import (
     cache_layers,
     find_interface,
 )
+from omforge.recognition.step_names import (
+    INPUT_IDS,
+    INPUTS_EMBEDS,
+    LOGITS,
+    LOGITS_INDEX,
+    MASK,
+    PAST,
+    PRESENT,
+)
 from omforge.recognition.views import shape_of
+from omforge.rewriting.base import Pass
 from omforge.rewriting.builder import Builder
 from omforge.rewriting.events import record
 from omforge.rewriting.match import NoMatch
-from omforge.rewriting.pipeline import Pass
 from omforge.rewriting.splice import insert, splice
 
 BATCH, SEQ, CAPACITY = symbol("batch"), symbol("seq"), symbol("capacity")
-PAST, PRESENT, MASK = "past_key_values", "present_key_values", "attention_mask"
-INPUT_IDS, INPUTS_EMBEDS, LOGITS = "input_ids", "inputs_embeds", "logits"
-
 _Kind: TypeAlias = tuple[int | None, Bias | None]
 """A mask's window, and what it adds to the scores of visible keys."""
 

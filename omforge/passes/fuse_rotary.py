@@ -53,10 +53,10 @@ from omforge.recognition.rotary.source import (
 )
 from omforge.recognition.rotary.tables import Tables, Wanted, check_layout
 from omforge.recognition.views import bindings_for, shape_of
+from omforge.rewriting.base import Pass
 from omforge.rewriting.builder import Builder
 from omforge.rewriting.events import record
 from omforge.rewriting.match import NoMatch
-from omforge.rewriting.pipeline import Pass
 from omforge.rewriting.splice import Names, splice
 
 Array = npt.NDArray[Any]

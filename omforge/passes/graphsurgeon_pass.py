@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from omforge import ir
-from omforge.rewriting.pipeline import Pass
+from omforge.rewriting.base import Pass
 
 
 @dataclass(frozen=True)

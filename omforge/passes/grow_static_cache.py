@@ -36,10 +36,10 @@ from omforge.recognition.cache.exported import ExportedCache, ExportedCounter, k
 from omforge.recognition.cache.joins import FLOATS, Join, Reading, reading_of
 from omforge.recognition.interface import find_interface
 from omforge.recognition.views import shape_of, trace
+from omforge.rewriting.base import Pass
 from omforge.rewriting.builder import Builder
 from omforge.rewriting.events import events, record
 from omforge.rewriting.match import NoMatch
-from omforge.rewriting.pipeline import Pass
 from omforge.rewriting.splice import Names, insert, splice
 
 Array = npt.NDArray[Any]

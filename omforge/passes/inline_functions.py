@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from omforge import ir
-from omforge.rewriting.pipeline import Pass
+from omforge.rewriting.base import Pass
 
 
 @dataclass(frozen=True)

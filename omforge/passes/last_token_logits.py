@@ -27,12 +27,11 @@ from omforge.ir.dims import symbol
 from omforge.ir.edit import remove_dead, replace_value
 from omforge.ir.infer import attribute, dims, infer_model, known, to_shape
 from omforge.recognition.interface import Interface, find_interface, is_weight
+from omforge.recognition.step_names import LOGITS_INDEX
 from omforge.recognition.views import shape_of
+from omforge.rewriting.base import Pass
 from omforge.rewriting.builder import Builder
-from omforge.rewriting.pipeline import Pass
 from omforge.rewriting.splice import insert
-
-LOGITS_INDEX = "logits_index"
 
 # Each row of the output depends on the same row of the input alone.
 _ELEMENTWISE = {"Add", "Cast", "Clip", "Div", "Identity", "Mul", "Sub", "Tanh"}

@@ -18,8 +18,8 @@ from typing import ClassVar
 
 from omforge import ir
 from omforge.ir.infer import dims, infer_model, known_ints
+from omforge.rewriting.base import Pass
 from omforge.rewriting.builder import Builder
-from omforge.rewriting.pipeline import Pass
 from omforge.rewriting.splice import Names, splice
 
 

@@ -19,8 +19,8 @@ from omforge.recognition.interface import (
     table_rows,
 )
 from omforge.recognition.views import shape_of
+from omforge.rewriting.base import Pass
 from omforge.rewriting.events import record
-from omforge.rewriting.pipeline import Pass
 
 BATCH, SEQ, PAST = symbol("batch"), symbol("seq"), symbol("past")
 _TAKEN = frozenset(("batch", "seq", "past"))

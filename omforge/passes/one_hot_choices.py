@@ -23,10 +23,10 @@ import numpy as np
 from omforge import ir
 from omforge.ir.infer import attribute, constant, infer_model
 from omforge.recognition.views import shape_of
+from omforge.rewriting.base import Pass
 from omforge.rewriting.builder import Builder
 from omforge.rewriting.events import record
 from omforge.rewriting.match import NoMatch
-from omforge.rewriting.pipeline import Pass
 from omforge.rewriting.splice import Names, splice
 
 

@@ -38,9 +38,9 @@ from omforge.quantization.linear import (
     kept_layers,
 )
 from omforge.quantization.token_file import read_tokens
+from omforge.rewriting.base import Pass
 from omforge.rewriting.builder import Builder
 from omforge.rewriting.events import record
-from omforge.rewriting.pipeline import Pass
 from omforge.rewriting.splice import Names, insert
 
 Array = npt.NDArray[Any]

@@ -48,13 +48,13 @@ import numpy.typing as npt
 from omforge import ir
 from omforge.ir.infer import attribute, dims, infer_model
 from omforge.ir.segment import Walk
-from omforge.passes.fuse_kv_io import PAST, PRESENT
 from omforge.quantization.blockwise import storable
 from omforge.quantization.token_file import read_tokens
 from omforge.recognition.feeds import token_feeds
 from omforge.recognition.interface import find_interface
+from omforge.recognition.step_names import PAST, PRESENT
+from omforge.rewriting.base import Pass
 from omforge.rewriting.builder import Builder
-from omforge.rewriting.pipeline import Pass
 from omforge.rewriting.splice import Names, insert
 
 Array = npt.NDArray[Any]

@@ -43,9 +43,9 @@ from omforge.quantization.report import QuantizedLayer, add_layers, keep_plan
 from omforge.quantization.tensors import QuantizedWeight
 from omforge.quantization.token_file import read_tokens
 from omforge.recognition.feeds import weight_bytes
+from omforge.rewriting.base import Pass
 from omforge.rewriting.builder import Builder
 from omforge.rewriting.events import record
-from omforge.rewriting.pipeline import Pass
 from omforge.rewriting.splice import Names, insert, splice
 
 Array = npt.NDArray[Any]

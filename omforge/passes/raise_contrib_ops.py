@@ -19,10 +19,10 @@ from omforge.ir.infer import attribute, dims, infer_model, infer_nodes, to_shape
 from omforge.quantization.block_quantized import gather_block_quantized, matmul_nbits
 from omforge.recognition.attention import masks
 from omforge.recognition.interface import Interface, attention_mask_of, tokens_of
+from omforge.rewriting.base import Pass
 from omforge.rewriting.builder import Builder
 from omforge.rewriting.events import record
 from omforge.rewriting.match import NoMatch
-from omforge.rewriting.pipeline import Pass
 from omforge.rewriting.schema import CONTRIB_DOMAIN
 from omforge.rewriting.splice import Names, splice
 

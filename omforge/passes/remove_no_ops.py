@@ -16,9 +16,9 @@ from omforge import ir
 from omforge.ir.edit import remove_dead, replace_value
 from omforge.ir.infer import dims, infer_model, known_ints
 from omforge.recognition.views import is_identity, scalar, trace
+from omforge.rewriting.base import Pass
 from omforge.rewriting.builder import Builder
 from omforge.rewriting.match import NoMatch
-from omforge.rewriting.pipeline import Pass
 from omforge.rewriting.splice import Names, splice
 
 _SIGNED = (

@@ -25,9 +25,9 @@ from omforge import ir
 from omforge.ir.infer import constant_tensor, tensor_shape
 from omforge.quantization.blockwise import packed_integers
 from omforge.quantization.signed import signed_initializer
+from omforge.rewriting.base import Pass
 from omforge.rewriting.builder import Builder
 from omforge.rewriting.events import record
-from omforge.rewriting.pipeline import Pass
 from omforge.rewriting.splice import Names, splice
 
 Array = npt.NDArray[Any]

@@ -26,9 +26,9 @@ from omforge.ir.edit import remove_dead
 from omforge.ir.evaluate import Cutout, EvaluationError
 from omforge.ir.infer import constant_tensor, dims, infer_model
 from omforge.recognition.interface import find_interface
+from omforge.rewriting.base import Pass
 from omforge.rewriting.builder import Builder
 from omforge.rewriting.events import record
-from omforge.rewriting.pipeline import Pass
 from omforge.rewriting.splice import Names, splice
 
 Array = npt.NDArray[Any]

@@ -20,8 +20,8 @@ from typing import Any, ClassVar
 from omforge import ir
 from omforge.ir.edit import all_values, remove_dead, replace_value
 from omforge.ir.infer import constant
+from omforge.rewriting.base import Pass
 from omforge.rewriting.events import record
-from omforge.rewriting.pipeline import Pass
 
 _KEY = "omforge.cache_flag"
 _BRANCHES = ("then_branch", "else_branch")

@@ -22,9 +22,9 @@ from omforge import ir
 from omforge.ir.infer import infer_model, to_shape
 from omforge.recognition.interface import find_interface, stacked_positions
 from omforge.recognition.views import shape_of
+from omforge.rewriting.base import Pass
 from omforge.rewriting.builder import Builder
 from omforge.rewriting.events import record
-from omforge.rewriting.pipeline import Pass
 from omforge.rewriting.splice import insert
 
 

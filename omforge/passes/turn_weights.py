@@ -26,8 +26,8 @@ from omforge import ir
 from omforge.ir.infer import attribute, infer_model, tensor_shape
 from omforge.ir.streamed import StreamedTensor
 from omforge.quantization.blockwise import pack
+from omforge.rewriting.base import Pass
 from omforge.rewriting.builder import Builder
-from omforge.rewriting.pipeline import Pass
 from omforge.rewriting.splice import Names, splice
 
 Array = npt.NDArray[Any]

@@ -33,9 +33,9 @@ from omforge.recognition.attention.operands import operands
 from omforge.recognition.attention.scores import find_mixed, find_scores
 from omforge.recognition.interface import activations, find_interface
 from omforge.recognition.views import shape_of, trace
+from omforge.rewriting.base import Pass
 from omforge.rewriting.builder import Builder
 from omforge.rewriting.match import NoMatch
-from omforge.rewriting.pipeline import Pass
 from omforge.rewriting.splice import Names, splice
 
 

@@ -19,8 +19,8 @@ from typing import ClassVar
 from omforge import ir
 from omforge.ir.infer import attribute, dims, infer_model
 from omforge.recognition.views import trace
+from omforge.rewriting.base import Pass
 from omforge.rewriting.builder import Builder
-from omforge.rewriting.pipeline import Pass
 from omforge.rewriting.splice import Names, splice
 
 

@@ -41,10 +41,10 @@ from omforge.recognition.experts.sorted_rows import (
     rows_taken,
     sorted_values,
 )
+from omforge.rewriting.base import Pass
 from omforge.rewriting.builder import Builder
 from omforge.rewriting.events import record
 from omforge.rewriting.match import NoMatch
-from omforge.rewriting.pipeline import Pass
 from omforge.rewriting.splice import Names, splice
 
 

@@ -18,9 +18,6 @@ import numpy.typing as npt
 from omforge import ir
 from omforge.ir.dims import Dim, Expr, evaluate, symbols
 from omforge.ir.infer import dims
-from omforge.passes.fuse_encoder_io import MASK_FULL
-from omforge.passes.fuse_kv_io import MASK, PAST
-from omforge.passes.last_token_logits import LOGITS_INDEX
 from omforge.recognition.attention.alibi import KEY_POSITIONS
 from omforge.recognition.attention.masks import given_mask
 from omforge.recognition.interface import (
@@ -30,8 +27,8 @@ from omforge.recognition.interface import (
     stacked_positions,
     table_rows,
 )
+from omforge.recognition.step_names import LOGITS_INDEX, MASK, MASK_FULL, PAST
 from omforge.rewriting.padding import StepFeeds
-from omforge.rewriting.schema import CONTRIB_DOMAIN
 
 Array = npt.NDArray[Any]
 Feeds = dict[str, Array]
@@ -81,22 +78,23 @@ def weight_bytes(model: ir.Model) -> int:
     return sum(tensor.nbytes for _, tensor in ir.all_tensors(model))
 
 
-def make_feeds(model: ir.Model, longest: int = 2048, seed: int = 0) -> list[Feeds]:
+def step_feeds(
+    model: ir.Model, longest: int = 2048, seed: int = 0, *, equal_rows: bool = False
+) -> list[Feeds]:
     """Return several sets of inputs for a model; the same arguments give the same numbers.
 
     A graph that is no causal LM gets numbers of its inputs' shapes, two sizes for each symbol.
 
     Args:
-        model: Exported, canonical or bound; it is left as it was.
+        model: Exported, canonical or bound; its caches are where `find_interface` sees them.
         longest: No step has a token behind this position: rotary tables end at the context.
         seed: Of tokens and of the numbers in the cache.
+        equal_rows: Rows are of one length, and several of them go behind a past with one token
+            each: what ONNX Runtime's GroupQueryAttention takes.
 
     Raises:
         InputError: An input has no shape, or a cache has heads of unknown size.
     """
-    contrib = any(node.domain == CONTRIB_DOMAIN for node in model.graph)
-    if contrib:
-        model = _canonicalized(model)
     inputs = [v for v in model.graph.inputs if v.name not in model.graph.initializers]
     try:
         interface = find_interface(model)
@@ -104,8 +102,8 @@ def make_feeds(model: ir.Model, longest: int = 2048, seed: int = 0) -> list[Feed
         return [_plain(inputs, sizes, seed) for sizes in ((2, 3, 5, 4, 7, 6), (3, 4, 2, 6, 5, 7))]
     made: list[Feeds] = []
     steps = list(_steps(inputs, interface, longest))
-    if contrib:
-        steps = list(dict.fromkeys(map(_for_contrib_ops, steps)))
+    if equal_rows:
+        steps = list(dict.fromkeys(map(_with_equal_rows, steps)))
     for number, step in enumerate(steps):
         random = np.random.default_rng([seed, number])
         arrays = {_name(v): _feed(v, step, interface, random) for v in inputs}
@@ -166,20 +164,7 @@ def _steps(inputs: list[ir.Value], interface: Interface, longest: int) -> Iterat
             yield found
 
 
-def _canonicalized(model: ir.Model) -> ir.Model:
-    """A copy whose caches are known, which GroupQueryAttention hides; it has the same inputs."""
-    from omforge.passes import make_pipeline  # this module is one of that package
-
-    copy = model.clone()
-    make_pipeline("canonicalize").run(copy, ())
-    return copy
-
-
-def _for_contrib_ops(step: Step) -> Step:
-    """What ONNX Runtime's GroupQueryAttention takes.
-
-    Rows are of one length, and several of them go behind a past with one token each.
-    """
+def _with_equal_rows(step: Step) -> Step:
     rows = 1 if step.past and step.seq > 1 else step.batch
     return dataclasses.replace(step, batch=rows, padding=0)
 

@@ -22,7 +22,7 @@ from omforge.ir.ort_errors import ort_cause
 from omforge.ir.text import to_text
 from omforge.ir.verify import verify
 from omforge.rewriting.padding import StepFeeds
-from omforge.rewriting.pipeline import PassRun
+from omforge.rewriting.pass_run import PassRun
 
 log = logging.getLogger(__name__)
 

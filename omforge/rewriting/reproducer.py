@@ -8,15 +8,18 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from omforge import ir
+from omforge.rewriting.base import Pass
 from omforge.rewriting.instruments import CompareEach, Feeds, Instrument
 from omforge.rewriting.padding import StepFeeds
-from omforge.rewriting.pipeline import Pass, PassRun, parse_pipeline
+from omforge.rewriting.pass_run import PassRun
+from omforge.rewriting.pipeline_text import parse_pipeline
 
 log = logging.getLogger(__name__)
 
@@ -33,13 +36,20 @@ class Reproducer(Instrument):
         folder: Where `before-<pass>.onnx` goes, with its weights and feeds beside it. Without it, a
             failure on purpose keeps nothing, and an unexpected one a new temporary folder.
         beside: The other instruments: those that the command needs to fail alike are kept too.
+        registry: The passes that the command line knows.
 
     It stands ahead of them: it must have the graph when one of them fails.
     """
 
-    def __init__(self, folder: Path | None = None, beside: Sequence[Instrument] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path | None = None,
+        beside: Sequence[Instrument] = (),
+        registry: Mapping[str, type[Pass]] = MappingProxyType({}),
+    ) -> None:
         self._folder = folder
         self._beside = beside
+        self._registry = registry
         self._before: ir.Model | None = None
         self._of: ir.Model | None = None
 
@@ -73,7 +83,7 @@ class Reproducer(Instrument):
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"before-{run.name}.onnx"
         ir.save(self._before, path, external=f"before-{run.name}.data")
-        if not _is_text(run.step):
+        if not _is_text(run.step, self._registry):
             error.add_note(f"the graph ahead of it: {path}; this pass has options only of Python's")
             return
         words = ["omforge", "opt", str(path), "-p", str(run.step)]
@@ -84,12 +94,10 @@ class Reproducer(Instrument):
         error.add_note(f"reproduce: {shlex.join(words)}")
 
 
-def _is_text(step: Pass) -> bool:
+def _is_text(step: Pass, registry: Mapping[str, type[Pass]]) -> bool:
     """Whether the command line can make the same pass."""
-    from omforge.passes import PASSES  # this module is one of that package
-
     try:
-        return parse_pipeline(str(step), PASSES).passes == (step,)
+        return parse_pipeline(str(step), registry).passes == (step,)
     except ir.InputError:
         return False
 

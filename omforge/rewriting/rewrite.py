@@ -11,12 +11,12 @@ from typing import Any, ClassVar
 
 from omforge import ir
 from omforge.ir.errors import CheckError
+from omforge.rewriting.base import Pass
 from omforge.rewriting.builder import Builder
 from omforge.rewriting.events import record
 from omforge.rewriting.match import Match, NoMatch
 from omforge.rewriting.matcher import Found, Matcher
 from omforge.rewriting.pattern import ANY, Pat, Pattern, PatternOps
-from omforge.rewriting.pipeline import Pass
 from omforge.rewriting.splice import Names, splice
 
 __all__ = ["ANY", "Builder", "Match", "NoMatch", "Pat", "PatternOps", "RewritePass", "splice"]

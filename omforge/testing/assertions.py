@@ -11,7 +11,7 @@ from omforge import ir
 from omforge.ir import numerics
 from omforge.ir.infer import infer_model
 from omforge.ir.verify import check
-from omforge.rewriting.pipeline import Pass
+from omforge.rewriting.base import Pass
 from omforge.testing.feeds import several_feeds
 from omforge.testing.outline import outline
 

@@ -16,7 +16,7 @@ from omforge import ir
 from omforge.ir import numerics
 from omforge.ir.infer import infer_model
 from omforge.rewriting import schema
-from omforge.rewriting.pipeline import Pass
+from omforge.rewriting.base import Pass
 from omforge.testing.assertions import assert_same_numbers
 from omforge.testing.feeds import example_feeds
 

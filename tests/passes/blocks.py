@@ -14,7 +14,7 @@ import numpy as np
 from omforge import ir
 from omforge.ir import numerics
 from omforge.passes import make_pipeline
-from omforge.rewriting.pipeline import Pass
+from omforge.rewriting.base import Pass
 from omforge.testing import parse
 
 VOCABULARY, HIDDEN = 16, 8

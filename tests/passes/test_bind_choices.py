@@ -3,8 +3,8 @@
 import pytest
 
 from omforge import ir
+from omforge.compilation.compare_feeds import make_feeds
 from omforge.passes.bind_choices import BindChoices
-from omforge.recognition.feeds import make_feeds
 from omforge.rewriting.events import events
 from omforge.testing import assert_same_numbers
 from tests.passes import lengths

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from omforge.passes import PASSES, PIPELINES, make_pipeline
-from omforge.rewriting.pipeline import Pass, options, parse_pipeline
+from omforge.rewriting.base import Pass, options
+from omforge.rewriting.pipeline_text import parse_pipeline
 
 TESTS = Path(__file__).parent
 

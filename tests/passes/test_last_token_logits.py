@@ -7,7 +7,8 @@ import pytest
 
 from omforge import ir
 from omforge.ir import numerics
-from omforge.passes.last_token_logits import LOGITS_INDEX, LastTokenLogits
+from omforge.passes.last_token_logits import LastTokenLogits
+from omforge.recognition.step_names import LOGITS_INDEX
 from omforge.testing import parse
 
 HEADER = """<ir_version: 11, opset_import: ["" : 24]>

@@ -8,10 +8,10 @@ import pytest
 
 from omforge import ir
 from omforge.bundle.manifest import Export, KvCache
+from omforge.compilation.compare_feeds import make_feeds
 from omforge.ir.numerics import run, tolerance, within
 from omforge.passes.fuse_rotary import FuseRotary
 from omforge.passes.text_positions import TextPositions
-from omforge.recognition.feeds import make_feeds
 from omforge.recognition.interface import find_interface
 from omforge.rewriting.events import events
 from omforge.runtime.export import ExportModel

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from omforge import ir
+from omforge.compilation.compare_feeds import make_feeds
 from omforge.ir import numerics
 from omforge.ir.errors import CheckError, InputError
 from omforge.ir.infer import dims
 from omforge.passes import Pass, Pipeline, make_pipeline
-from omforge.recognition.feeds import HIDDEN, STEPS, make_feeds, token_feeds, weight_bytes
+from omforge.recognition.feeds import HIDDEN, STEPS, token_feeds, weight_bytes
 from omforge.rewriting.instruments import CompareEach
 from omforge.testing import parse
 

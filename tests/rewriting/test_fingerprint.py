@@ -12,8 +12,9 @@ from omforge import ir
 from omforge.ir.errors import CheckError
 from omforge.ir.infer import infer_model
 from omforge.passes import make_pipeline
+from omforge.rewriting.base import Pass
 from omforge.rewriting.fingerprint import fingerprint
-from omforge.rewriting.pipeline import Pass, Pipeline
+from omforge.rewriting.pipeline import Pipeline
 from omforge.testing import parse
 
 

@@ -11,6 +11,7 @@ import pytest
 from omforge import ir
 from omforge.ir.errors import CheckError
 from omforge.ir.infer import infer_model
+from omforge.rewriting.base import Pass
 from omforge.rewriting.instruments import (
     Bisect,
     CompareEach,
@@ -19,7 +20,8 @@ from omforge.rewriting.instruments import (
     Timing,
     VerifyEach,
 )
-from omforge.rewriting.pipeline import Pass, PassRun, Pipeline
+from omforge.rewriting.pass_run import PassRun
+from omforge.rewriting.pipeline import Pipeline
 from omforge.testing import parse, several_feeds
 
 MODEL = """<ir_version: 11, opset_import: ["" : 24]>

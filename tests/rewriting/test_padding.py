@@ -7,9 +7,10 @@ import pytest
 
 from omforge import ir
 from omforge.ir.errors import CheckError
+from omforge.rewriting.base import Pass
 from omforge.rewriting.instruments import CompareEach
 from omforge.rewriting.padding import StepFeeds
-from omforge.rewriting.pipeline import Pass, Pipeline
+from omforge.rewriting.pipeline import Pipeline
 from omforge.testing import parse
 
 FEEDS = StepFeeds({}, np.array([0, 2]), past=0, seq=5)

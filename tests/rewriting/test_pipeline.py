@@ -7,7 +7,9 @@ import pytest
 
 from omforge import ir
 from omforge.ir.errors import InputError
-from omforge.rewriting.pipeline import Pass, Pipeline, parse_pipeline
+from omforge.rewriting.base import Pass
+from omforge.rewriting.pipeline import Pipeline
+from omforge.rewriting.pipeline_text import parse_pipeline
 
 MODEL = """<ir_version: 11, opset_import: ["" : 24]>
 g (float[N] x) => (float[N] y) { a = Neg (x) b = Neg (a) c = Neg (b) y = Neg (c) }"""

@@ -14,11 +14,12 @@ from typer.testing import CliRunner
 
 from omforge import ir
 from omforge.cli import app as cli
+from omforge.compilation.compare_feeds import make_feeds
 from omforge.passes import PASSES, RewritePass
-from omforge.recognition.feeds import make_feeds
+from omforge.rewriting.base import Pass
 from omforge.rewriting.instruments import CompareEach
 from omforge.rewriting.padding import StepFeeds
-from omforge.rewriting.pipeline import Pass, Pipeline
+from omforge.rewriting.pipeline import Pipeline
 from omforge.rewriting.reproducer import KEPT_UNASKED, Reproducer, save_feeds, saved_feeds
 from omforge.testing import parse, several_feeds
 
@@ -86,7 +87,7 @@ def test_what_moves_the_numbers_is_reproduced_on_the_same_feeds(tmp_path: Path) 
     model = parse(MODEL)
     compare = CompareEach(several_feeds)
     with pytest.raises(ir.CheckError) as caught:
-        Pipeline((Halve(),)).run(model, [Reproducer(tmp_path / "r", [compare]), compare])
+        Pipeline((Halve(),)).run(model, [Reproducer(tmp_path / "r", [compare], PASSES), compare])
     command, again = reproduced(caught.value.__notes__)
     assert "--compare-each --feeds" in command
     assert caught.value.why.split(";")[0] in again.stderr
@@ -116,7 +117,7 @@ def test_the_graph_that_is_kept_is_the_one_ahead_of_the_pass(tmp_path: Path) -> 
             raise ValueError("a bug")
 
     with pytest.raises(ValueError, match="a bug") as caught:
-        Pipeline((Halve(), Half())).run(parse(MODEL), [Reproducer(tmp_path)])
+        Pipeline((Halve(), Half())).run(parse(MODEL), [Reproducer(tmp_path, registry=PASSES)])
     kept = ir.load(tmp_path / "before-half.onnx")
     assert [node.op_type for node in kept.graph] == ["Neg", "Mul"]
     assert float(kept.graph.initializers["two"].const_value.numpy()) == 1.0

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from omforge import ir
-from omforge.rewriting.pipeline import Pass
+from omforge.rewriting.base import Pass
 from omforge.rewriting.rewrite import Builder, Match, Pat, PatternOps, RewritePass
 from omforge.testing import (
     assert_leaves_alone,

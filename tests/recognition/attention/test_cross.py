@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from omforge import ir
+from omforge.compilation.compare_feeds import make_feeds
 from omforge.ir import numerics
 from omforge.ir.infer import attribute
 from omforge.passes import make_pipeline
@@ -15,7 +16,6 @@ from omforge.passes.fuse_kv_io import FuseKvIo
 from omforge.recognition.attention.cross import cross_attention, memory_lengths
 from omforge.recognition.config import ModelConfig, read_config
 from omforge.recognition.coverage import measure
-from omforge.recognition.feeds import make_feeds
 from omforge.recognition.fixed_inputs import find_fixed
 from omforge.recognition.interface import find_interface, memory_of
 from omforge.rewriting.instruments import CompareEach, VerifyEach

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from omforge import ir
+from omforge.compilation.compare_feeds import make_feeds
 from omforge.ir.infer import constant, infer_model
 from omforge.ir.numerics import max_abs_diff, run
 from omforge.passes.fuse_attention import FuseAttention
 from omforge.passes.fuse_kv_io import FuseKvIo
 from omforge.recognition.attention import masks
 from omforge.recognition.attention.masks import Applied, Mask, Probe, Prober
-from omforge.recognition.feeds import make_feeds
 from omforge.recognition.interface import find_interface
 from omforge.rewriting.builder import Builder
 from omforge.rewriting.events import events

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 from omforge import ir
+from omforge.compilation.compare_feeds import make_feeds
 from omforge.ir.infer import dims, infer_model
 from omforge.passes import make_pipeline
 from omforge.passes.fuse_kv_io import FuseKvIo
 from omforge.passes.last_token_logits import LastTokenLogits
 from omforge.recognition.cache.states import find_states
-from omforge.recognition.feeds import STEPS, make_feeds, token_feeds
+from omforge.recognition.feeds import STEPS, token_feeds
 from omforge.recognition.interface import find_interface, states
 from omforge.rewriting.events import events
 from omforge.runtime.session import OrtSession
