@@ -1,4 +1,4 @@
-"""Layers whose caches have heads and sizes of their own: compiled, verified, run."""
+"""Layers whose caches have heads and sizes of their own, or are another's: compiled and run."""
 
 import dataclasses
 import json
@@ -15,6 +15,7 @@ from omforge.bundle.manifest import LayerSizes, Manifest
 from omforge.compilation.compile import CompileOptions, compile_bundle
 from omforge.ir.infer import dims
 from omforge.passes.fuse_kv_io import FuseKvIo
+from omforge.recognition.interface import cache_layers, find_interface
 from omforge.rewriting.events import events
 from omforge.runtime.acl_session import AclBackend
 from omforge.runtime.acl_sim import simulated_acl
@@ -26,13 +27,15 @@ from tests.quantization.weights import weighted
 
 A2, A310P = "Ascend910B4", "Ascend310P3"
 
-# Layer 0 has N=4, K=2 and keys and values of 4; layer 1 has N=2, K=1, keys of 8 and values of 6.
+# Layer 0 has N=4, K=2 and keys and values of 4; layer 1 has N=2, K=1, keys of 8 and values of 6;
+# layer 2 has N=2 and reads the keys and values of layer 0.
 TEXT = """<ir_version: 11, opset_import: ["" : 24]>
 g (int64[batch, seq] input_ids, int64[batch, total] attention_mask,
    float[batch, 2, past, 4] pk0, float[batch, 2, past, 4] pv0,
    float[batch, 1, past, 8] pk1, float[batch, 1, past, 6] pv1,
    float[32, 16] words, float[16, 16] q0w, float[16, 8] k0w, float[16, 8] v0w, float[16, 16] o0w,
-   float[16, 16] q1w, float[16, 8] k1w, float[16, 6] v1w, float[12, 16] o1w, float[16, 32] head)
+   float[16, 16] q1w, float[16, 8] k1w, float[16, 6] v1w, float[12, 16] o1w,
+   float[16, 8] q2w, float[8, 16] o2w, float[16, 32] head)
    => (float[batch, seq, 32] logits,
        float[batch, 2, t, 4] key0, float[batch, 2, t, 4] value0,
        float[batch, 1, t, 8] key1, float[batch, 1, t, 6] value1) {
@@ -53,7 +56,12 @@ g (int64[batch, seq] input_ids, int64[batch, total] attention_mask,
         (q1, k1, v1, , pk1, pv1)
     r1 = MatMul (y1, o1w)
     x2 = Add (x1, r1)
-    logits = MatMul (x2, head) }"""
+    q2 = MatMul (x2, q2w)
+    y2, shared_key, shared_value = Attention <q_num_heads = 2, kv_num_heads = 2, is_causal = 1>
+        (q2, k0, v0, , pk0, pv0)
+    r2 = MatMul (y2, o2w)
+    x3 = Add (x2, r2)
+    logits = MatMul (x3, head) }"""
 PROMPTS = [[3, 1, 4, 1, 5, 9, 2], [6, 5, 3]]
 
 
@@ -111,8 +119,17 @@ def test_the_pass_gives_each_layer_tensors_of_its_own_sizes() -> None:
     assert shapes["past_key_values.0.value"] == ["batch", "2", "capacity", "4"]
     assert shapes["past_key_values.1.key"] == ["batch", "1", "capacity", "8"]
     assert shapes["past_key_values.1.value"] == ["batch", "1", "capacity", "6"]
+    assert not any(name and name.startswith("past_key_values.2") for name in shapes)
     assert [str(d) for d in dims(model.graph.outputs[-1]) or ()] == ["batch", "1", "seq", "6"]
     assert any("the layout is per-layer" in event.reason for event in events(model))
+
+
+def test_a_past_behind_new_keys_of_its_own_is_no_shared_cache() -> None:
+    other = TEXT.replace("(q2, k0, v0,", "(q2, v0, v0,")
+    for text, layers in ((TEXT, [2, 1]), (other, [1, 1, 1])):
+        model = weighted(parse(text), 6)
+        found = cache_layers(model, find_interface(model))
+        assert [len(layer.blocks) for layer in found] == layers
 
 
 def test_they_cannot_be_stacked(export: Path, tmp_path: Path) -> None:

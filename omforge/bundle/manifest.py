@@ -119,8 +119,9 @@ class KvCache:
     """The cache that the runtime owns.
 
     `stacked`: one buffer [2*L*B, K, C, D], row (2*l + kv)*B + b. `per-layer`: 2*L buffers
-    [B, K, C, D]. Where layers differ in K or D, `layer_sizes` are those of each, and the numbers
-    beside are the first layer's; else it is empty, and is not written.
+    [B, K, C, D]. L counts the layers that have a cache of their own. Where these differ in K or D,
+    `layer_sizes` are those of each, and the numbers beside are the first layer's; else it is empty,
+    and is not written.
     """
 
     layout: Literal["stacked", "per-layer"]

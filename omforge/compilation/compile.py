@@ -261,7 +261,8 @@ def compile_bundle(
     sizes = cache_sizes(layers)
     heads = query_heads(layers, config, sizes)
     matrices = len(find_linears(model)) if scheme is not None else 0
-    spare = spare_bytes(options.kv_dtype, heads, sizes)
+    reading = [n * (1 + len(layer.sharers)) for n, layer in zip(heads, layers, strict=True)]
+    spare = spare_bytes(options.kv_dtype, reading, sizes)
     footprint = _footprint(options, soc, buckets[-1], spare)
     serve = (
         *weight_passes(

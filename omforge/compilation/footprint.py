@@ -46,7 +46,7 @@ def spare_bytes(kv_dtype: str, heads: Sequence[int], sizes: Sequence[m.LayerSize
 
     Args:
         kv_dtype: Of the cache.
-        heads: Query heads N by layer.
+        heads: Query heads by layer, of all attention that reads its cache.
         sizes: Of the cache by layer.
     """
     if kv_dtype == "fp16":

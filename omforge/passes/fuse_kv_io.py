@@ -107,20 +107,24 @@ class FuseKvIo(Pass):
             model, interface, activations(model), keys, flags=bool(recurrent), by=self.name
         )
         _drop_outputs(model, logits, layers, recurrent)
-        mask_inputs = _mask_inputs(layers[0], [window for window, _ in kinds])
-        biased, key_positions = _biased(model, mask_inputs, kinds, self.name)
+        mask_inputs = _mask_inputs(layers[0], [window for of in kinds for window, _ in of])
+        every = [kind for of in kinds for kind in of]
+        biased, key_positions = _biased(model, mask_inputs, every, self.name)
         given = (
             _past_stacked(model, layers, shapes)
             if stacked
             else _past_per_layer(model, layers, shapes)
         )
         new: list[ir.Value] = []
-        for layer, kind, pasts in zip(layers, kinds, given.parts, strict=True):
-            mask = biased[kind]
-            if layer.block is not None:
-                new += _rewire(model, layer.block, mask, pasts, self.name)
-            else:
-                new += _keep(model, unraised[layer], mask, pasts, self.name)
+        for layer, of, pasts in zip(layers, kinds, given.parts, strict=True):
+            if layer.block is None:
+                new += _keep(model, unraised[layer], biased[of[0]], pasts, self.name)
+                continue
+            made = [
+                _rewire(model, block, biased[kind], pasts, self.name)
+                for block, kind in zip(layer.blocks, of, strict=True)
+            ]
+            new += made[0]  # those of layers that share them are the same
         if unraised:
             _resize(model, interface, layers, next(iter(mask_inputs.values())), given.parts)
         _emit(model, new, shapes, stacked, self.name)
@@ -147,13 +151,14 @@ class FuseKvIo(Pass):
         infer_model(model)
         if unraised:
             opset = model.opset_imports[""]
-            for layer, kind, pasts in zip(layers, kinds, given.parts, strict=True):
+            for layer, of, pasts in zip(layers, kinds, given.parts, strict=True):
                 if layer in unraised:
+                    kind = of[0]
                     block, mask = unraised[layer], mask_inputs[kind[0]]
                     keys = key_positions[0] if kind[1] is not None else None
                     unraised_attention.compare(block, pasts, mask, keys, positions, opset)
             unraised_attention.check_sizes(model, unraised.values(), str(CAPACITY))
-        return len(layers)
+        return sum(len(of) for of in kinds)
 
 
 def _layers(
@@ -219,19 +224,20 @@ def _mask_kinds(
     interface: Interface,
     layers: Sequence[CacheLayer],
     unraised: Mapping[CacheLayer, Unraised],
-) -> list[_Kind]:
-    """The window and the bias of each layer's mask."""
+) -> list[tuple[_Kind, ...]]:
+    """The window and the bias of each layer's mask, of all that read its cache."""
     prober = masks.Prober(model, interface)
     seen: dict[ir.Value | None, _Kind] = {}
-    kinds: list[_Kind] = []
+    kinds: list[tuple[_Kind, ...]] = []
     for layer in layers:
         if layer.block is None:
-            kinds.append((unraised[layer].window, unraised[layer].bias))
+            kinds.append(((unraised[layer].window, unraised[layer].bias),))
             continue
-        mask = attention_sinks.mask_of(layer.block)
-        if mask not in seen:
-            seen[mask] = _kind(prober, layer.block)
-        kinds.append(seen[mask])
+        by_mask = [(attention_sinks.mask_of(block), block) for block in layer.blocks]
+        for mask, block in by_mask:
+            if mask not in seen:
+                seen[mask] = _kind(prober, block)
+        kinds.append(tuple(seen[mask] for mask, _ in by_mask))
     return kinds
 
 

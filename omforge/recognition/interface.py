@@ -8,8 +8,8 @@ new into a present.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from omforge import ir
 from omforge.ir.dims import Dim, evaluate, symbols
@@ -71,11 +71,19 @@ class CacheLayer:
         past: The inputs of its keys and its values, [B, K, P, D].
         present: The outputs, [B, K, P + S, D].
         block: The `Attention` that reads them; None where attention was not raised.
+        sharers: Further ones that read the same keys and values, past and new: those of layers
+            that have none of their own.
     """
 
     past: tuple[ir.Value, ir.Value]
     present: tuple[ir.Value, ir.Value]
     block: ir.Node | None = None
+    sharers: tuple[ir.Node, ...] = ()
+
+    @property
+    def blocks(self) -> tuple[ir.Node, ...]:
+        """All that read them; none where attention was not raised."""
+        return () if self.block is None else (self.block, *self.sharers)
 
 
 def cache_layers(model: ir.Model, interface: Interface) -> tuple[CacheLayer, ...]:
@@ -85,7 +93,9 @@ def cache_layers(model: ir.Model, interface: Interface) -> tuple[CacheLayer, ...
         CheckError: A cache is neither one of a raised attention nor one of a pair.
     """
     returned = dict(interface.caches)
-    raised = [layer for node in model.graph if (layer := _raised_layer(node, returned)) is not None]
+    raised = _shared(
+        layer for node in model.graph if (layer := _raised_layer(node, returned)) is not None
+    )
     served = {past for layer in raised for past in layer.past}
     left = [pair for pair in interface.caches if pair[0] not in served]
     if len(left) % 2:
@@ -101,6 +111,20 @@ def cache_layers(model: ir.Model, interface: Interface) -> tuple[CacheLayer, ...
     unraised = [CacheLayer((key[0], value[0]), (key[1], value[1])) for key, value in pairs]
     places = {value: index for index, value in enumerate(model.graph.inputs)}
     return tuple(sorted([*raised, *unraised], key=lambda layer: places[layer.past[0]]))
+
+
+def _shared(layers: Iterable[CacheLayer]) -> list[CacheLayer]:
+    """One layer for those that read the same cache and the same new keys and values."""
+    found: dict[tuple[ir.Value | None, ...], CacheLayer] = {}
+    for layer in layers:
+        assert layer.block is not None
+        read = (*layer.past, *layer.block.inputs[1:3])
+        if read in found:
+            owner = found[read]
+            found[read] = replace(owner, sharers=(*owner.sharers, layer.block))
+        else:
+            found[read] = layer
+    return list(found.values())
 
 
 def _raised_layer(node: ir.Node, returned: Mapping[ir.Value, ir.Value]) -> CacheLayer | None:
