@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -13,10 +13,14 @@ from omforge import ir
 from omforge.atc.build import BuildOptions
 from omforge.bundle.manifest import LayerSizes, Manifest
 from omforge.compilation.compile import CompileOptions, compile_bundle
-from omforge.ir.infer import dims
+from omforge.ir.dims import Dim, symbol
+from omforge.ir.infer import dims, infer_model, to_shape
 from omforge.passes.fuse_kv_io import FuseKvIo
+from omforge.recognition.attention import sinks as attention_sinks
 from omforge.recognition.interface import cache_layers, find_interface
+from omforge.rewriting.builder import Builder
 from omforge.rewriting.events import events
+from omforge.rewriting.splice import insert
 from omforge.runtime.acl_session import AclBackend
 from omforge.runtime.acl_sim import simulated_acl
 from omforge.runtime.bundle import Bundle
@@ -65,10 +69,19 @@ g (int64[batch, seq] input_ids, int64[batch, total] attention_mask,
 PROMPTS = [[3, 1, 4, 1, 5, 9, 2], [6, 5, 3]]
 
 
+def model_of(text: str) -> ir.Model:
+    """With weights so large that logits tell one key from another."""
+    model = weighted(parse(text), 6)
+    for value in model.graph.initializers.values():
+        assert value.const_value is not None
+        value.const_value = ir.Tensor(4 * value.const_value.numpy(), name=value.name)
+    return model
+
+
 @pytest.fixture(scope="module")
 def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("export")
-    ir.save(weighted(parse(TEXT), 6), folder / "model.onnx")
+    ir.save(model_of(TEXT), folder / "model.onnx")
     np.save(folder / "tokens.npy", np.random.default_rng(0).integers(0, 32, (8, 24)))
     return folder
 
@@ -113,7 +126,7 @@ def test_they_compile_verify_and_run_on_a_device(
 
 
 def test_the_pass_gives_each_layer_tensors_of_its_own_sizes() -> None:
-    model = weighted(parse(TEXT), 6)
+    model = model_of(TEXT)
     FuseKvIo().run(model)
     shapes = {v.name: [str(d) for d in dims(v) or ()] for v in model.graph.inputs}
     assert shapes["past_key_values.0.value"] == ["batch", "2", "capacity", "4"]
@@ -124,12 +137,41 @@ def test_the_pass_gives_each_layer_tensors_of_its_own_sizes() -> None:
     assert any("the layout is per-layer" in event.reason for event in events(model))
 
 
-def test_a_past_behind_new_keys_of_its_own_is_no_shared_cache() -> None:
-    other = TEXT.replace("(q2, k0, v0,", "(q2, v0, v0,")
-    for text, layers in ((TEXT, [2, 1]), (other, [1, 1, 1])):
-        model = weighted(parse(text), 6)
-        found = cache_layers(model, find_interface(model))
-        assert [len(layer.blocks) for layer in found] == layers
+def test_another_layers_past_behind_new_keys_of_its_own_is_refused() -> None:
+    """The export keeps the one layer's keys, so that no cache is right for the other."""
+    model = model_of(TEXT)
+    assert [len(x.blocks) for x in cache_layers(model, find_interface(model))] == [2, 1]
+    with pytest.raises(ir.CheckError, match=r"reads the cache pk0 of .* behind other new keys"):
+        FuseKvIo().run(model_of(TEXT.replace("(q2, k0, v0,", "(q2, v0, v0,")))
+
+
+def given(model: ir.Model, name: str, shape: Sequence[Dim]) -> ir.Value:
+    """A further input."""
+    value = ir.Value(name=name, shape=to_shape(shape), type=ir.TensorType(ir.DataType.FLOAT))
+    model.graph.inputs.append(value)
+    return value
+
+
+def test_layers_with_sinks_of_their_own_share_what_is_behind_the_extra_row() -> None:
+    model = model_of(TEXT)
+    infer_model(model)
+    batch, seq, total = symbol("batch"), symbol("seq"), symbol("total")
+    mask = given(model, "mask", [batch, 1, seq, total])
+    readers = [node for node in model.graph if "pk0" in {v.name for v in node.inputs if v}]
+    for node, heads in zip(readers, (4, 2), strict=True):
+        key, value = node.inputs[1:3]
+        assert key is not None
+        assert value is not None
+        column = given(model, f"column{heads}", [batch, heads, seq, 1])
+        with Builder(model) as op:
+            padded = attention_sinks.append(op, key, value, mask, column)
+            insert(op, node, by="test")
+        for at, value in enumerate(padded, 1):
+            node.replace_input_with(at, value)
+    infer_model(model)
+    assert len({node.inputs[1] for node in readers}) == 2
+    layers = cache_layers(model, find_interface(model))
+    assert [list(layer.blocks) for layer in layers if layer.block in readers] == [readers]
 
 
 def test_they_cannot_be_stacked(export: Path, tmp_path: Path) -> None:

@@ -178,6 +178,7 @@ def _layers(
             "Export it with its past (Optimum: --task text-generation-with-past)",
         )
     layers = cache_layers(model, interface)
+    _check_owners(layers)
     left = [layer for layer in layers if layer.block is None]
     sizes = {name for layer in left for dim in shape_of(layer.past[0]) for name in symbols(dim)}
     if odd := sizes - {"batch", "seq", "past"}:
@@ -189,6 +190,21 @@ def _layers(
             "Run the pipeline `raise` first: -p raise,fuse-kv-io",
         )
     return layers
+
+
+def _check_owners(layers: Sequence[CacheLayer]) -> None:
+    """No cache is read behind new keys or values that it does not take up itself."""
+    owners: dict[ir.Value, CacheLayer] = {}
+    for layer in layers:
+        for past in layer.past:
+            owner = owners.setdefault(past, layer)
+            if owner is not layer and layer.block is not None and owner.block is not None:
+                raise ir.CheckError(
+                    f"attention {layer.block.name} reads the cache {past.name} of "
+                    f"{owner.block.name} behind other new keys or values",
+                    "the next step finds those of one of the two in it, and the other's are lost",
+                    "Export the model with a cache for each, or with the same keys and values",
+                )
 
 
 def _check_blocks(model: ir.Model, unraised: Iterable[Unraised], cross: Sequence[ir.Node]) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from omforge import ir
 from omforge.ir.dims import Dim, evaluate, symbols
 from omforge.ir.infer import constant_tensor, known
+from omforge.recognition.attention import sinks as attention_sinks
 from omforge.recognition.views import shape_of
 
 _INTEGERS = (ir.DataType.INT64, ir.DataType.INT32)
@@ -118,7 +119,7 @@ def _shared(layers: Iterable[CacheLayer]) -> list[CacheLayer]:
     found: dict[tuple[ir.Value | None, ...], CacheLayer] = {}
     for layer in layers:
         assert layer.block is not None
-        read = (*layer.past, *layer.block.inputs[1:3])
+        read = (*layer.past, *attention_sinks.new_of(layer.block))
         if read in found:
             owner = found[read]
             found[read] = replace(owner, sharers=(*owner.sharers, layer.block))

@@ -181,6 +181,12 @@ def mask_of(node: ir.Node) -> ir.Value | None:
     return node.inputs[3] if len(node.inputs) > 3 else None
 
 
+def new_of(node: ir.Node) -> tuple[ir.Value | None, ir.Value | None]:
+    """The real new keys and values of an `Attention`."""
+    found = find(node)
+    return (node.inputs[1], node.inputs[2]) if found is None else (found.key, found.value)
+
+
 def _unpadded(value: ir.Value | None) -> ir.Value | None:
     """What is before the extra row of zeros; None if there is none."""
     node = None if value is None else value.producer()
