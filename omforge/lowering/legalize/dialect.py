@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import bisect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from omforge import ir
+from omforge.ir.dims import Dim, divide, modulo
 from omforge.ir.infer import dims as known_dims
+from omforge.ir.infer import to_shape
 from omforge.ir.streamed import StreamedTensor
 from omforge.lowering.legalize.builder import moves_unit_axes_only
 from omforge.lowering.target import EXPANDED, registered
@@ -151,16 +153,55 @@ def _split_by_sizes(graph: ir.Graph, node: ir.Node) -> None:
     if shape is None:
         return
     if len(node.inputs) < 2 or node.inputs[1] is None:
-        axis = node.attributes.get("axis")
-        length = shape[0 if axis is None else axis.as_int()]
+        attribute = node.attributes.get("axis")
+        axis = 0 if attribute is None else attribute.as_int() % len(shape)
+        length, parts = shape[axis], len(node.outputs)
         if not isinstance(length, int):
+            _split_by_number(graph, node, axis, shape)
             return
-        parts = len(node.outputs)
         step = -(-length // parts)  # the last part of an uneven split is the smaller one
         sizes = [step] * (parts - 1) + [length - step * (parts - 1)]
         node.resize_inputs(2)
         node.replace_input_with(1, _integers(graph, f"{node.outputs[0].name}.sizes", sizes))
     node.attributes.pop("num_outputs", None)
+
+
+def _split_by_number(graph: ir.Graph, node: ir.Node, axis: int, shape: Sequence[Dim]) -> None:
+    """Split an open axis into equal parts, by making their number an axis of its own.
+
+    Sizes are constants, so that [N*seq, D] is read as [N, seq, D], and N ones are its sizes. Left
+    as it is: an axis that N does not divide, or one beside another that is open.
+    """
+    parts = len(node.outputs)
+    around = [dim for at, dim in enumerate(shape) if at != axis and isinstance(dim, int)]
+    if modulo(shape[axis], parts) != 0 or len(around) != len(shape) - 1:
+        return
+    whole, before, behind = node.inputs[0], around[:axis], around[axis:]
+    assert whole is not None
+
+    def reshape(value: ir.Value, sizes: list[int], output: ir.Value) -> ir.Node:
+        given = _integers(graph, f"{output.name}.shape", sizes)
+        return ir.node("Reshape", [value, given], outputs=[output], name=f"{output.name}.reshape")
+
+    dtype = ir.TensorType(whole.dtype) if whole.dtype is not None else None
+    own = divide(shape[axis], parts)
+    apart = to_shape([*before, parts, own, *behind])
+    by_number = ir.Value(name=f"{node.outputs[0].name}.by_number", shape=apart, type=dtype)
+    graph.insert_before(node, reshape(whole, [*before, parts, -1, *behind], by_number))
+    node.resize_inputs(2)
+    node.replace_input_with(0, by_number)
+    node.replace_input_with(1, _integers(graph, f"{by_number.name}.sizes", [1] * parts))
+    node.attributes["axis"] = ir.AttrInt64("axis", axis)
+    node.attributes.pop("num_outputs", None)
+    last = node
+    for output in node.outputs:
+        old = ir.Value(name=output.name, shape=output.shape, type=dtype)
+        output.replace_all_uses_with(old, replace_graph_outputs=True)
+        output.name = f"{output.name}.of_one"
+        output.shape = to_shape([*before, 1, own, *behind])
+        after = reshape(output, [*before, -1, *behind], old)
+        graph.insert_after(last, after)
+        last = after
 
 
 def _axes_as_attribute(_: ir.Graph, node: ir.Node) -> None:

@@ -7,8 +7,12 @@ import onnx
 import pytest
 
 from omforge import ir
+from omforge.ir.dims import evaluate, parse_dim
+from omforge.ir.infer import to_shape
 from omforge.lowering.legalize import legalize
 from omforge.lowering.target import target
+from omforge.testing import parse
+from tests.lowering.legalize.conftest import check_onnx, run
 
 T = target("Ascend310P3")
 
@@ -64,6 +68,47 @@ def test_split_gets_its_sizes(lower: Any) -> None:
     assert sizes is not None
     assert sizes.const_value is not None
     assert sizes.const_value.numpy().tolist() == [2, 2, 1]
+
+
+@pytest.mark.parametrize(("axis", "shape"), [(0, "3*seq, 2"), (1, "2, 3*seq"), (-1, "2, 3*seq")])
+def test_an_open_axis_is_split_by_the_number_of_parts(axis: int, shape: str) -> None:
+    part = shape.replace("3*", "")
+    text = f"""<ir_version: 11, opset_import: ["" : 24]>
+        g (float[{shape.replace("3*seq", "rows")}] x) => (float[{part}] a, float[{part}] b,
+           float[{part}] c)
+        {{ p, b, c = Split <axis = {axis}, num_outputs = 3> (x)
+           a = Neg (p) }}"""
+    model = parse(text)
+    model.graph.inputs[0].shape = to_shape([parse_dim(dim) for dim in shape.split(", ")])
+    expected = model.clone()
+    legalize(model, target("Ascend310P3"), gears={"seq": (1, 4)})
+    (node,) = nodes(model, "Split")
+    sizes = node.inputs[1]
+    assert sizes is not None
+    assert sizes.const_value is not None
+    assert sizes.const_value.numpy().tolist() == [1, 1, 1]
+    assert "num_outputs" not in node.attributes
+    check_onnx(model)
+    for seq in (1, 4):
+        x = (
+            np.random.default_rng(0)
+            .normal(size=[evaluate(parse_dim(dim), {"seq": seq}) for dim in shape.split(", ")])
+            .astype(np.float32)
+        )
+        for want, have in zip(run(expected, {"x": x}), run(model, {"x": x}), strict=True):
+            np.testing.assert_array_equal(have, want)
+
+
+@pytest.mark.parametrize("length", ["3*seq + 1", "seq"])
+def test_an_open_axis_whose_parts_differ_stays(length: str) -> None:
+    """The last part is smaller, by a length; what `check` then says of it is true."""
+    model = parse("""<ir_version: 11, opset_import: ["" : 24]>
+        g (float[rows, 2] x) => (float[u, 2] a, float[v, 2] b, float[w, 2] c)
+        { a, b, c = Split <axis = 0, num_outputs = 3> (x) }""")
+    model.graph.inputs[0].shape = to_shape([parse_dim(length), 2])
+    legalize(model, target("Ascend310P3"), gears={"seq": (2, 5)})
+    (node,) = nodes(model, "Split")
+    assert "num_outputs" in node.attributes
 
 
 def test_reductions_take_axes_as_an_attribute(lower: Any) -> None:
