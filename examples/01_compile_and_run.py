@@ -3,7 +3,8 @@
 import tempfile
 from pathlib import Path
 
-from omforge.compilation.compile import CompileOptions, compile_bundle
+from omforge.compilation.compile import compile_bundle
+from omforge.compilation.options import CompileOptions
 from omforge.runtime.bundle import Bundle
 from omforge.runtime.generate import LanguageModel
 from omforge.runtime.text_stream import TextStream

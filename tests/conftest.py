@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from omforge.atc.build import BuildOptions
-from omforge.compilation.compile import CompileOptions, compile_bundle
+from omforge.compilation.compile import compile_bundle
+from omforge.compilation.options import CompileOptions
 from omforge.runtime.bundle import Bundle
 from tests.exports import ENCODER_DECODERS, ENCODERS, export
 

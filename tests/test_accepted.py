@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from omforge.atc.sim.main import run
-from omforge.compilation.compile import CompileOptions, compile_bundle
+from omforge.compilation.compile import compile_bundle
+from omforge.compilation.options import CompileOptions
 from omforge.lowering.legality import check_file
 from omforge.lowering.target import TARGETS, target
 from tests.exports import EXPORTS, export

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from omforge.compilation.compile import CompileOptions, compile_bundle
+from omforge.compilation.compile import compile_bundle
+from omforge.compilation.options import CompileOptions
 from omforge.runtime.bundle import Bundle
 from omforge.runtime.generate import LanguageModel
 from omforge.runtime.quality import measure_quality

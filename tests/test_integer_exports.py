@@ -16,7 +16,8 @@ from onnxruntime.quantization import QuantFormat
 from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
 from omforge import ir
-from omforge.compilation.compile import CompileOptions, compile_bundle
+from omforge.compilation.compile import compile_bundle
+from omforge.compilation.options import CompileOptions
 from omforge.lowering.legality import check_legal
 from omforge.lowering.target import target
 from omforge.passes import make_pipeline

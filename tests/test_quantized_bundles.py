@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 from omforge import ir
 from omforge.atc.build import BuildOptions
 from omforge.cli.app import app
-from omforge.compilation.compile import CompileOptions, compile_bundle
+from omforge.compilation.compile import compile_bundle
+from omforge.compilation.options import CompileOptions
 from omforge.compilation.quantize_options import quantization_text
 from omforge.ir.numerics import tolerance
 from omforge.lowering.legality import check_file

@@ -12,7 +12,8 @@ import pytest
 from omforge import ir
 from omforge.atc.build import BuildOptions
 from omforge.bundle.manifest import StateSpec
-from omforge.compilation.compile import CompileOptions, compile_bundle
+from omforge.compilation.compile import compile_bundle
+from omforge.compilation.options import CompileOptions
 from omforge.ir.errors import InputError
 from omforge.lowering.legality import check_legal
 from omforge.lowering.target import target

@@ -12,7 +12,8 @@ import pytest
 from omforge import ir
 from omforge.atc.build import BuildOptions
 from omforge.bundle.manifest import LayerSizes, Manifest
-from omforge.compilation.compile import CompileOptions, compile_bundle
+from omforge.compilation.compile import compile_bundle
+from omforge.compilation.options import CompileOptions
 from omforge.ir.dims import Dim, symbol
 from omforge.ir.infer import dims, infer_model, to_shape
 from omforge.passes.fuse_kv_io import FuseKvIo

@@ -161,7 +161,8 @@ def compile_(
 ) -> None:
     """Compile an exported LLM for one SoC into a bundle."""
     from omforge.cli import reports
-    from omforge.compilation.compile import CompileOptions, compile_bundle
+    from omforge.compilation.compile import compile_bundle
+    from omforge.compilation.options import CompileOptions
 
     chosen = CompileOptions(
         soc=target,

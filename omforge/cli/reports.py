@@ -13,10 +13,11 @@ from typing import Any
 from omforge.atc.command import find_atc
 from omforge.cli.console import show, show_json, show_table
 from omforge.compilation.canonical import float_canonical
-from omforge.compilation.compile import SCRIPT, CompileResult
+from omforge.compilation.compile import CompileResult
 from omforge.compilation.footprint import budget_text
 from omforge.compilation.quantize_options import memory_text, quantization_text
 from omforge.compilation.task import task_text
+from omforge.compilation.writing import SCRIPT
 from omforge.ir.errors import InputError
 from omforge.quantization.token_file import leading_tokens
 from omforge.recognition.coverage import Coverage

@@ -10,7 +10,7 @@ from omforge.cli import console
 
 if TYPE_CHECKING:
     from omforge import ir
-    from omforge.compilation.compile import CompileOptions
+    from omforge.compilation.options import CompileOptions
     from omforge.rewriting.instruments import Instrument
 
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
 
 from omforge import ir
 from omforge.bundle import manifest as m
 from omforge.compilation.context import choose_context
+from omforge.compilation.options import CompileOptions, TaskOption
 from omforge.ir.infer import attribute
 from omforge.passes.fuse_encoder_io import FuseEncoderIo
 from omforge.passes.tabulate_rotary import TabulateRotary
@@ -23,11 +23,6 @@ from omforge.recognition.lengths.bounds import Bound
 from omforge.recognition.views import shape_of
 from omforge.rewriting.base import Pass
 from omforge.rewriting.match import NoMatch
-
-if TYPE_CHECKING:
-    from omforge.compilation.compile import CompileOptions
-
-TaskOption = Literal["auto", "generate", "encode"]
 
 DEFAULT_LENGTHS = (128, 512)
 

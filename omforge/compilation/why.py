@@ -14,7 +14,7 @@ from typing import Any, cast
 from omforge import ir
 from omforge.bundle import manifest as m
 from omforge.bundle.source import find_source
-from omforge.compilation.compile import cheapest_layout
+from omforge.compilation.graph_plan import cheapest_layout
 from omforge.lowering.legalize import LEGALIZED_FROM, Decision, Refusal, legalize
 from omforge.lowering.legalize.choices import choices
 from omforge.lowering.legalize.traffic import CACHE, Traffic, bytes_moved, size

@@ -19,7 +19,8 @@ from omforge.atc.build import BuildOptions, build_bundle, build_om, jobs_that_fi
 from omforge.atc.cache import AtcCache
 from omforge.atc.find import simulated_atc
 from omforge.bundle.manifest import Manifest, TensorSpec, sealed
-from omforge.compilation.compile import CompileOptions, compile_bundle
+from omforge.compilation.compile import compile_bundle
+from omforge.compilation.options import CompileOptions
 from omforge.ir.digests import sha256
 from omforge.om import GEAR_INPUT, OmTensor, read_om, write_om
 from omforge.om.ge_types import byte_size

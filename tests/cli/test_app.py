@@ -23,7 +23,7 @@ import omforge
 from omforge import ir
 from omforge.bundle.manifest import Manifest
 from omforge.cli import app as cli
-from omforge.compilation import compile as compiling
+from omforge.compilation import writing
 from omforge.ir.digests import sha256
 from omforge.om.simulated import simulate_om
 from omforge.passes import PASSES, PIPELINES
@@ -302,7 +302,7 @@ def test_ctrl_c_leaves_nothing_behind(
         assert list(empty.iterdir()), "the bundle is being written by now"
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(compiling, "legalize", interrupt)
+    monkeypatch.setattr(writing, "compile_script", interrupt)
     source = exported("optimum", "llama_gqa")
     said = refused("compile", source, "--target", SOC, "-o", empty / "b", *SIZES, status=130)
     assert said == "error: interrupted"

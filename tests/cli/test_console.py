@@ -189,7 +189,7 @@ def test_a_terminated_program_takes_back_what_it_began(
     tmp_path: Path, number: signal.Signals
 ) -> None:
     code = (
-        "import pathlib, sys, time; from omforge import console; from omforge.ir import folders\n"
+        "import pathlib, sys, time; from omforge.cli import console; from omforge.ir import folders\n"
         "console.end_in_order()\n"
         "with folders.MadeFolder(pathlib.Path(sys.argv[1])): print('in', flush=True); time.sleep(60)"
     )

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from omforge import ir
 from omforge.compilation.canonical import float_canonical
-from omforge.compilation.compile import CompileOptions, compile_bundle
+from omforge.compilation.compile import compile_bundle
+from omforge.compilation.options import CompileOptions
 
 MODEL = Path(__file__).parent.parent.parent / "examples" / "models" / "docs-llama-onnx"
 

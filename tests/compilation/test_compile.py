@@ -15,8 +15,9 @@ from omforge import ir
 from omforge.atc.build import BuildOptions
 from omforge.atc.command import find_atc
 from omforge.bundle.manifest import Manifest
-from omforge.compilation import compile as compiling
-from omforge.compilation.compile import CompileOptions, compile_bundle
+from omforge.compilation import buckets
+from omforge.compilation.compile import compile_bundle
+from omforge.compilation.options import CompileOptions
 from omforge.ir import numerics
 from omforge.ir.infer import dims
 from omforge.ir.ops import reference_model
@@ -365,8 +366,8 @@ def test_quantised_activations_and_gears_exclude_each_other(
         node.op_type = "AscendQuant"
         return count
 
-    monkeypatch.setattr(compiling, "legalize", quantise)
-    monkeypatch.setattr(compiling, "check_legal", lambda *_: [])
+    monkeypatch.setattr(buckets, "legalize", quantise)
+    monkeypatch.setattr(buckets, "check_legal", lambda *_: [])
     options = CompileOptions("Ascend310P3", context=32, prefill=(8,), gears=True)
     with pytest.raises(ir.InputError, match="quantised activations cannot have gears"):
         compile_bundle(exported("optimum", "llama_gqa"), tmp_path / "b", options)

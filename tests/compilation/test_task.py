@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from omforge import ir
-from omforge.compilation.compile import CompileOptions, compile_bundle
+from omforge.compilation.compile import compile_bundle
+from omforge.compilation.options import CompileOptions
 from omforge.compilation.task import encode_options, find_task
 from omforge.passes import make_pipeline
 from omforge.recognition.lengths.bounds import Bound

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from omforge import ir
-from omforge.compilation.compile import CompileOptions, compile_bundle
+from omforge.compilation.compile import compile_bundle
+from omforge.compilation.options import CompileOptions
 from omforge.compilation.why import GraphWhy, amount, explain_choices
 from omforge.lowering.target import target
 

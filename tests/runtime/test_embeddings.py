@@ -8,7 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 from omforge.cli.app import app
-from omforge.compilation.compile import CompileOptions, compile_bundle
+from omforge.compilation.compile import compile_bundle
+from omforge.compilation.options import CompileOptions
 from omforge.ir.errors import InputError
 from omforge.runtime.bundle import Bundle
 from omforge.runtime.compare import verify_bundle

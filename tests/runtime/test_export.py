@@ -10,7 +10,8 @@ import pytest
 
 from omforge import ir
 from omforge.bundle.manifest import Counter, Export, ExportCache, KvCache, TensorSpec
-from omforge.compilation.compile import CompileOptions, compile_bundle
+from omforge.compilation.compile import compile_bundle
+from omforge.compilation.options import CompileOptions
 from omforge.ir.errors import InputError
 from omforge.runtime.bundle import Bundle
 from omforge.runtime.compare import verify_bundle

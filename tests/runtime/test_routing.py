@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from omforge import ir
-from omforge.compilation.compile import CompileOptions, compile_bundle
+from omforge.compilation.compile import compile_bundle
+from omforge.compilation.options import CompileOptions
 from omforge.ir.infer import dims, infer_model
 from omforge.passes import make_pipeline
 from omforge.rewriting.builder import Builder

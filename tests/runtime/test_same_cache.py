@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from omforge.compilation.compile import CompileOptions, compile_bundle
+from omforge.compilation.compile import compile_bundle
+from omforge.compilation.options import CompileOptions
 from omforge.ir.errors import CheckError
 from omforge.runtime.bundle import Bundle
 from omforge.runtime.same_cache import Follower, Recorder, Tips, Written

@@ -11,7 +11,8 @@ import pytest
 from omforge.atc import sim as atc_sim
 from omforge.atc.sim.main import run
 from omforge.atc.sim.reports import Report, templates
-from omforge.compilation.compile import CompileOptions, compile_bundle
+from omforge.compilation.compile import compile_bundle
+from omforge.compilation.options import CompileOptions
 from tests.atc.sim.models import RELU, save
 
 

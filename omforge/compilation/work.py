@@ -1,42 +1,58 @@
-"""Steps of a compilation for a progress bar, and the bytes of the one that takes long."""
+"""What a compilation is worked on with: the instruments, and a progress bar's steps."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+
+from omforge import ir
+from omforge.rewriting.instruments import Instrument, VerifyEach
+from omforge.rewriting.pass_run import PassRun
+from omforge.rewriting.pipeline import Pipeline
 
 Progress = Callable[[str, int, int], None]
 Clock = Callable[[], float]
+
+_FIXED_STEPS = 4
+"""Load, raise, convert precision, write canonical.onnx; each bucket is lowered and written."""
 
 _PATIENCE = 1.0
 """Seconds after which what is left is worth saying."""
 
 
-class Steps:
-    """Counts steps for a progress bar.
+class Work:
+    """Runs passes under the eyes of instruments, and counts steps for a progress bar.
 
     Args:
+        instruments: What watches the passes; the verifier alone if None.
         progress: Told a step's name, steps done and steps in all.
-        total: Steps in all.
         clock: Seconds; what the time that is left is reckoned by.
     """
 
     def __init__(
-        self, progress: Progress | None, total: int, clock: Clock = time.monotonic
+        self,
+        instruments: Sequence[Instrument] | None = None,
+        progress: Progress | None = None,
+        clock: Clock = time.monotonic,
     ) -> None:
-        self._progress = progress
-        self._total = total
+        self._instruments = (VerifyEach(),) if instruments is None else instruments
+        self.progress = progress
+        self._total = _FIXED_STEPS
         self._done = 0
         self._clock = clock
 
-    def expect(self, total: int) -> None:
-        """Say how many steps there are in all, now that more is known."""
-        self._total = total
+    def run(self, model: ir.Model, pipeline: Pipeline) -> tuple[PassRun, ...]:
+        """Run passes on a model, in place, and return what each did."""
+        return pipeline.run(model, self._instruments).passes
+
+    def expect(self, graphs: int) -> None:
+        """Say how many graphs are lowered, and so how many steps there are."""
+        self._total = _FIXED_STEPS + 2 * graphs
 
     def begin(self, name: str) -> None:
         """Go on to the next step."""
-        if self._progress is not None:
-            self._progress(name, self._done, self._total)
+        if self.progress is not None:
+            self.progress(name, self._done, self._total)
         self._done += 1
 
     def meter(self, name: str, unit: str = "MiB") -> Callable[[int, int], None] | None:
@@ -48,7 +64,7 @@ class Steps:
             name: Of the step.
             unit: `MiB` where bytes are counted; anything else is shown as it is.
         """
-        progress = self._progress
+        progress = self.progress
         if progress is None:
             return None
         first: list[tuple[float, int]] = []

@@ -1,22 +1,23 @@
 """What a progress bar is told."""
 
-from omforge.compilation.steps import Steps
+from omforge.compilation.work import Work
 
 Told = list[tuple[str, int, int]]
 
 
 def test_steps_are_counted() -> None:
     told: Told = []
-    steps = Steps(lambda *given: told.append(given), 2)
+    steps = Work(None, lambda *given: told.append(given))
     steps.begin("load")
+    steps.expect(graphs=2)
     steps.begin("raise")
-    assert told == [("load", 0, 2), ("raise", 1, 2)]
+    assert told == [("load", 0, 4), ("raise", 1, 8)]
 
 
 def test_bytes_and_the_time_that_is_left() -> None:
     told: Told = []
     seconds = iter([10.0, 10.5, 20.0])
-    steps = Steps(lambda *given: told.append(given), 2, clock=lambda: next(seconds))
+    steps = Work(None, lambda *given: told.append(given), clock=lambda: next(seconds))
     meter = steps.meter("quantise")
     assert meter is not None
     for done in (10, 20, 30):
@@ -32,11 +33,12 @@ def test_bytes_and_the_time_that_is_left() -> None:
 
 def test_what_is_not_bytes_is_shown_as_it_is() -> None:
     told: Told = []
-    meter = Steps(lambda *given: told.append(given), 2, clock=lambda: 0.0).meter("cache", "tensors")
+    work = Work(None, lambda *given: told.append(given), clock=lambda: 0.0)
+    meter = work.meter("cache", "tensors")
     assert meter is not None
     meter(3, 60)
     assert told == [("cache: 3 of 60 tensors", 3, 60)]
 
 
 def test_nothing_is_measured_where_nobody_looks() -> None:
-    assert Steps(None, 2).meter("quantise") is None
+    assert Work().meter("quantise") is None

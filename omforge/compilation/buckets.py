@@ -1,0 +1,154 @@
+"""Stage `lower`: one graph in ATC's dialect for each bucket, legal on the target."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from omforge import ir
+from omforge.atc.command import atc_command
+from omforge.bundle import manifest as m
+from omforge.compilation.export_interface import tensor_spec
+from omforge.compilation.footprint import check_budget
+from omforge.compilation.graph_plan import GraphPlan
+from omforge.compilation.options import CompileOptions
+from omforge.compilation.serving import Canonical
+from omforge.compilation.trail import Trail
+from omforge.compilation.work import Work
+from omforge.ir.dims import evaluate, substitute
+from omforge.ir.infer import dims, infer_model, to_shape
+from omforge.lowering.legality import check_legal
+from omforge.lowering.legalize import legalize
+from omforge.lowering.target import Target
+from omforge.passes.convert_precision import ConvertPrecision
+from omforge.recognition.feeds import weight_bytes
+from omforge.rewriting.pipeline import Pipeline
+
+
+@dataclass(frozen=True)
+class LoweredGraph:
+    """A graph in ATC's dialect and what the manifest says of it."""
+
+    model: ir.Model
+    bucket: m.Bucket
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """The graphs that atc compiles.
+
+    Attributes:
+        canonical: What they are made from.
+        model: The same graph with its floats in the target's dtype.
+        graphs: One for each bucket; they share their weights.
+        graph_bytes: Constants of the last graph.
+        trail: What has been done.
+    """
+
+    canonical: Canonical
+    model: ir.Model
+    graphs: tuple[LoweredGraph, ...]
+    graph_bytes: int
+    trail: Trail
+
+
+def lower(canonical: Canonical, work: Work) -> Lowered:
+    """Convert floats, put numbers in place of symbols, and legalise, bucket by bucket.
+
+    Raises:
+        InputError: A bucket cannot have gears.
+        CheckError: A graph has illegal nodes, or its constants are above the budget.
+    """
+    options, soc = canonical.raised.options, canonical.raised.checked.soc
+    work.begin("convert precision")
+    model = canonical.model.clone()
+    trail = canonical.trail.and_then(work.run(model, Pipeline((ConvertPrecision(options.dtype),))))
+    graphs: list[LoweredGraph] = []
+    for plan in canonical.raised.plans:
+        name = plan.full_name(options)
+        work.begin(f"lower {name}")
+        graph = model.clone()
+        bound = work.run(graph, Pipeline((plan.bind(options),)))
+        legalize(graph, soc, gears=plan.symbols, forms=dict(options.forms))
+        for seq in plan.gears or (plan.seq,):
+            _require_legal(at_gear(graph, seq), soc, name)
+        # Of the buckets, which all are bound in the same way, the last is the one that is told of.
+        told = bound if plan is canonical.raised.plans[-1] else ()
+        trail = trail.and_then(told, **{name: graph.graph.num_nodes()})
+        graphs.append(LoweredGraph(graph, _bucket(graph, name, plan, options, soc)))
+    graph_bytes = weight_bytes(graphs[-1].model)
+    check_budget(options.budget, graph_bytes, graphs[-1].bucket.name)
+    return Lowered(canonical, model, tuple(graphs), graph_bytes, trail)
+
+
+def at_gear(model: ir.Model, seq: int) -> ir.Model:
+    """Return a lowered graph with a number for `seq`; the graph itself where it is static."""
+    bound = {"seq": seq}
+    if all(isinstance(dim, int) for value in model.graph.inputs for dim in dims(value) or ()):
+        return model
+    twin = model.clone()
+    for value in twin.graph.inputs:
+        value.shape = to_shape([substitute(dim, bound) for dim in dims(value) or ()])
+    infer_model(twin)
+    return twin
+
+
+def _require_legal(model: ir.Model, soc: Target, name: str) -> None:
+    # Advice, such as an operator that runs on the AI CPU, does not stop atc.
+    found = [offence for offence in check_legal(model, soc) if offence.level == "error"]
+    if found:
+        raise ir.CheckError(
+            f"{name} has {len(found)} things that are illegal on {soc.soc_version}",
+            f"\n{ir.format_diagnostics(found)}\n",
+            "Change the export as the lines above say, or compile for another SoC",
+        )
+
+
+def _bucket(
+    model: ir.Model, name: str, plan: GraphPlan, options: CompileOptions, soc: Target
+) -> m.Bucket:
+    file = f"{name}.onnx"
+    shapes = {value.name or "": dims(value) or () for value in model.graph.inputs}
+    open_dims = [dim for shape in shapes.values() for dim in shape if not isinstance(dim, int)]
+    if plan.gears:
+        _refuse_quantised(model)
+    return m.Bucket(
+        name=name,
+        kind=plan.kind,
+        batch=options.batch,
+        seq=plan.seq,
+        capacity=0 if plan.kind == "encode" else options.context or 0,
+        file=file,
+        inputs=tuple(tensor_spec(value) for value in model.graph.inputs),
+        outputs=tuple(tensor_spec(value) for value in model.graph.outputs),
+        om=None,
+        command=atc_command(
+            file,
+            f"om/{name}",
+            soc,
+            {
+                key: tuple(dim if isinstance(dim, int) else -1 for dim in shape)
+                for key, shape in shapes.items()
+            },
+            options.atc,
+            gears=[[evaluate(dim, {"seq": seq}) for dim in open_dims] for seq in plan.gears],
+        ),
+        gears=plan.gears,
+    )
+
+
+_QUANTISED = ("AscendQuant", "AscendDequant", "NPUAscendQuantV2", "NPUQuantize", "QuantBatchMatMul")
+
+
+def _refuse_quantised(model: ir.Model) -> None:
+    """Refuse gears for int8 activations.
+
+    Source: hicann/ge:docs/zh/user_guides/atc_tools (general_restrictions.md): models quantised with
+    int8 inputs cannot use the options for dynamic shapes.
+    """
+    for node in model.graph:
+        if node.op_type in _QUANTISED:
+            raise ir.InputError(
+                "a model with quantised activations cannot have gears",
+                f"it has {node.op_type} {node.name}",
+                "Compile without --gears: one static graph a bucket",
+            )
