@@ -55,6 +55,8 @@ _SIZES: Sequence[tuple[int, str]] = (
         lightning_head_dim""",
     ),
     (2, "linear_num_key_heads"),
+    (16, "mamba_d_state mamba_d_head mamba_head_dim mamba_chunk_size ssm_state_size"),
+    (8, "mamba_n_heads mamba_num_heads"),  # with mamba_expand 2: 8 x 16 = 2 x 64
     (4, "num_experts n_routed_experts num_local_experts moe_num_experts n_experts"),
     (2, "num_experts_per_tok moe_topk moe_k top_k_experts num_experts_per_token moe_top_k"),
     (1, "n_group topk_group"),
@@ -85,8 +87,13 @@ _HYBRID = {"layer_types": ["mamba", "attention", "mamba", "attention"], "num_hid
 OWN: Mapping[str, Mapping[str, Any]] = {
     # Fields whose default is None, and without which the family's own code does not run.
     "deepseek_v2": {"num_experts_per_tok": 2, "n_routed_experts": 4},
+    "nemotron": {"num_key_value_heads": 2},
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
     "granitemoehybrid": _HYBRID,
+    "falcon_h1": {"mamba_n_heads": 4},  # x 16: mamba_d_ssm is 64
+    "jamba": {"attn_layer_offset": 1, "num_hidden_layers": 4},
+    "mamba2": {"num_heads": 8, "head_dim": 16, "state_size": 16, "chunk_size": 16, "n_groups": 1},
+    "zaya": {"num_experts_per_tok": 1},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2, "num_hidden_layers": 4},
 }
 """Where one family's fields must fit together in a way of their own."""

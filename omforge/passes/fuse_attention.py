@@ -39,7 +39,7 @@ from omforge.recognition.attention.block import (
     reads,
 )
 from omforge.recognition.attention.masks import Applied
-from omforge.recognition.attention.operands import Operand, last, operand, plain, queries
+from omforge.recognition.attention.operands import Operand, last, operand, plain, queries, reordered
 from omforge.recognition.interface import Interface, activations, find_interface
 from omforge.recognition.views import shape_of, trace
 from omforge.rewriting.base import Pass
@@ -123,6 +123,9 @@ def _replace(op: Builder, block: Block, made: _Masks, names: Names) -> None:
     if scale <= 0:
         raise NoMatch(f"its scale is {scale:g}, and `Attention` takes a positive one", root)
     mask = made.get(op, block, query, key)
+    if key.strided:
+        _require_equal_heads(block, mask)
+        query = reordered(op, query, heads // key.heads, key.heads, size)
     pasts = [key.past, value.past] if key.past is not None else []
     new_key, new_value = key.new, value.new
     if scores.sink is not None:
@@ -138,6 +141,8 @@ def _replace(op: Builder, block: Block, made: _Masks, names: Names) -> None:
     }
     attention = op.node("Attention", inputs, options, outputs=1 + len(pasts))
     y, *presents = attention.outputs
+    if key.strided:
+        y = reordered(op, y, key.heads, heads // key.heads, value.size)
     # Queries and keys may be joined for their product alone.
     joined = block.joined and len(shape_of(mixed.product.outputs[0])) == 3
     if len(shape_of(mixed.output)) == 3 and not joined:
@@ -175,7 +180,8 @@ def _keys_and_values(
     if block.pasts and outside:
         raise NoMatch("it has a cache of its own behind one that is joined outside", block.root)
     kept = shape_of(block.pasts[0])[1] if block.pasts else key.heads
-    if not key.heads == value.heads == kept or (key.past is None) != (value.past is None):
+    alike = key.heads == value.heads == kept and key.strided == value.strided
+    if not alike or (key.past is None) != (value.past is None):
         key = plain(op, block.k, heads, turned=block.turned)
         value = plain(op, v, heads, turned=False)
     if block.causal and key.past is not None:
@@ -192,6 +198,16 @@ def _keys_and_values(
             replace(o, past=past) for o, past in zip((key, value), block.pasts, strict=True)
         )
     return key, value
+
+
+def _require_equal_heads(block: Block, mask: ir.Value | None) -> None:
+    """Refuse what is by head where heads change places: a bias, or a sink."""
+    by_head = mask is not None and shape_of(mask)[-3:-2] not in ((), (1,))
+    if by_head or block.scores.sink is not None:
+        raise NoMatch(
+            "query head n reads key head n mod K, and what is added to its scores is by head",
+            block.root,
+        )
 
 
 def _narrow(value: ir.Value, dtype: ir.DataType | None) -> ir.Value:

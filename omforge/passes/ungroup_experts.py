@@ -191,7 +191,8 @@ class _Rows:
             return op.Gather(source, self._row(self.sort.ids, dense=dense), axis=0)
         if kind == "token" and dense:
             return op.Concat(*[source] * self._experts, axis=0)
-        if kind == "choice" and not dense:
+        one_each = kind == "token" and self.sort.each == 1  # a choice is a token
+        if (kind == "choice" or one_each) and not dense:
             return source
         raise NoMatch("rows are taken neither by token nor by expert", node)
 
@@ -207,10 +208,10 @@ class _Rows:
         def some_experts(random: np.random.Generator, length: int) -> Array:
             return np.sort(random.integers(0, experts, length))
 
-        if sort.runs_as([index], sort.order, permutation, lambda order, _: order):
-            return "choice"
         if sort.runs_as([index], sort.order, permutation, lambda order, _: order // each):
             return "token"
+        if sort.runs_as([index], sort.order, permutation, lambda order, _: order):
+            return "choice"
         if sort.runs_as([index], sort.ids, some_experts, lambda ids, _: ids):
             return "expert"
         return ""

@@ -214,6 +214,8 @@ def _is_rotary(facts: Mapping[str, Any]) -> bool | None:
         return False  # Falcon writes rope_theta beside it
     if facts.get("position_embedding_type", "rope") not in ("rope", "rotary"):
         return False  # Granite's hybrids write rope_parameters beside null
+    if any(facts[word] is False for word in facts if word.startswith("use_") and "rop" in word):
+        return None  # Zamba's use_mem_rope: no layer, or not all of them
     return True if any(word in facts for word in words) else None
 
 

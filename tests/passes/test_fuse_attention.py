@@ -253,11 +253,13 @@ def test_a_bias_by_position_and_a_mask_are_one_sum(visible: str) -> None:
     assert "its mask is kept as it stands: it adds more than a mask" in event.reason
 
 
-def test_does_not_take_repetition_in_another_order_for_grouping() -> None:
-    """Tile gives heads 0 1 0 1, grouped heads are 0 0 1 1: four heads then, and no cache."""
-    node = attention(fused(FuseAttention(), Block(repeat="tile")))
-    assert node.attributes["kv_num_heads"].as_int() == 4
-    assert len(node.inputs) == 4
+def test_keys_that_are_repeated_over_and_over_move_the_queries() -> None:
+    """Tile gives heads 0 1 0 1, grouped heads are 0 0 1 1: the queries change places instead."""
+    model = fused(FuseAttention(), Block(repeat="tile"))
+    node = attention(model)
+    assert node.attributes["kv_num_heads"].as_int() == 2
+    assert len(node.inputs) == 6
+    assert ops(model).count("Transpose") == 2 + 2  # queries and what comes out; two without it
 
 
 UNCACHED = {
@@ -502,16 +504,16 @@ IN_FLOAT = {
 
 
 def test_says_that_a_cache_stays_outside() -> None:
-    """Heads that are repeated as a whole, 0 1 0 1, are no groups of a key's queries."""
-    tiled = [
+    """Heads that are repeated in no order, 1 0 0 1, are no groups of a key's queries."""
+    mixed = [
         (
             f"present_{name}_n = Reshape (present_{name}_e, present_{name}_h)",
-            f"present_{name}_n = Tile (present_{name}, i_1_2_1_1)",
+            f"present_{name}_n = Gather <axis = 1> (present_{name}, i_1_0_0_1)",
         )
         for name in ("key", "value")
     ]
-    more = ("<float[16, 8] table", "<int64[4] i_1_2_1_1 = {1, 2, 1, 1}, float[16, 8] table")
-    model = fused(FuseAttention(), Block(edits=(*tiled, more)))
+    more = ("<float[16, 8] table", "<int64[4] i_1_0_0_1 = {1, 0, 0, 1}, float[16, 8] table")
+    model = fused(FuseAttention(), Block(edits=(*mixed, more)))
     assert any("it stays outside" in event.reason for event in events(model))
 
 

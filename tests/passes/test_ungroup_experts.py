@@ -105,6 +105,19 @@ def test_the_sort_its_histogram_and_its_way_back_are_gone() -> None:
     assert UngroupExperts().run(model) == 0
 
 
+def test_one_expert_for_each_token() -> None:
+    """A choice is a token then, and what exporters divide by 1 may be the order itself."""
+    one = TEXT.replace("int64[1] k = {2}", "int64[1] k = {1}").replace("{-1, 2, 4}", "{-1, 1, 4}")
+    assert "token = Div (order, two)" in one
+    for token in ("Div (order, one)", "Identity (order)"):
+        before, model = (parse(one.replace("Div (order, two)", token)) for _ in range(2))
+        assert UngroupExperts().run(model) == 2
+        for tokens in (1, 5):
+            feeds = _feeds(tokens)
+            expected, got = run(before, feeds), run(model, feeds)
+            assert within(got["y"], expected["y"], tolerance("float32"))
+
+
 def test_an_expert_that_overflows_does_not_matter_to_who_did_not_choose_it() -> None:
     model = parse(TEXT.replace("float[2, 4] v3 = {1,", "float[2, 4] v3 = {inf,"))
     UngroupExperts().run(model)

@@ -207,6 +207,8 @@ def test_refuses_what_is_no_object(tmp_path: Path, content: str) -> None:
         ({"rope_theta": 10000.0, "alibi": False}, True),
         ({"rope_theta": 10000.0, "position_embedding_type": None}, False),
         ({"rope_theta": 10000.0, "position_embedding_type": "rope"}, True),
+        ({"rope_theta": 10000.0, "use_mem_rope": False}, None),
+        ({"rope_theta": 10000.0, "use_mem_rope": True}, True),
         ({}, None),
     ],
 )

@@ -39,8 +39,8 @@ from omforge.rewriting.builder import Builder
 from omforge.rewriting.match import NoMatch
 from omforge.rewriting.splice import Names, insert
 
-_PRODUCTS = ("MatMul", "Gemm", "Attention", "Gather", "MatMulNBits")
-"""Behind one of these is another layer, or the embedding."""
+_PRODUCTS = ("MatMul", "Gemm", "Attention", "MatMulNBits")
+"""Behind one of these is another layer."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,9 @@ def reads(value: ir.Value | None, caches: Collection[ir.Value]) -> bool:
             return True
         seen.add(value)
         node = value.producer()
-        if node is not None and node.op_type not in (*_PRODUCTS, "Shape"):
+        if node is not None and node.op_type == "Gather":
+            pending.append(node.inputs[0])  # of heads, unlike the embedding's, a cache may be read
+        elif node is not None and node.op_type not in (*_PRODUCTS, "Shape"):
             pending += node.inputs
     return False
 

@@ -7,7 +7,7 @@ recognised by running them on an index tensor.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,17 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Operand:
-    """Keys or values: the new ones as [B, S, K*D], and the cache that they are appended to."""
+    """Keys or values: the new ones as [B, S, K*D], and the cache that they are appended to.
+
+    Attributes:
+        new: [B, S, K*D].
+        heads: K.
+        size: D.
+        factor: What they are scaled by behind it.
+        past: [B, K, P, D].
+        present: [B, K, P + S, D].
+        strided: Whether query head n reads head n mod K, and not n // (N / K) as in `Attention`.
+    """
 
     new: ir.Value
     heads: int
@@ -33,6 +43,7 @@ class Operand:
     factor: float
     past: ir.Value | None = None
     present: ir.Value | None = None
+    strided: bool = False
 
 
 def operands(product: ir.Node) -> tuple[ir.Value, ir.Value]:
@@ -107,15 +118,20 @@ def operand(
         source = shape_of(prefix.source)
         if len(source) == 3 and isinstance(source[2], int) and source[2] % size == 0:
             groups = source[2] // size
-            if _divides(groups, have) and is_same_movement(
-                prefix, _split(groups, size, turned, have // groups, joined=joined)
-            ):
-                return Operand(prefix.source, groups, size, prefix.factor)
-        if len(source) == 4 and isinstance(source[1], int) and _divides(source[1], have):
+            for repeat in _orders(groups, have):
+                if is_same_movement(prefix, _split(groups, size, turned, repeat, joined=joined)):
+                    return Operand(
+                        prefix.source, groups, size, prefix.factor, strided=repeat.strided
+                    )
+        if len(source) == 4 and isinstance(source[1], int):
             groups = source[1]
-            if is_same_movement(prefix, _repeat(have // groups, turned, joined=joined)):
-                whole = _cached(op, prefix, groups, size)
-                return whole or Operand(_flatten(op, prefix.source), groups, size, prefix.factor)
+            for repeat in _orders(groups, have):
+                if is_same_movement(prefix, _repeat(repeat, turned, joined=joined)):
+                    found = _cached(op, prefix, groups, size)
+                    found = found or Operand(
+                        _flatten(op, prefix.source), groups, size, prefix.factor
+                    )
+                    return replace(found, strided=repeat.strided)
     return plain(op, value, heads, turned=turned)
 
 
@@ -140,8 +156,35 @@ def _by_head(op: Builder, value: ir.Value, heads: int, *, joined: bool) -> ir.Va
     return op.Reshape(value, target)
 
 
-def _divides(groups: int, heads: int) -> bool:
-    return groups > 0 and heads % groups == 0
+@dataclass(frozen=True)
+class _Repeat:
+    """Each head `times` times: one by one, or `strided`, all of them over and over."""
+
+    times: int = 1
+    strided: bool = False
+
+    def __call__(self, array: Array) -> Array:
+        if self.strided:
+            return np.concatenate([array] * self.times, axis=1)
+        return np.repeat(array, self.times, axis=1)
+
+
+_ONCE = _Repeat()
+
+
+def _orders(groups: int, heads: int) -> tuple[_Repeat, ...]:
+    """The ways in which K heads can be repeated to N."""
+    if groups <= 0 or heads % groups:
+        return ()
+    times = heads // groups
+    alike = times == 1 or groups == 1
+    return (_Repeat(times),) if alike else (_Repeat(times), _Repeat(times, strided=True))
+
+
+def reordered(op: Builder, value: ir.Value, rows: int, columns: int, size: int) -> ir.Value:
+    """Heads that lie as a matrix [rows, columns] in [B, S, N*D], turned to [columns, rows]."""
+    matrix = op.Reshape(value, [0, 0, rows, columns, size])
+    return op.Reshape(op.Transpose(matrix, perm=[0, 1, 3, 2, 4]), [0, 0, -1])
 
 
 def _cached(op: Builder, chain: Chain, groups: int, size: int) -> Operand | None:
@@ -175,24 +218,29 @@ def _flatten(op: Builder, value: ir.Value) -> ir.Value:
 
 
 def _split(
-    heads: int, size: int, transposed: bool, repeat: int = 1, *, joined: bool = False
+    heads: int,
+    size: int,
+    transposed: bool,
+    repeat: _Repeat = _ONCE,
+    *,
+    joined: bool = False,
 ) -> Movement:
-    """[B, S, N*D] -> [B, N, S, D], each head `repeat` times, keys' last two axes swapped."""
+    """[B, S, N*D] -> [B, N, S, D], heads repeated, keys' last two axes swapped."""
 
     def expected(array: Array, _: Mapping[str, int]) -> Array | None:
         if array.ndim != 3 or array.shape[2] != heads * size:
             return None
         split = array.reshape(*array.shape[:2], heads, size).transpose(0, 2, 1, 3)
-        return _arranged(np.repeat(split, repeat, axis=1), transposed, joined)
+        return _arranged(repeat(split), transposed, joined)
 
     return expected
 
 
-def _repeat(times: int, transposed: bool, *, joined: bool) -> Movement:
+def _repeat(repeat: _Repeat, transposed: bool, *, joined: bool) -> Movement:
     """[B, K, T, D] -> [B, N, T, D], keys' last two axes swapped."""
 
     def expected(array: Array, _: Mapping[str, int]) -> Array | None:
-        return _arranged(np.repeat(array, times, axis=1), transposed, joined)
+        return _arranged(repeat(array), transposed, joined)
 
     return expected
 
