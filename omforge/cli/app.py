@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -214,9 +214,24 @@ def build(
         console.show("\n".join(f"{name}  {om}" for name, om in made.items()))
 
 
+_GENERATING = ("chat", "max_new_tokens", "temperature", "top_k", "top_p", "seed")
+"""Parameters of `run` that say nothing where a text is encoded."""
+
+
+def _given(context: typer.Context, parameters: Sequence[str]) -> list[str]:
+    """The options among some parameters that are on the command line."""
+    sources = {name: context.get_parameter_source(name) for name in parameters}
+    return [
+        f"--{name.replace('_', '-')}"
+        for name, source in sources.items()
+        if source is not None and source.name == "COMMANDLINE"
+    ]
+
+
 @app.command()
 @_guarded
 def run(
+    context: typer.Context,
     bundle: BundleFolder,
     prompt: Annotated[str, typer.Option(help="The text to continue, or to encode.")],
     pair: Pair = "",
@@ -249,7 +264,7 @@ def run(
     sampling = Sampling(temperature, top_k, top_p, seed)
     with console.progress() as bar:
         opened = Bundle.open(bundle, verify_hashes=check, progress=bar)
-        encodes = asks_to_encode(opened, pair, save, chat=chat)
+        encodes = asks_to_encode(opened, pair, save, _given(context, _GENERATING))
         if bar is not None:
             bar("load the tokenizer", 0, 0)
         tokenizer = opened.tokenizer()
@@ -457,6 +472,7 @@ def explain(
     """Say of each block of an exported LLM whether it is raised, and why not if it is not."""
     from omforge import ir
     from omforge.bundle.source import find_source
+    from omforge.ir.read_check import require_known_operators
     from omforge.passes import PASSES, make_pipeline
     from omforge.recognition.config import read_config
     from omforge.recognition.coverage import measure
@@ -471,6 +487,7 @@ def explain(
         )
     source = find_source(model)
     loaded = ir.load(source.graph)
+    require_known_operators(source.graph, loaded)
     make_pipeline("raise").run(loaded, [Reproducer(registry=PASSES), VerifyEach()])
     coverage = measure(loaded, read_config(source.folder))
     told = put_together(coverage, events(loaded), pass_name=pass_name, layer=layer, at=at)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy.typing as npt
 
 from omforge.cli.console import show, show_json
 from omforge.ir.errors import InputError
+from omforge.ir.weights import replacing
 from omforge.runtime.backends import BackendName, open_encoder
 from omforge.runtime.bundle import Bundle
 from omforge.runtime.encode import Encoded
@@ -100,8 +102,16 @@ def _described(array: Array) -> str:
     return f"{array.dtype.name}[{shape}]  norm {norm:.4g}  {first}{more}"
 
 
-def asks_to_encode(bundle: Bundle, pair: str, save: Path | None, *, chat: bool) -> bool:
+def asks_to_encode(
+    bundle: Bundle, pair: str, save: Path | None, generating: Sequence[str] = ()
+) -> bool:
     """Whether `run` encodes, which the bundle decides.
+
+    Args:
+        bundle: The bundle.
+        pair: The second text.
+        save: The file to write.
+        generating: The options given that are for generating alone, such as `--chat`.
 
     Raises:
         InputError: An option is for the other kind of bundles.
@@ -109,8 +119,8 @@ def asks_to_encode(bundle: Bundle, pair: str, save: Path | None, *, chat: bool) 
     for given, option in ((pair, "--pair"), (save, "--save")):
         if given:
             bundle.require("encode", f"Leave {option} away")
-    if chat:
-        bundle.require("generate", "Leave --chat away")
+    for option in generating:
+        bundle.require("generate", f"Leave {option} away")
     if bundle.manifest.embeddings is not None:
         raise InputError(
             f"no text can go into the bundle {bundle.folder}",
@@ -118,6 +128,22 @@ def asks_to_encode(bundle: Bundle, pair: str, save: Path | None, *, chat: bool) 
             "Use Python: LanguageModel(bundle.with_embeddings(table)), or prompts of embeddings",
         )
     return bundle.manifest.task == "encode"
+
+
+def _save(outputs: Encoded, file: Path) -> None:
+    """Write a .npz whole or not at all; a device is written to."""
+    packed = io.BytesIO()  # a device cannot be sought in
+    np.savez(packed, allow_pickle=False, **outputs)
+    try:
+        if file.exists() and not file.is_file():
+            file.write_bytes(packed.getvalue())
+            return
+        with replacing(file.resolve()) as made:  # a link stays one
+            made.write_bytes(packed.getvalue())
+    except OSError as error:
+        raise InputError(
+            f"cannot write {file}", error.strerror or str(error), "Choose another --save"
+        ) from error
 
 
 def run_encoder(
@@ -149,14 +175,7 @@ def run_encoder(
     where = level if backend == "cpu" else backend
     told = EncodedText(prompt, pair, tuple(tokens), where, seconds, outputs, labels)
     if save is not None:
-        try:
-            packed = io.BytesIO()  # a device cannot be sought in, and a failure here writes nothing
-            np.savez(packed, allow_pickle=False, **outputs)
-            save.write_bytes(packed.getvalue())
-        except OSError as error:
-            raise InputError(
-                f"cannot write {save}", error.strerror or str(error), "Choose another --save"
-            ) from error
+        _save(outputs, save)
     if as_json:
         show_json(told.to_dict())
     else:

@@ -16,6 +16,7 @@ from omforge.compilation.request import Checked
 from omforge.compilation.task import encode_options, find_task
 from omforge.compilation.trail import Trail
 from omforge.compilation.work import Work
+from omforge.ir.read_check import require_known_operators
 from omforge.passes import make_pipeline
 from omforge.passes.add_past import AddPast
 from omforge.passes.bind_choices import BindChoices
@@ -80,11 +81,12 @@ def load(checked: Checked, work: Work) -> Loaded:
     """Read the graph that says what any number of tokens gives.
 
     Raises:
-        InputError: A file cannot be read.
+        InputError: A file cannot be read, or has an operator that ONNX does not know.
         CheckError: The export computes in integers.
     """
     work.begin("load")
     chosen = choose_graph(checked.source, checked.config)
+    require_known_operators(checked.source.graph, chosen.model)
     require_float_products(chosen.model, checked.source.graph)
     return Loaded(checked, chosen, Trail().and_then(exported=chosen.model.graph.num_nodes()))
 

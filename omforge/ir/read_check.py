@@ -86,6 +86,23 @@ def check_loaded(file: Path, model: ir.Model) -> None:
         )
 
 
+def require_known_operators(file: Path, model: ir.Model) -> None:
+    """Refuse operators of ONNX's own domains that no opset defines, or only a later one.
+
+    `check` and `opt` take such a graph, where most nodes may be anything. Nothing can raise it.
+
+    Raises:
+        InputError: Names the file, and every such node.
+    """
+    found = [diagnostic for diagnostic in verify(model) if diagnostic.code == "unknown-op"]
+    if found:
+        raise InputError(
+            f"{file} has operators that ONNX does not know",
+            f"\n{format_diagnostics(found[:SHOWN])}\n",
+            NEXT,
+        )
+
+
 def _refuse(file: Path, faults: list[str]) -> None:
     if not faults:
         return

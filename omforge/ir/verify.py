@@ -6,6 +6,7 @@ a value above its definition, or give two values one name, and only running it w
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cache
 
 import onnx
@@ -138,6 +139,12 @@ def _since(domain: str, op_type: str) -> int | None:
         return onnx.defs.get_schema(op_type, domain).since_version
     except onnx.defs.SchemaError:
         return None
+
+
+@cache
+def _operators(domain: str) -> tuple[str, ...]:
+    schemas = onnx.defs.get_all_schemas_with_history()
+    return tuple(sorted({schema.name for schema in schemas if schema.domain == domain}))
 
 
 Fault = tuple[Diagnostic, ir.Node | None]
@@ -331,7 +338,8 @@ def _unknown(node: ir.Node, version: int) -> Fault:
     domain = node.domain or "ai.onnx"
     if since is None:
         why = f"no opset of {domain} defines it"
-        remedy = "Check its spelling and domain"
+        near = get_close_matches(node.op_type, _operators(node.domain), n=1)
+        remedy = f"Did you mean {near[0]}?" if near else "Check its spelling and domain"
     else:
         why = f"the model imports opset {version} of {domain}, and {node.op_type} came with {since}"
         remedy = "Convert the model's opset first"

@@ -28,6 +28,7 @@ from omforge.ir.digests import sha256
 from omforge.om.simulated import simulate_om
 from omforge.passes import PASSES, PIPELINES
 from omforge.runtime import text_stream
+from omforge.testing import parse
 from tests.runtime.tiny import compile_om
 
 Exports = Callable[[str, str], Path]
@@ -293,6 +294,19 @@ def test_errors_are_json_too(empty: Path) -> None:
     assert result.json["error"]["what"] == "nowhere does not exist"
     assert result.json["error"]["exit_status"] == 2
     assert result.err.startswith("error: nowhere does not exist")
+
+
+@pytest.mark.parametrize("command", ["compile", "explain"])
+def test_an_operator_that_onnx_has_not_is_named_on_reading(empty: Path, command: str) -> None:
+    model = parse("""<ir_version: 10, opset_import: ["" : 18]>
+g (float[N, 4] x) => (float[N, 4] y) { h = Sigmiod (x) y = Relu (h) }""")
+    file = empty.with_name("m.onnx")
+    ir.save(model, file)
+    more = ("--target", SOC, "-o", empty / "b") if command == "compile" else ()
+    said = refused(command, file, *more, status=2)
+    assert "m.onnx has operators that ONNX does not know" in said
+    assert "operator Sigmiod is unknown" in said
+    assert "Did you mean Sigmoid?" in said
 
 
 def test_ctrl_c_leaves_nothing_behind(

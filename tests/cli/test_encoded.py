@@ -1,5 +1,6 @@
 """`run` of a bundle that encodes: vectors and scores for people, JSON and files for programs."""
 
+import errno
 import json
 from pathlib import Path
 
@@ -57,8 +58,37 @@ def test_scores(logits: list[float], labels: tuple[str, ...], scores: dict[str, 
     assert "scores  " in told.lines()[1]
 
 
-def test_options_of_the_other_kind_are_refused(bert: Bundle) -> None:
-    result = CliRunner().invoke(app, ["run", str(bert.folder), "--prompt", "a", "--chat"])
+@pytest.mark.parametrize(
+    "words", [["--chat"], ["--temperature", "0.5"], ["--max-new-tokens", "128"], ["--seed", "0"]]
+)
+def test_options_of_the_other_kind_are_refused(bert: Bundle, words: list[str]) -> None:
+    """Also where they say what is the default."""
+    result = CliRunner().invoke(app, ["run", str(bert.folder), "--prompt", "a", *words])
     assert result.exit_code == 2
     assert "does not generate" in result.stderr
-    assert "Leave --chat away" in result.stderr
+    assert f"Leave {words[0]} away" in result.stderr
+
+
+def test_a_file_is_saved_whole_or_not_at_all(
+    bert: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a full disk the one that was there stays, and nothing is left beside it."""
+    file, link = tmp_path / "x.npz", tmp_path / "link.npz"
+    file.write_bytes(b"before")
+    link.symlink_to(file)
+
+    def full(self: Path, data: bytes) -> int:
+        self.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_bytes", full)
+        words = ["run", str(bert.folder), "--prompt", "a", "--save", str(file)]
+        result = CliRunner().invoke(app, words)
+    assert result.exit_code == 2
+    assert "No space left on device" in result.stderr
+    assert file.read_bytes() == b"before"
+    run(bert, "--prompt", "a", "--save", str(link))
+    assert link.is_symlink()
+    assert file.read_bytes() != b"before"
+    assert {path.name for path in tmp_path.iterdir()} == {"x.npz", "link.npz"}

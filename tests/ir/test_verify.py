@@ -175,6 +175,15 @@ g (float[4] x) => (float[4] y) { h = my.Twice (x) y = v.Anything <a = 1> (h, h) 
     assert only(model).code == "unknown-op"
 
 
+def test_names_the_nearest_operator():
+    """A misspelt one has it; what came with a later opset is known."""
+    model = ir.from_onnx_text("""<ir_version: 10, opset_import: ["" : 20]>
+g (float[4] x) => (float[4] y) { h = Sofmax (x) y = Qwertyuiop (h) }""")
+    first, second = ir.verify(model)
+    assert first.remedy == "Did you mean Softmax?"
+    assert second.remedy == "Check its spelling and domain"
+
+
 def test_collects_every_fault():
     model = valid()
     node(model, "norm").outputs[0].name = "h"
