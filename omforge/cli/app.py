@@ -34,6 +34,7 @@ from omforge.cli.options import (
     Context,
     Forms,
     Give,
+    InsertPass,
     Json,
     KvDtype,
     MaxIncrease,
@@ -147,6 +148,7 @@ def compile_(
     calibration: Calibration = None,
     budget: Budget = "",
     form: Forms = None,
+    insert_pass: InsertPass = None,
     atc: Atc = "auto",
     atc_flag: AtcFlags = None,
     atc_words: AtcWords = None,
@@ -162,6 +164,7 @@ def compile_(
     """Compile an exported LLM for one SoC into a bundle."""
     from omforge.cli import reports
     from omforge.compilation.compile import compile_bundle
+    from omforge.compilation.insertion import parse_insertion
     from omforge.compilation.options import CompileOptions
 
     chosen = CompileOptions(
@@ -180,6 +183,7 @@ def compile_(
         calibration=calibration,
         budget=budget,
         memory=memory,
+        insert=tuple(map(parse_insertion, insert_pass or ())),
         atc=atc_options(atc_flag, atc_words),
         build=build_options(atc, atc_jobs, atc_cache),
     )
@@ -357,7 +361,7 @@ def opt(
     from omforge import ir
     from omforge.cli import reports
     from omforge.cli.model_output import ModelOutput
-    from omforge.passes import PASSES, make_pipeline
+    from omforge.passes import ALL_PASSES, make_pipeline
     from omforge.recognition.feeds import weight_bytes
     from omforge.rewriting.events import events
     from omforge.rewriting.instruments import Bisect, CompareEach, PrintAfter, Timing, VerifyEach
@@ -381,7 +385,7 @@ def opt(
         watch += more
     if names or print_after_changed:
         watch.append(PrintAfter(console.VisibleErrors(), names, changed=print_after_changed))
-    watch.insert(0, Reproducer(reproducer, watch, PASSES))
+    watch.insert(0, Reproducer(reproducer, watch, ALL_PASSES))
     with destination.alone(as_json=as_json):
         with console.progress() as bar:
             if bar is not None:
@@ -466,29 +470,34 @@ def explain(
     at: Annotated[
         str | None, typer.Option(help="Only what is at nodes whose name holds this text.")
     ] = None,
+    insert_pass: InsertPass = None,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
     """Say of each block of an exported LLM whether it is raised, and why not if it is not."""
     from omforge import ir
     from omforge.bundle.source import find_source
+    from omforge.compilation.insertion import inserted, parse_insertion
     from omforge.ir.read_check import require_known_operators
-    from omforge.passes import PASSES, make_pipeline
+    from omforge.passes import ALL_PASSES, make_pipeline
     from omforge.recognition.config import read_config
     from omforge.recognition.coverage import measure
     from omforge.recognition.explain import explain as put_together
     from omforge.rewriting.events import events
     from omforge.rewriting.instruments import VerifyEach
+    from omforge.rewriting.pipeline import Pipeline
     from omforge.rewriting.reproducer import Reproducer
 
-    if pass_name is not None and pass_name not in PASSES:
+    if pass_name is not None and pass_name not in ALL_PASSES:
         raise ir.InputError(
             f"there is no pass {pass_name!r}", "`omforge passes` lists them", "Check --pass"
         )
     source = find_source(model)
     loaded = ir.load(source.graph)
     require_known_operators(source.graph, loaded)
-    make_pipeline("raise").run(loaded, [Reproducer(registry=PASSES), VerifyEach()])
+    parts = (make_pipeline("canonicalize").passes, make_pipeline("fuse").passes)
+    first, second = inserted(tuple(map(parse_insertion, insert_pass or ())), *parts)
+    Pipeline((*first, *second)).run(loaded, [Reproducer(registry=ALL_PASSES), VerifyEach()])
     coverage = measure(loaded, read_config(source.folder))
     told = put_together(coverage, events(loaded), pass_name=pass_name, layer=layer, at=at)
     if as_json:
@@ -559,12 +568,12 @@ def om(
 def passes(as_json: Json = False, verbose: Verbose = False) -> None:
     """List the passes with their options, and the pipelines."""
     from omforge.cli import reports
-    from omforge.passes import PASSES, PIPELINES
+    from omforge.passes import ALL_PASSES, ALL_PIPELINES
 
     if as_json:
-        console.show_json(reports.registry_json(PASSES, PIPELINES))
+        console.show_json(reports.registry_json(ALL_PASSES, ALL_PIPELINES))
     else:
-        reports.show_registry(PASSES, PIPELINES)
+        reports.show_registry(ALL_PASSES, ALL_PIPELINES)
 
 
 def main() -> None:

@@ -61,6 +61,15 @@ Forms = Annotated[
     typer.Option(metavar="OP=FORM", help="Lower an operator to this form; see `check --why`."),
 ]
 
+InsertPass = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--insert-pass",
+        metavar="after=PASS:PIPELINE",
+        help="Run passes of your own behind one that raises, or `before=` it; repeatable.",
+    ),
+]
+
 Atc = Annotated[
     str,
     typer.Option(
@@ -115,7 +124,11 @@ Calibration = Annotated[
     ),
 ]
 Backend = Annotated[
-    Literal["cpu", "sim", "acl"], typer.Option(help="acl: an NPU; sim: a simulated one.")
+    str,
+    typer.Option(
+        metavar="cpu|sim|acl|NAME",
+        help="acl: an NPU; sim: a simulated one; or the name of a plugin's.",
+    ),
 ]
 Give = Annotated[
     Path | None,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from omforge.atc.command import find_atc
-from omforge.cli.console import show, show_json, show_table
+from omforge.cli.console import say, show, show_json, show_table
 from omforge.compilation.canonical import float_canonical
 from omforge.compilation.compile import CompileResult
 from omforge.compilation.footprint import budget_text
@@ -19,6 +19,7 @@ from omforge.compilation.quantize_options import memory_text, quantization_text
 from omforge.compilation.task import task_text
 from omforge.compilation.writing import SCRIPT
 from omforge.ir.errors import InputError
+from omforge.plugins import Registry
 from omforge.quantization.token_file import leading_tokens
 from omforge.recognition.coverage import Coverage
 from omforge.rewriting.base import Pass
@@ -112,15 +113,20 @@ def _default(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def show_registry(passes: Mapping[str, type[Pass]], pipelines: Mapping[str, str]) -> None:
-    """Show every pass and every pipeline."""
-    show_table(("pass", "options", "what it does"), registry_rows(passes))
+def show_registry(passes: Registry[type[Pass]], pipelines: Registry[str]) -> None:
+    """Show every pass and every pipeline, and the plugins that cannot be used."""
+    rows = [(*row, passes.package(row[0])) for row in registry_rows(passes)]
+    columns = ("pass", "options", "what it does", "from")
+    width = 4 if any(row[-1] for row in rows) else 3  # nothing is from elsewhere
+    show_table(columns[:width], [row[:width] for row in rows])
     show()
-    rows = [(name, text.replace(",", ", ")) for name, text in pipelines.items()]
-    show_table(("pipeline", "passes"), rows)
+    texts = [(name, text.replace(",", ", ")) for name, text in pipelines.items()]
+    show_table(("pipeline", "passes"), texts)
+    for fault in (*passes.unusable(), *pipelines.unusable()):
+        say(f"warning: {fault}")
 
 
-def registry_json(passes: Mapping[str, type[Pass]], pipelines: Mapping[str, str]) -> dict[str, Any]:
+def registry_json(passes: Registry[type[Pass]], pipelines: Registry[str]) -> dict[str, Any]:
     """Return what `show_registry` shows."""
     return {
         "passes": [
@@ -128,6 +134,7 @@ def registry_json(passes: Mapping[str, type[Pass]], pipelines: Mapping[str, str]
                 "name": name,
                 "summary": step.summary(),
                 "changes_interface": step.changes_interface,
+                "package": passes.package(name),
                 "options": [
                     {
                         "name": option.name,
@@ -141,6 +148,7 @@ def registry_json(passes: Mapping[str, type[Pass]], pipelines: Mapping[str, str]
             for name, step in sorted(passes.items())
         ],
         "pipelines": dict(pipelines),
+        "unusable": [str(fault) for fault in (*passes.unusable(), *pipelines.unusable())],
     }
 
 

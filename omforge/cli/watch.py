@@ -20,20 +20,20 @@ def compile_watch(
     """What watches the passes, and why nothing is compared although it was asked for."""
     from omforge import ir
     from omforge.bundle.source import find_source
-    from omforge.passes import PASSES
+    from omforge.passes import ALL_PASSES
     from omforge.recognition.config import read_config
     from omforge.rewriting.instruments import VerifyEach
     from omforge.rewriting.reproducer import Reproducer
 
     watch: list[Instrument] = [*announcer(bar), VerifyEach()]
     if not compare:
-        return [Reproducer(registry=PASSES), *watch], ""
+        return [Reproducer(registry=ALL_PASSES), *watch], ""
     found = find_source(source)
     config = read_config(found.folder)
     limits = (chosen.context, config.max_positions if config is not None else None)
     longest = min((limit for limit in limits if limit is not None), default=2048)
     more, remark = comparer(ir.load(found.graph), longest)
-    return [Reproducer(None, more, PASSES), *watch, *more], remark
+    return [Reproducer(None, more, ALL_PASSES), *watch, *more], remark
 
 
 def comparer(model: ir.Model, longest: int) -> tuple[list[Instrument], str]:

@@ -8,6 +8,7 @@ from typing import Literal
 
 from omforge.atc.build import BuildOptions
 from omforge.atc.command import AtcOptions
+from omforge.compilation.insertion import Insertion
 from omforge.compilation.quantize_options import KvDtype
 
 TaskOption = Literal["auto", "generate", "encode"]
@@ -38,6 +39,7 @@ class CompileOptions:
             bits than `quantize` says. "" for none.
         memory: Length of the encoder's states that a decoder attends to; None: what the export or
             its config.json says.
+        insert: Passes of the caller's own among those that raise.
         atc: Flags of atc that may be chosen.
         build: Which atc is run, and how.
     """
@@ -57,6 +59,7 @@ class CompileOptions:
     calibration: str | Path | None = None
     budget: str = ""
     memory: int | None = None
+    insert: tuple[Insertion, ...] = ()
     atc: AtcOptions = field(default_factory=AtcOptions)
     build: BuildOptions = field(default_factory=BuildOptions)
 

@@ -9,6 +9,7 @@ from omforge.bundle.manifest import Task
 from omforge.compilation.context import choose_context
 from omforge.compilation.first_step import Chosen, choose_graph
 from omforge.compilation.graph_plan import GraphPlan, plan_graphs, with_sizes
+from omforge.compilation.insertion import inserted
 from omforge.compilation.integer_exports import require_float_products
 from omforge.compilation.memory import memory_passes
 from omforge.compilation.options import CompileOptions
@@ -102,7 +103,10 @@ def raise_graph(loaded: Loaded, work: Work) -> Raised:
     checked, model, given = loaded.checked, loaded.chosen.model, loaded.checked.options
     text_only = work.run(model, Pipeline((TextPositions(),)))
     trail = loaded.trail.and_then(run for run in text_only if run.rewrites)
-    trail = trail.and_then(work.run(model, make_pipeline("canonicalize")))
+    canonicalize, fuse = inserted(
+        given.insert, make_pipeline("canonicalize").passes, make_pipeline("fuse").passes
+    )
+    trail = trail.and_then(work.run(model, Pipeline(canonicalize)))
     require_growing_cache(model)
 
     asked = with_sizes(given, checked.bounds)
@@ -117,8 +121,7 @@ def raise_graph(loaded: Loaded, work: Work) -> Raised:
 
     bind = BindChoices(options.context or 0)
     grown = [AddPast()] if loaded.chosen.past_is_missing else []
-    fuse = (bind, *make_pipeline("fuse").passes, *grown)
-    trail = trail.and_then(work.run(model, Pipeline(fuse)))
+    trail = trail.and_then(work.run(model, Pipeline((bind, *fuse, *grown))))
     trail = trail.and_then(raised=model.graph.num_nodes())
     _require_standard(model)
     find_interface(model)  # what the graph is not is said before what was not raised of it

@@ -1,8 +1,9 @@
 """Targets: what an Ascend SoC and ATC's operator tables allow, as data.
 
-A SoC is one row of `TARGETS`; what the SoCs of one generation share is a `Family`. The operator
-tables are read from `data/onnx_ops.tsv` (every ONNX op that ATC registers: domain, op, opsets, GE
-type, source) and `data/ge_ops.tsv` (the GE operators: inputs, outputs, attributes, dtypes).
+A SoC is one row of `TARGETS`, or a plugin's (`ALL_TARGETS`); what the SoCs of one generation share
+is a `Family`. The operator tables are read from `data/onnx_ops.tsv` (every ONNX op that ATC
+registers: domain, op, opsets, GE type, source) and `data/ge_ops.tsv` (the GE operators: inputs,
+outputs, attributes, dtypes).
 
 Sources of facts are written `repository:path`.
 """
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from omforge import ir
 from omforge.ir.errors import InputError
 from omforge.lowering.tables import table_rows
+from omforge.plugins import Registry
 
 # ATC's name for ONNX's default domain, in its operator keys `ai.onnx::<opset>::<op>`.
 DEFAULT_DOMAIN = "ai.onnx"
@@ -197,18 +199,31 @@ _ROWS = (
 TARGETS: Mapping[str, Target] = {row.soc_version: row for row in _ROWS}
 
 
+def _as_target(name: str, made: object) -> Target:
+    made = made() if callable(made) else made
+    if not isinstance(made, Target):
+        raise ValueError(f"it is {made!r}, and neither a Target nor what returns one")
+    if name and made.soc_version != name:
+        raise ValueError(f"its soc_version is {made.soc_version!r}, and not {name!r}")
+    return made
+
+
+ALL_TARGETS: Registry[Target] = Registry(TARGETS, "omforge.targets", "target", _as_target)
+"""The SoCs of plugins, too."""
+
+
 def target(name: str) -> Target:
     """Return the target of that --soc_version.
 
     Raises:
         InputError: It is not known; the message lists the known ones and the nearest spelling.
     """
-    found = TARGETS.get(name)
+    found = ALL_TARGETS.get(name)
     if found is not None:
         return found
-    known = f"known are {', '.join(TARGETS)}"
+    known = f"known are {', '.join(ALL_TARGETS)}"
     # Compared without "ascend", which all names share and which `npu-smi info` leaves out.
-    folded = {soc.lower().removeprefix("ascend"): soc for soc in TARGETS}
+    folded = {soc.lower().removeprefix("ascend"): soc for soc in ALL_TARGETS}
     wanted = name.strip().lower().removeprefix("ascend")
     near = difflib.get_close_matches(wanted, folded, n=1, cutoff=0.6)
     next_step = f"Did you mean {folded[near[0]]}?" if near else "Choose one of these"

@@ -1,9 +1,13 @@
 """Passes: one file each, and what passes are made of.
 
-`PASSES` is every pass by name, `PIPELINES` every pipeline as text; `make_pipeline("llm")` or
-`make_pipeline("canonicalize,fuse-rms-norm")` makes one to run.
+`PASSES` is every pass of ours by name, `PIPELINES` every pipeline as text; `make_pipeline("raise")`
+or `make_pipeline("canonicalize,fuse-rms-norm")` makes one to run. `ALL_PASSES` and `ALL_PIPELINES`
+have those of plugins, too.
 """
 
+import inspect
+
+from omforge.ir.errors import InputError
 from omforge.passes.add_past import AddPast
 from omforge.passes.bind_choices import BindChoices
 from omforge.passes.bind_memory import BindMemory
@@ -45,6 +49,7 @@ from omforge.passes.turn_weights import TurnWeights
 from omforge.passes.uncrop_cache import UncropCache
 from omforge.passes.unflatten_gemm import UnflattenGemm
 from omforge.passes.ungroup_experts import UngroupExperts
+from omforge.plugins import Registry
 from omforge.rewriting.base import Pass
 from omforge.rewriting.events import Event
 from omforge.rewriting.pass_run import PassRun
@@ -53,6 +58,8 @@ from omforge.rewriting.pipeline_text import parse_pipeline
 from omforge.rewriting.rewrite import ANY, Builder, Match, NoMatch, Pat, PatternOps, RewritePass
 
 __all__ = [
+    "ALL_PASSES",
+    "ALL_PIPELINES",
     "ANY",
     "PASSES",
     "PIPELINES",
@@ -164,10 +171,36 @@ PIPELINES: dict[str, str] = {
 }
 
 
+def _as_pass(name: str, made: object) -> type[Pass]:
+    if not (inspect.isclass(made) and issubclass(made, Pass)):
+        raise ValueError(f"{made!r} is no subclass of omforge.passes.Pass")
+    own = getattr(made, "name", "")
+    if not own or (name and own != name):
+        raise ValueError(f"the name of {made.__name__} is {own!r}, and not {name!r}")
+    return made
+
+
+def _as_pipeline(name: str, made: object) -> str:
+    if not isinstance(made, str):
+        raise ValueError(f"{name} is {made!r}, and a pipeline is text")
+    return made
+
+
+ALL_PASSES: Registry[type[Pass]] = Registry(
+    PASSES, "omforge.passes", "pass", _as_pass, by_place=True
+)
+ALL_PIPELINES: Registry[str] = Registry(PIPELINES, "omforge.pipelines", "pipeline", _as_pipeline)
+
+
 def make_pipeline(text: str) -> Pipeline:
     """Return the pipeline that `text` names or spells out.
+
+    A pass that is not installed is `package.module:Class`.
 
     Raises:
         InputError: The text names an unknown pass or option, or an option has a wrong value.
     """
-    return parse_pipeline(text, PASSES, PIPELINES)
+    try:
+        return parse_pipeline(text, PASSES, PIPELINES)
+    except InputError:  # plugins are looked up where ours do not do: that takes its time
+        return parse_pipeline(text, ALL_PASSES, ALL_PIPELINES)

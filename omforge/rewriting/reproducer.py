@@ -83,10 +83,11 @@ class Reproducer(Instrument):
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"before-{run.name}.onnx"
         ir.save(self._before, path, external=f"before-{run.name}.data")
-        if not _is_text(run.step, self._registry):
+        text = _spelled(run.step, self._registry)
+        if text is None:
             error.add_note(f"the graph ahead of it: {path}; this pass has options only of Python's")
             return
-        words = ["omforge", "opt", str(path), "-p", str(run.step)]
+        words = ["omforge", "opt", str(path), "-p", text]
         for watch in self._beside:
             if isinstance(watch, CompareEach):
                 words += ["--compare-each", "--feeds", str(folder / f"before-{run.name}.npz")]
@@ -94,12 +95,19 @@ class Reproducer(Instrument):
         error.add_note(f"reproduce: {shlex.join(words)}")
 
 
-def _is_text(step: Pass, registry: Mapping[str, type[Pass]]) -> bool:
-    """Whether the command line can make the same pass."""
-    try:
-        return parse_pipeline(str(step), registry).passes == (step,)
-    except ir.InputError:
-        return False
+def _spelled(step: Pass, registry: Mapping[str, type[Pass]]) -> str | None:
+    """The text of which the command line makes the same pass; None if there is none.
+
+    A pass that is not installed is spelled as where it stands, package.module:Class.
+    """
+    place = f"{type(step).__module__}:{type(step).__qualname__}"
+    for text in (str(step), f"{place}{str(step).removeprefix(step.name)}"):
+        try:
+            if parse_pipeline(text, registry).passes == (step,):
+                return text
+        except ir.InputError:
+            continue
+    return None
 
 
 # --- feeds ----------------------------------------------------------------------------------------
