@@ -5,10 +5,9 @@ The pass replaces `x * (1 / y)`, as exporters write norms, by `x / y`.
 
 from pathlib import Path
 
+import omforge as of
 from omforge import ir
-from omforge.compilation.compare_feeds import make_feeds
-from omforge.passes import Builder, Match, NoMatch, Pat, PatternOps, Pipeline, RewritePass
-from omforge.rewriting.instruments import CompareEach, VerifyEach
+from omforge.passes import Builder, Match, NoMatch, Pat, PatternOps, RewritePass
 
 MODEL = Path(__file__).parent / "models" / "docs-llama-onnx" / "model.onnx"
 
@@ -30,9 +29,7 @@ class DivideOnce(RewritePass):
 
 
 def main() -> None:
-    model = ir.load(MODEL)
-    watch = [VerifyEach(), CompareEach(make_feeds)]
-    result = Pipeline((DivideOnce(),)).run(model, watch)
+    result = of.Pipeline((DivideOnce(),)).run(MODEL, compare=True)
     for run in result.passes:
         print(
             f"{run.name}: {run.rewrites} rewrites, {run.nodes_before} -> {run.nodes_after} nodes, "

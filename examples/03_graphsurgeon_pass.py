@@ -6,10 +6,8 @@ It is verified and compared like any other pass, and shares the weights instead 
 from pathlib import Path
 from typing import Any
 
-from omforge import ir
-from omforge.compilation.compare_feeds import make_feeds
-from omforge.passes import GraphSurgeonPass, Pipeline, make_pipeline
-from omforge.rewriting.instruments import CompareEach, VerifyEach
+import omforge as of
+from omforge.passes import GraphSurgeonPass
 
 MODEL = Path(__file__).parent / "models" / "docs-llama-onnx" / "model.onnx"
 
@@ -24,13 +22,12 @@ def square_by_mul(graph: Any) -> None:
 
 
 def main() -> None:
-    model = ir.load(MODEL)
     steps = (
-        *make_pipeline("canonicalize").passes,
+        *of.Pipeline.parse("canonicalize").passes,
         GraphSurgeonPass("square-by-mul", function=square_by_mul),
-        *make_pipeline("fuse-rms-norm").passes,  # finds the norms in either spelling
+        *of.Pipeline.parse("fuse-rms-norm").passes,  # finds the norms in either spelling
     )
-    result = Pipeline(steps).run(model, [VerifyEach(), CompareEach(make_feeds)])
+    result = of.Pipeline(steps).run(MODEL, compare=True)
     for run in result.passes:
         moved = "" if run.max_abs_diff is None else f", max abs difference {run.max_abs_diff:.1e}"
         print(f"{run.name}: {run.nodes_before} -> {run.nodes_after} nodes{moved}")

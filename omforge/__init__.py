@@ -1,3 +1,78 @@
-"""omforge rewrites exported LLM graphs into what Ascend's ATC compiler accepts, and proves it."""
+"""omforge rewrites exported LLM graphs into what Ascend's ATC compiler accepts, and proves it.
+
+    import omforge as of
+
+    raised = of.raise_("export/")                   # standard ONNX: attention, norms, rotary
+    print(raised.coverage, raised.events)
+
+    bundle = of.compile("export/", target="Ascend910B4", output="bundle", context=2048)
+    assert bundle.verify().ok                       # lowered graphs against the export
+    print(bundle.generate("Hello").text)
+
+`load`, `raise_`, `Pipeline`, `compile` and `check` take a path, an `onnx.ModelProto`, an
+`onnx_ir.Model` or a `torch.onnx.ONNXProgram`. What they return are objects with `to_json()`, a
+plain `str()` and a form for notebooks. Errors say what, why and what next.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from omforge.api.bundle import Bundle, Generated, MemoryPlan, Verified
+    from omforge.api.checking import Checked, check
+    from omforge.api.compiling import compile
+    from omforge.api.models import load
+    from omforge.api.raising import Pipeline, Rewritten, raise_
+    from omforge.ir.errors import CheckError, InputError, OmforgeError
+
+__all__ = [
+    "Bundle",
+    "CheckError",
+    "Checked",
+    "Generated",
+    "InputError",
+    "MemoryPlan",
+    "OmforgeError",
+    "Pipeline",
+    "Rewritten",
+    "Verified",
+    "__version__",
+    "check",
+    "compile",
+    "load",
+    "raise_",
+]
+
+_WHERE = {
+    "Bundle": "api.bundle",
+    "Generated": "api.bundle",
+    "MemoryPlan": "api.bundle",
+    "Verified": "api.bundle",
+    "Checked": "api.checking",
+    "check": "api.checking",
+    "compile": "api.compiling",
+    "load": "api.models",
+    "Pipeline": "api.raising",
+    "Rewritten": "api.raising",
+    "raise_": "api.raising",
+    "CheckError": "ir.errors",
+    "InputError": "ir.errors",
+    "OmforgeError": "ir.errors",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for: `import omforge` itself costs nothing."""
+    if name not in _WHERE:
+        raise AttributeError(f"module 'omforge' has no attribute {name!r}")
+    found = getattr(importlib.import_module(f"omforge.{_WHERE[name]}"), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -28,6 +28,10 @@ ALLOWED = {
         *("bundle", "lowering", "atc"),
     ),
     "runtime": ("ir", "bundle", "om"),
+    "api": (
+        *("ir", "rewriting", "recognition", "quantization", "passes"),
+        *("bundle", "om", "lowering", "atc", "compilation", "runtime"),
+    ),
 }
 ROOMS = tuple(ALLOWED)
 

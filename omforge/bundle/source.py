@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,11 +38,21 @@ class Source:
         graph: What goes on from earlier tokens, or does all.
         folder: Of config.json and the tokenizer.
         first: What reads a whole text and gives its cache, where that is a file of its own.
+        carried: Names of files beside the graph, itself among them, that move into the bundle: of
+            an export that was in memory.
     """
 
     graph: Path
     folder: Path
     first: Path | None = None
+    carried: tuple[str, ...] = ()
+
+    @property
+    def recorded(self) -> str:
+        """The graph's path as a manifest has it: absolute, or inside the bundle."""
+        if self.carried:
+            return self.graph.name
+        return os.path.abspath(self.graph)  # a link stays one: its weights lie beside it
 
     def companions(self) -> list[Path]:
         """Tokenizer and config files that are there."""

@@ -53,7 +53,6 @@ from omforge.cli.options import (
     Task,
     Trust,
     Verbose,
-    atc_options,
     build_options,
     forms,
     numbers,
@@ -162,34 +161,39 @@ def compile_(
     verbose: Verbose = False,
 ) -> None:
     """Compile an exported LLM for one SoC into a bundle."""
+    from omforge.api.compiling import compile as compile_model
     from omforge.cli import reports
-    from omforge.compilation.compile import compile_bundle
-    from omforge.compilation.insertion import parse_insertion
-    from omforge.compilation.options import CompileOptions
 
-    chosen = CompileOptions(
-        soc=target,
-        task=task,
-        context=context,
-        prefill=numbers(prefill, "--prefill"),
-        batch=batch,
-        dtype=dtype,
-        layout=layout,
-        allow_partial=allow_partial,
-        gears=gears,
-        forms=forms(form),
-        quantize=quantize,
-        kv_dtype=kv_dtype,
-        calibration=calibration,
-        budget=budget,
-        memory=memory,
-        insert=tuple(map(parse_insertion, insert_pass or ())),
-        atc=atc_options(atc_flag, atc_words),
-        build=build_options(atc, atc_jobs, atc_cache),
-    )
     with console.progress() as bar:
-        watch, remark = compile_watch(source, chosen, compare_each, bar)
-        result = compile_bundle(source, output, chosen, instruments=watch, progress=bar)
+        watch, remark = compile_watch(source, context, compare_each, bar)
+        bundle = compile_model(
+            source,
+            target=target,
+            output=output,
+            task=task,
+            context=context,
+            prefill=numbers(prefill, "--prefill"),
+            batch=batch,
+            dtype=dtype,
+            layout=layout,
+            allow_partial=allow_partial,
+            gears=gears,
+            quantize=quantize,
+            kv_dtype=kv_dtype,
+            calibration=calibration,
+            budget=budget,
+            memory=memory,
+            form=forms(form),
+            insert_pass=insert_pass or (),
+            atc=atc,
+            atc_flag=(*(atc_flag or ()), *(atc_words or ())),
+            atc_jobs=atc_jobs,
+            atc_cache=atc_cache,
+            instruments=watch,
+            progress=bar,
+        )
+    result = bundle.compiled
+    assert result is not None
     if as_json:
         console.show_json(reports.compiled_json(result, remark))
     else:

@@ -12,7 +12,6 @@ from omforge.cli import console
 
 if TYPE_CHECKING:
     from omforge.atc.build import BuildOptions
-    from omforge.atc.command import AtcOptions
 
 
 def _verbose(on: bool) -> None:
@@ -183,13 +182,6 @@ MaxIncrease = Annotated[
         "--max-perplexity-increase", help="Fail above this share of the export's perplexity: 0.05."
     ),
 ]
-
-
-def atc_options(flags: Sequence[str] | None, words: Sequence[str] | None) -> AtcOptions:
-    """Return the flags of --atc-flag, and those behind `--`, as options of the command."""
-    from omforge.atc.command import AtcOptions
-
-    return AtcOptions(extra=(*(flags or ()), *(words or ())))
 
 
 def build_options(atc: str, jobs: int, cached: bool, *, trusted: bool = False) -> BuildOptions:

@@ -10,12 +10,11 @@ from omforge.cli import console
 
 if TYPE_CHECKING:
     from omforge import ir
-    from omforge.compilation.options import CompileOptions
     from omforge.rewriting.instruments import Instrument
 
 
 def compile_watch(
-    source: Path, chosen: CompileOptions, compare: bool, bar: console.Progress | None
+    source: Path, context: int | None, compare: bool, bar: console.Progress | None
 ) -> tuple[list[Instrument], str]:
     """What watches the passes, and why nothing is compared although it was asked for."""
     from omforge import ir
@@ -30,7 +29,7 @@ def compile_watch(
         return [Reproducer(registry=ALL_PASSES), *watch], ""
     found = find_source(source)
     config = read_config(found.folder)
-    limits = (chosen.context, config.max_positions if config is not None else None)
+    limits = (context, config.max_positions if config is not None else None)
     longest = min((limit for limit in limits if limit is not None), default=2048)
     more, remark = comparer(ir.load(found.graph), longest)
     return [Reproducer(None, more, ALL_PASSES), *watch, *more], remark

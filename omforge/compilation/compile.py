@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from omforge.bundle import manifest as m
+from omforge.bundle.source import Source
 from omforge.compilation.options import CompileOptions
 from omforge.compilation.request import Request
 from omforge.compilation.stages import Built, run_stages
@@ -38,7 +39,7 @@ class CompileResult:
 
 
 def compile_bundle(
-    source: str | Path,
+    source: str | Path | Source,
     output: str | Path,
     options: CompileOptions,
     *,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 from omforge import ir
@@ -35,7 +34,7 @@ def export_interface(model: ir.Model, source: Source) -> m.Export:
         return key, value
 
     return m.Export(
-        path=os.path.abspath(source.graph),  # a link stays one: its weights lie beside it
+        path=source.recorded,
         sha256=sha256(source.graph),
         input_ids=interface.input_ids.name,
         attention_mask=interface.attention_mask.name if interface.attention_mask else None,
@@ -61,7 +60,7 @@ def encode_export(model: ir.Model, source: Source) -> m.Export:
     served = {*interface.by_token, *fixed}
     outputs = model.graph.outputs
     return m.Export(
-        path=os.path.abspath(source.graph),
+        path=source.recorded,
         sha256=sha256(source.graph),
         input_ids=interface.input_ids.name,
         attention_mask=interface.attention_mask.name if interface.attention_mask else None,

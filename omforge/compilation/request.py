@@ -36,12 +36,12 @@ class Request:
     """What is to be compiled, as the caller said it.
 
     Attributes:
-        source: The export's folder or .onnx file.
+        source: The export's folder or .onnx file, or what was found there.
         output: The bundle's folder.
         options: What to make.
     """
 
-    source: str | Path
+    source: str | Path | Source
     output: str | Path
     options: CompileOptions
 
@@ -80,7 +80,8 @@ def read_request(request: Request, work: Work) -> Checked:
         InputError: The source, the target or an option is wrong.
     """
     options = request.options
-    source = find_source(request.source)
+    given = request.source
+    source = given if isinstance(given, Source) else find_source(given)
     soc = target(options.soc)
     destination = destination_of(Path(request.output))
     config = read_config(source.folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -64,6 +65,11 @@ def write(lowered: Lowered, work: Work) -> Written:
         for file in checked.source.companions():
             with writing(destination / file.name):
                 shutil.copyfile(file, folder / file.name)
+        for name in checked.source.carried:
+            moved = checked.source.graph.with_name(name)
+            if moved.is_file():  # a model of small weights has no file of them
+                with writing(destination / name):
+                    os.replace(moved, folder / name)
         with writing(destination / SCRIPT):
             script = compile_script([graph.bucket.command for graph in lowered.graphs])
             (folder / SCRIPT).write_text(script, encoding="utf-8")

@@ -18,7 +18,7 @@ from omforge.cli.command_group import PIPE_CLOSED
         (["passes", "--json", "--nope"], "No such option: --nope"),
         (["compile", "x", "--json"], "Missing option '--target'."),
         (["check", "--json", "m.onnx", "--target"], "Option '--target' requires an argument."),
-        (["run", "b", "--json", "--prompt", "x", "--backend", "tpu"], "Invalid value for"),
+        (["run", "b", "--json", "--prompt", "x", "--level", "raised"], "Invalid value for"),
         (["nope", "--json"], "No such command 'nope'."),
     ],
 )

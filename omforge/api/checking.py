@@ -1,0 +1,71 @@
+"""What ATC would refuse of a model or get wrong, as `omforge check` lists it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omforge import ir
+from omforge.api.models import ModelLike, load
+from omforge.api.results import Result
+from omforge.lowering.legality import report
+from omforge.lowering.legality.check_file import FileCheck, check_file
+from omforge.lowering.legality.subject import Offence
+from omforge.lowering.target import target as find_target
+
+
+@dataclass(frozen=True)
+class Checked(Result):
+    """What a check found.
+
+    Attributes:
+        found: All of it.
+    """
+
+    found: FileCheck
+
+    @property
+    def legal(self) -> bool:
+        """Whether atc takes the model and gets it right, as far as is known."""
+        return not self.found.errors
+
+    @property
+    def errors(self) -> tuple[Offence, ...]:
+        """What atc refuses or gets wrong: what, where, why, what next, and the source."""
+        return tuple(self.found.errors)
+
+    @property
+    def advice(self) -> tuple[Offence, ...]:
+        """What atc takes and a person may want to know."""
+        return tuple(self.found.advice)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return every offence at every place as plain data."""
+        return report.to_json(self.found)
+
+    def __str__(self) -> str:
+        return "\n".join(report.lines(self.found))
+
+
+def check(model: ModelLike, target: str, *, gears: bool = False) -> Checked:
+    """List everything in a model that ATC would refuse or get wrong.
+
+    Args:
+        model: What `load` takes; of a path its file, as it is on disk.
+        target: The SoC.
+        gears: Symbolic dims of the inputs are meant for atc's --dynamic_dims.
+
+    Raises:
+        InputError: It is no model, or the SoC is not known.
+    """
+    soc = find_target(target)
+    if isinstance(model, str | os.PathLike):
+        return Checked(check_file(Path(os.fspath(model)), soc, gears=gears))
+    loaded = load(model)
+    with tempfile.TemporaryDirectory(prefix="omforge-") as scratch:
+        file = Path(scratch) / "model.onnx"
+        ir.save(loaded, file, external="model.data")
+        return Checked(check_file(file, soc, gears=gears))
