@@ -10,7 +10,7 @@ import pytest
 
 from omforge import ir
 from omforge.ir import numerics
-from omforge.ir.infer import dims
+from omforge.ir.values import dims
 from omforge.passes import make_pipeline
 from omforge.recognition.interface import Interface, find_interface
 from omforge.rewriting.events import events

@@ -15,7 +15,8 @@ from omforge.bundle.manifest import LayerSizes, Manifest
 from omforge.compilation.compile import compile_bundle
 from omforge.compilation.options import CompileOptions
 from omforge.ir.dims import Dim, symbol
-from omforge.ir.infer import dims, infer_model, to_shape
+from omforge.ir.infer import infer_model
+from omforge.ir.values import dims, to_shape
 from omforge.passes.fuse_kv_io import FuseKvIo
 from omforge.recognition.attention import sinks as attention_sinks
 from omforge.recognition.interface import cache_layers, find_interface

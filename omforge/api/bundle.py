@@ -17,11 +17,12 @@ from omforge.bundle.manifest import Bucket, Manifest
 from omforge.compilation.compile import CompileResult
 from omforge.runtime import bundle as runtime
 from omforge.runtime.backends import open_encoder, open_model
-from omforge.runtime.compare import VerifyReport, verify_bundle
+from omforge.runtime.compare import verify_bundle
 from omforge.runtime.encode import Encoded, Encoder
 from omforge.runtime.generate import LanguageModel, Level
 from omforge.runtime.sampling import Sampling
 from omforge.runtime.text_stream import TextStream, chat_tokens, text_inputs
+from omforge.runtime.verify_report import VerifyReport
 
 Progress = runtime.Progress
 

@@ -27,11 +27,12 @@ from omforge.rewriting.base import options as pass_options
 from omforge.rewriting.events import Event
 from omforge.rewriting.pass_run import PassRun
 from omforge.runtime.bundle import Bundle, Progress
-from omforge.runtime.compare import Comparison, VerifyReport, is_quantized
 from omforge.runtime.generate import Generation
+from omforge.runtime.judging import is_quantized
 from omforge.runtime.quality import PIECE, PIECES, QualityReport, measure_quality
 from omforge.runtime.quality_layers import LayerErrors
 from omforge.runtime.text_stream import TextStream, Tokenizer
+from omforge.runtime.verify_report import Comparison, VerifyReport
 
 # --- passes ---------------------------------------------------------------------------------------
 

@@ -15,7 +15,8 @@ from omforge.compilation.serving import Canonical
 from omforge.compilation.trail import Trail
 from omforge.compilation.work import Work
 from omforge.ir.dims import evaluate, substitute
-from omforge.ir.infer import dims, infer_model, to_shape
+from omforge.ir.infer import infer_model
+from omforge.ir.values import dims, to_shape
 from omforge.lowering.legality import check_legal
 from omforge.lowering.legalize import legalize
 from omforge.lowering.target import Target

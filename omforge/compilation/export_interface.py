@@ -8,7 +8,7 @@ from omforge import ir
 from omforge.bundle import manifest as m
 from omforge.bundle.source import Source
 from omforge.ir.digests import sha256
-from omforge.ir.infer import dims
+from omforge.ir.values import dims
 from omforge.lowering.target import dtype_name
 from omforge.recognition.cache.exported import exported_caches, exported_counters
 from omforge.recognition.cache.states import find_states

@@ -11,7 +11,7 @@ import numpy as np
 from omforge import ir
 from omforge.bundle import manifest as m
 from omforge.compilation.export_interface import tensor_spec
-from omforge.ir.infer import attribute, constant_tensor, dims
+from omforge.ir.values import attribute, constant_tensor, dims
 from omforge.lowering.target import dtype_name
 from omforge.recognition.cache.states import is_state, renewed
 from omforge.recognition.config import ModelConfig

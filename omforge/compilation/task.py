@@ -14,7 +14,7 @@ from omforge import ir
 from omforge.bundle import manifest as m
 from omforge.compilation.context import choose_context
 from omforge.compilation.options import CompileOptions, TaskOption
-from omforge.ir.infer import attribute
+from omforge.ir.values import attribute
 from omforge.passes.fuse_encoder_io import FuseEncoderIo
 from omforge.passes.tabulate_rotary import TabulateRotary
 from omforge.recognition.attention import masks

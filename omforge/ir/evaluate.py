@@ -13,7 +13,7 @@ import onnx_ir as ir
 from omforge.ir import dims as d
 from omforge.ir.edit import all_values
 from omforge.ir.errors import InputError, OmforgeError
-from omforge.ir.infer import constant_tensor, dims, known
+from omforge.ir.values import constant_tensor, dims, known
 
 Array = npt.NDArray[Any]
 

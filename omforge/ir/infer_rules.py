@@ -15,17 +15,9 @@ import onnx_ir as ir
 from omforge.ir import dims as d
 from omforge.ir import infer_shape_ops as shapes
 from omforge.ir.dims import Dim
-from omforge.ir.infer import (
-    MAX_TRACKED,
-    Dims,
-    Inference,
-    Rule,
-    Symbolic,
-    as_symbolic,
-    dims,
-    infer_graph,
-)
 from omforge.ir.infer_shape_ops import axis_of, broadcast, product, replaced
+from omforge.ir.inference import Inference, Rule
+from omforge.ir.values import MAX_TRACKED, Dims, Symbolic, as_symbolic, dims
 
 _BOOL = ir.DataType.BOOL
 _INT64 = ir.DataType.INT64
@@ -344,7 +336,7 @@ def _if(c: Inference) -> None:
     """If: what the branches agree on; of the one that is taken, if the condition is known."""
     branches = [c.node.attributes[name].as_graph() for name in ("then_branch", "else_branch")]
     for branch in branches:
-        infer_graph(branch, c.imports)
+        c.infer_graph(branch)
     condition = c.known()
     if condition is not None:
         branches = branches[:1] if condition.ravel()[0] else branches[1:]
@@ -363,7 +355,7 @@ def _if(c: Inference) -> None:
 def _loop(c: Inference) -> None:
     """Loop, Scan: the dtypes that the body returns; shapes may change from round to round."""
     body = c.node.attributes["body"].as_graph()
-    infer_graph(body, c.imports)
+    c.infer_graph(body)
     results = body.outputs[len(body.outputs) - len(c.node.outputs) :]  # a Loop's first is no output
     for i, (output, result) in enumerate(zip(c.node.outputs, results, strict=True)):
         output.type = result.type

@@ -14,10 +14,10 @@ import onnx_ir as ir
 
 from omforge.ir import dims as d
 from omforge.ir.dims import Dim, Expr
-from omforge.ir.infer import (
+from omforge.ir.inference import Inference
+from omforge.ir.values import (
     MAX_TRACKED,
     Dims,
-    Inference,
     Symbolic,
     as_symbolic,
     constant,

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import onnx
 
 from omforge import ir
-from omforge.ir.infer import MAX_TRACKED, dims
+from omforge.ir.values import MAX_TRACKED, dims
 from omforge.lowering.ge_shape_rules import misfit_of_shapes
 from omforge.lowering.plugins import plugin_facts, plugin_node
 from omforge.lowering.tables import table_rows

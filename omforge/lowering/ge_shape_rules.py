@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 from omforge import ir
-from omforge.ir.infer import dims
+from omforge.ir.values import dims
 from omforge.lowering.own_op_shapes import OWN_OP_RULES
 from omforge.lowering.value_bounds import inline_numbers, integers
 

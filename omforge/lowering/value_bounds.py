@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from omforge import ir
-from omforge.ir.infer import constant_tensor, dims, known_ints
+from omforge.ir.values import constant_tensor, dims, known_ints
 
 _DEPTH = 64
 """How far back a chain of operators is followed."""

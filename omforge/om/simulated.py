@@ -19,9 +19,9 @@ from typing import Any, Literal
 from omforge import ir
 from omforge.ir.dims import Dim, evaluate, symbols
 from omforge.ir.errors import InputError
-from omforge.ir.infer import dims as value_dims
 from omforge.ir.json_text import parse_json
 from omforge.ir.ops import is_target_op, reference_model
+from omforge.ir.values import dims as value_dims
 from omforge.ir.weights import chunks, external_like, replacing
 from omforge.om import layout, model_def
 from omforge.om.ge_types import byte_size

@@ -29,7 +29,8 @@ from omforge import ir
 from omforge.ir.dims import Dim, symbol, symbols
 from omforge.ir.edit import remove_dead, take_name
 from omforge.ir.evaluate import Cutout, EvaluationError
-from omforge.ir.infer import attribute, infer_model, known_ints, to_shape
+from omforge.ir.infer import infer_model
+from omforge.ir.values import attribute, known_ints, to_shape
 from omforge.recognition.attention import masks
 from omforge.recognition.derived_positions import feed_positions
 from omforge.recognition.interface import Interface, activations, find_interface

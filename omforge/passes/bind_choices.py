@@ -23,7 +23,8 @@ import numpy as np
 from omforge import ir
 from omforge.ir.edit import fresh_name, remove_dead, replace_value, value_names
 from omforge.ir.evaluate import Cutout, EvaluationError
-from omforge.ir.infer import constant_tensor, dims, infer_model, known_ints
+from omforge.ir.infer import infer_model
+from omforge.ir.values import constant_tensor, dims, known_ints
 from omforge.passes.fold_constants import FoldConstants
 from omforge.recognition.attention.masks import Prober
 from omforge.recognition.interface import find_interface

@@ -14,7 +14,8 @@ from typing import ClassVar
 
 from omforge import ir
 from omforge.ir.dims import substitute
-from omforge.ir.infer import dims, infer_model, to_shape
+from omforge.ir.infer import infer_model
+from omforge.ir.values import dims, to_shape
 from omforge.recognition.attention.cross import memory_lengths
 from omforge.recognition.interface import find_interface, memory_of
 from omforge.recognition.views import shape_of

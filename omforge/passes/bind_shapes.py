@@ -9,7 +9,8 @@ from typing import ClassVar
 from omforge import ir
 from omforge.ir import dims as d
 from omforge.ir.dims import Dim
-from omforge.ir.infer import dims, infer_model, to_shape
+from omforge.ir.infer import infer_model
+from omforge.ir.values import dims, to_shape
 from omforge.passes.fold_constants import FoldConstants
 from omforge.passes.fold_shapes import FoldShapes
 from omforge.passes.remove_no_ops import RemoveNoOps

@@ -30,7 +30,8 @@ from omforge import ir
 from omforge.ir.dims import Dim, symbol, symbols
 from omforge.ir.edit import fresh_name, remove_dead
 from omforge.ir.evaluate import Cutout, EvaluationError, sizes
-from omforge.ir.infer import attribute, infer_model, to_shape
+from omforge.ir.infer import infer_model
+from omforge.ir.values import attribute, to_shape
 from omforge.recognition.cache.exported import ExportedCache, Returns, keep
 from omforge.recognition.cache.joins import FLOATS, Join, Layout, find_joins, layout_of
 from omforge.recognition.interface import find_interface

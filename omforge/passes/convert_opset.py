@@ -17,7 +17,8 @@ import onnx
 
 from omforge import ir
 from omforge.ir.edit import add_initializer, value_names
-from omforge.ir.infer import attribute, dims, infer_model
+from omforge.ir.infer import infer_model
+from omforge.ir.values import attribute, dims
 from omforge.recognition.newer_opsets import NEWEST, convert
 from omforge.rewriting.base import Pass
 from omforge.rewriting.splice import Names

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from omforge import ir
-from omforge.ir.infer import constant, infer_model, tensor_shape
+from omforge.ir.infer import infer_model
+from omforge.ir.values import constant, tensor_shape
 from omforge.recognition.interface import is_weight
 from omforge.rewriting.base import Pass
 from omforge.rewriting.builder import Builder

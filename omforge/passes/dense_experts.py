@@ -27,7 +27,8 @@ from omforge import ir
 from omforge.ir import dims as d
 from omforge.ir.dims import Dim, Expr
 from omforge.ir.evaluate import Cutout, EvaluationError, sizes
-from omforge.ir.infer import attribute, constant, infer_model, known
+from omforge.ir.infer import infer_model
+from omforge.ir.values import attribute, constant, known
 from omforge.recognition.interface import is_weight
 from omforge.recognition.views import shape_of
 from omforge.rewriting.base import Pass

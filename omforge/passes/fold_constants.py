@@ -19,7 +19,8 @@ import numpy.typing as npt
 from omforge import ir
 from omforge.ir.edit import add_initializer, remove_dead, replace_value, value_names
 from omforge.ir.evaluate import Cutout, EvaluationError
-from omforge.ir.infer import constant_tensor, dims, infer_model, known, known_ints
+from omforge.ir.infer import infer_model
+from omforge.ir.values import constant_tensor, dims, known, known_ints
 from omforge.rewriting.base import Pass
 from omforge.rewriting.events import record
 

@@ -25,7 +25,8 @@ import numpy as np
 from omforge import ir
 from omforge.ir.dims import Dim
 from omforge.ir.edit import remove_dead
-from omforge.ir.infer import constant_tensor, dims, infer_model, known
+from omforge.ir.infer import infer_model
+from omforge.ir.values import constant_tensor, dims, known
 from omforge.rewriting.base import Pass
 from omforge.rewriting.builder import Builder
 from omforge.rewriting.splice import insert, splice

@@ -26,7 +26,8 @@ import numpy as np
 from omforge import ir
 from omforge.ir.dims import symbol
 from omforge.ir.edit import remove_dead, take_name
-from omforge.ir.infer import attribute, infer_model, to_shape
+from omforge.ir.infer import infer_model
+from omforge.ir.values import attribute, to_shape
 from omforge.passes.last_token_logits import keeps_last
 from omforge.recognition.attention import masks
 from omforge.recognition.derived_positions import POSITION_IDS

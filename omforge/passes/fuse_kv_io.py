@@ -29,7 +29,8 @@ from typing import ClassVar, Literal, TypeAlias
 from omforge import ir
 from omforge.ir.dims import Dim, symbol, symbols
 from omforge.ir.edit import all_values, fresh_name, remove_dead, take_name
-from omforge.ir.infer import attribute, infer_model, to_shape
+from omforge.ir.infer import infer_model
+from omforge.ir.values import attribute, to_shape
 from omforge.recognition.attention import alibi, masks
 from omforge.recognition.attention import sinks as attention_sinks
 from omforge.recognition.attention import unraised as unraised_attention

@@ -16,7 +16,7 @@ a wider type between two casts is computed in the operator's own float32; see `n
 """
 
 from omforge import ir
-from omforge.ir.infer import attribute, dims
+from omforge.ir.values import attribute, dims
 from omforge.recognition.norm_types import between_casts, ones, rounded
 from omforge.rewriting.rewrite import ANY, Builder, Match, NoMatch, Pat, PatternOps, RewritePass
 

@@ -35,7 +35,8 @@ import numpy.typing as npt
 from omforge import ir
 from omforge.ir.edit import remove_dead
 from omforge.ir.evaluate import Cutout, EvaluationError, sizes
-from omforge.ir.infer import attribute, infer_model
+from omforge.ir.infer import infer_model
+from omforge.ir.values import attribute
 from omforge.recognition.interface import activations, find_interface
 from omforge.recognition.rotary import angles as positions
 from omforge.recognition.rotary import operator as rotary_operator

@@ -30,7 +30,8 @@ from omforge import ir
 from omforge.ir.dims import Dim, symbol
 from omforge.ir.edit import remove_dead
 from omforge.ir.evaluate import Cutout, EvaluationError
-from omforge.ir.infer import attribute, infer_model, to_shape
+from omforge.ir.infer import infer_model
+from omforge.ir.values import attribute, to_shape
 from omforge.passes.canonicalize_cache import canonical, take_place
 from omforge.recognition.cache.exported import ExportedCache, ExportedCounter, keep, keep_counters
 from omforge.recognition.cache.joins import FLOATS, Join, Reading, reading_of

@@ -25,7 +25,8 @@ from typing import ClassVar
 from omforge import ir
 from omforge.ir.dims import symbol
 from omforge.ir.edit import remove_dead, replace_value
-from omforge.ir.infer import attribute, dims, infer_model, known, to_shape
+from omforge.ir.infer import infer_model
+from omforge.ir.values import attribute, dims, known, to_shape
 from omforge.recognition.interface import Interface, find_interface, is_weight
 from omforge.recognition.step_names import LOGITS_INDEX
 from omforge.recognition.views import shape_of

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from omforge import ir
-from omforge.ir.infer import dims, infer_model, known_ints
+from omforge.ir.infer import infer_model
+from omforge.ir.values import dims, known_ints
 from omforge.rewriting.base import Pass
 from omforge.rewriting.builder import Builder
 from omforge.rewriting.splice import Names, splice

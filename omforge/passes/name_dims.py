@@ -9,7 +9,8 @@ from typing import ClassVar
 
 from omforge import ir
 from omforge.ir.dims import Dim, Expr, Opaque, substitute, symbol, symbols
-from omforge.ir.infer import attribute, dims, infer_model, to_shape
+from omforge.ir.infer import infer_model
+from omforge.ir.values import attribute, dims, to_shape
 from omforge.recognition.cache.joins import FLOATS, find_joins
 from omforge.recognition.interface import (
     Interface,

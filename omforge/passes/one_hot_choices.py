@@ -21,7 +21,8 @@ from typing import ClassVar
 import numpy as np
 
 from omforge import ir
-from omforge.ir.infer import attribute, constant, infer_model
+from omforge.ir.infer import infer_model
+from omforge.ir.values import attribute, constant
 from omforge.recognition.views import shape_of
 from omforge.rewriting.base import Pass
 from omforge.rewriting.builder import Builder

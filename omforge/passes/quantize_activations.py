@@ -26,8 +26,9 @@ import numpy as np
 import numpy.typing as npt
 
 from omforge import ir
-from omforge.ir.infer import infer_model, tensor_shape
+from omforge.ir.infer import infer_model
 from omforge.ir.int8_ops import INPUTS_MULTIPLIED, OUTPUTS_DIVIDED
+from omforge.ir.values import tensor_shape
 from omforge.passes.quantize_weights import QuantizeWeights, divide_norms
 from omforge.quantization.activations import Int8Layers, choose_int8
 from omforge.quantization.linear import (

@@ -46,8 +46,9 @@ import numpy as np
 import numpy.typing as npt
 
 from omforge import ir
-from omforge.ir.infer import attribute, dims, infer_model
+from omforge.ir.infer import infer_model
 from omforge.ir.segment import Walk
+from omforge.ir.values import attribute, dims
 from omforge.quantization.blockwise import storable
 from omforge.quantization.token_file import read_tokens
 from omforge.recognition.feeds import token_feeds

@@ -15,7 +15,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from omforge import ir
-from omforge.ir.infer import attribute, dims, infer_model, infer_nodes, to_shape
+from omforge.ir.infer import infer_model, infer_nodes
+from omforge.ir.values import attribute, dims, to_shape
 from omforge.quantization.block_quantized import gather_block_quantized, matmul_nbits
 from omforge.recognition.attention import masks
 from omforge.recognition.interface import Interface, attention_mask_of, tokens_of

@@ -14,7 +14,8 @@ import numpy as np
 
 from omforge import ir
 from omforge.ir.edit import remove_dead, replace_value
-from omforge.ir.infer import dims, infer_model, known_ints
+from omforge.ir.infer import infer_model
+from omforge.ir.values import dims, known_ints
 from omforge.recognition.views import is_identity, scalar, trace
 from omforge.rewriting.base import Pass
 from omforge.rewriting.builder import Builder

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from omforge import ir
-from omforge.ir.infer import constant_tensor, tensor_shape
+from omforge.ir.values import constant_tensor, tensor_shape
 from omforge.quantization.blockwise import packed_integers
 from omforge.quantization.signed import signed_initializer
 from omforge.rewriting.base import Pass

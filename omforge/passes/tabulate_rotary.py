@@ -24,7 +24,8 @@ import numpy.typing as npt
 from omforge import ir
 from omforge.ir.edit import remove_dead
 from omforge.ir.evaluate import Cutout, EvaluationError
-from omforge.ir.infer import constant_tensor, dims, infer_model
+from omforge.ir.infer import infer_model
+from omforge.ir.values import constant_tensor, dims
 from omforge.recognition.interface import find_interface
 from omforge.rewriting.base import Pass
 from omforge.rewriting.builder import Builder

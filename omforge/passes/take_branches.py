@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 
 from omforge import ir
 from omforge.ir.edit import all_values, remove_dead, replace_value
-from omforge.ir.infer import constant
+from omforge.ir.values import constant
 from omforge.rewriting.base import Pass
 from omforge.rewriting.events import record
 

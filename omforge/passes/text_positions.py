@@ -19,7 +19,8 @@ from typing import ClassVar
 import numpy as np
 
 from omforge import ir
-from omforge.ir.infer import infer_model, to_shape
+from omforge.ir.infer import infer_model
+from omforge.ir.values import to_shape
 from omforge.recognition.interface import find_interface, stacked_positions
 from omforge.recognition.views import shape_of
 from omforge.rewriting.base import Pass

@@ -23,8 +23,9 @@ import numpy as np
 import numpy.typing as npt
 
 from omforge import ir
-from omforge.ir.infer import attribute, infer_model, tensor_shape
+from omforge.ir.infer import infer_model
 from omforge.ir.streamed import StreamedTensor
+from omforge.ir.values import attribute, tensor_shape
 from omforge.quantization.blockwise import pack
 from omforge.rewriting.base import Pass
 from omforge.rewriting.builder import Builder

@@ -26,7 +26,8 @@ from omforge import ir
 from omforge.ir import dims as d
 from omforge.ir.dims import Expr, symbol, symbols
 from omforge.ir.edit import remove_dead
-from omforge.ir.infer import attribute, infer_model, known, known_ints, to_shape
+from omforge.ir.infer import infer_model
+from omforge.ir.values import attribute, known, known_ints, to_shape
 from omforge.passes.name_dims import NameDims
 from omforge.recognition.attention.masks import Prober, recognise_applied
 from omforge.recognition.attention.operands import operands

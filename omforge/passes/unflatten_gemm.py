@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from omforge import ir
-from omforge.ir.infer import attribute, dims, infer_model
+from omforge.ir.infer import infer_model
+from omforge.ir.values import attribute, dims
 from omforge.recognition.views import trace
 from omforge.rewriting.base import Pass
 from omforge.rewriting.builder import Builder

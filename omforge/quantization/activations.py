@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from omforge import ir
 from omforge.ir.errors import InputError
-from omforge.ir.infer import attribute, tensor_shape
 from omforge.ir.segment import Walk
+from omforge.ir.values import attribute, tensor_shape
 from omforge.quantization.blockwise import storable
 from omforge.quantization.calibrate import (
     StoredWeight,

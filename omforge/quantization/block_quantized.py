@@ -26,8 +26,8 @@ import numpy.typing as npt
 
 from omforge import ir
 from omforge.ir.errors import InputError
-from omforge.ir.infer import attribute, constant_tensor, dims
 from omforge.ir.streamed import ViewTensor
+from omforge.ir.values import attribute, constant_tensor, dims
 from omforge.quantization.blockwise import Scheme, packed_integers
 from omforge.quantization.calibrate import StoredWeight
 from omforge.quantization.dequantize import dequantized, gathered_rows

@@ -17,8 +17,8 @@ import numpy.typing as npt
 
 from omforge import ir
 from omforge.ir.errors import InputError
-from omforge.ir.infer import tensor_shape
 from omforge.ir.segment import Walk
+from omforge.ir.values import tensor_shape
 from omforge.quantization.awq import group_products, round_clipped, search_scales
 from omforge.quantization.blockwise import Scheme, pack, widened
 from omforge.quantization.gptq import DAMPING, Codes, quantize_gptq

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from omforge import ir
-from omforge.ir.infer import dims, tensor_shape
 from omforge.ir.streamed import ViewTensor
+from omforge.ir.values import dims, tensor_shape
 from omforge.quantization.calibrate import StoredWeight
 from omforge.quantization.tensors import QuantizedWeight
 from omforge.rewriting.builder import Builder

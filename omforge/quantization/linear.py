@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from omforge import ir
 from omforge.ir.errors import CheckError, InputError
-from omforge.ir.infer import attribute, constant_tensor, tensor_shape
+from omforge.ir.values import attribute, constant_tensor, tensor_shape
 from omforge.rewriting.events import record
 
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)

@@ -18,8 +18,8 @@ import numpy.typing as npt
 from omforge import ir
 from omforge.ir.diagnostics import layer_path
 from omforge.ir.errors import InputError
-from omforge.ir.infer import tensor_shape
 from omforge.ir.streamed import StreamedTensor
+from omforge.ir.values import tensor_shape
 from omforge.quantization.blockwise import Quantizer, Scheme
 from omforge.quantization.budget import Assignment, Option, assign, size_text
 from omforge.quantization.calibrate import StoredWeight

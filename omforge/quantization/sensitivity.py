@@ -21,9 +21,9 @@ import numpy.typing as npt
 
 from omforge import ir
 from omforge.ir.errors import InputError
-from omforge.ir.infer import attribute, tensor_shape
 from omforge.ir.segment import Walk
 from omforge.ir.streamed import in_order
+from omforge.ir.values import attribute, tensor_shape
 from omforge.ir.weights import release
 from omforge.quantization.blockwise import Quantizer, Scheme, decode, quantize, widened
 from omforge.quantization.linear import Linear

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from omforge import ir
-from omforge.ir.infer import tensor_shape
 from omforge.ir.streamed import StreamedTensor, ViewTensor
 from omforge.ir.tensor_reader import TensorReader
+from omforge.ir.values import tensor_shape
 from omforge.rewriting.builder import Builder
 
 _PIECE = 1 << 20

@@ -21,9 +21,9 @@ import numpy.typing as npt
 
 from omforge import ir
 from omforge.ir.errors import InputError
-from omforge.ir.infer import tensor_shape
 from omforge.ir.streamed import StreamedTensor, Write, in_order
 from omforge.ir.tensor_reader import TensorReader
+from omforge.ir.values import tensor_shape
 from omforge.quantization.blockwise import (
     Quantizer,
     Scheme,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from omforge import ir
-from omforge.ir.infer import dims, known_ints
+from omforge.ir.values import dims, known_ints
 from omforge.recognition.attention import masks
 from omforge.recognition.attention.block import is_canonical
 from omforge.recognition.attention.cross import cross_attention

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from omforge import ir
 from omforge.ir.dims import Dim, symbols
 from omforge.ir.evaluate import EvaluationError
-from omforge.ir.infer import attribute, constant_tensor, dims, known, to_shape
+from omforge.ir.values import attribute, constant_tensor, dims, known, to_shape
 from omforge.recognition.attention.masks import Probe, Prober
 from omforge.recognition.interface import Interface
 from omforge.rewriting.builder import Builder

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from omforge import ir
 from omforge.ir.dims import Dim, Expr, evaluate, symbols
-from omforge.ir.infer import dims
+from omforge.ir.values import dims
 from omforge.recognition.attention.alibi import KEY_POSITIONS
 from omforge.recognition.attention.masks import given_mask
 from omforge.recognition.interface import (

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from omforge import ir
 from omforge.ir.dims import Dim, evaluate, symbols
-from omforge.ir.infer import constant_tensor, known
+from omforge.ir.values import constant_tensor, known
 from omforge.recognition.attention import sinks as attention_sinks
 from omforge.recognition.views import shape_of
 

@@ -13,7 +13,7 @@ import numpy as np
 from onnx import defs
 
 from omforge import ir
-from omforge.ir.infer import attribute
+from omforge.ir.values import attribute
 from omforge.recognition.views import shape_of
 from omforge.rewriting.builder import Builder
 from omforge.rewriting.splice import Names, insert, splice

@@ -21,7 +21,7 @@ from omforge import ir
 from omforge.ir import dims as d
 from omforge.ir.dims import Dim, Opaque
 from omforge.ir.evaluate import EvaluationError, numbers, sizes
-from omforge.ir.infer import attribute, constant, dims, known_ints
+from omforge.ir.values import attribute, constant, dims, known_ints
 
 Array: TypeAlias = npt.NDArray[Any]
 Movement: TypeAlias = Callable[[Array, Mapping[str, int]], Array | None]

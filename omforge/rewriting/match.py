@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from omforge import ir
 from omforge.ir.dims import Dim
-from omforge.ir.infer import constant, dims
+from omforge.ir.values import constant, dims
 from omforge.rewriting.matcher import Found
 
 

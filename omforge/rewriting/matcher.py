@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from omforge import ir
-from omforge.ir.infer import constant, constant_tensor, dims
+from omforge.ir.values import constant, constant_tensor, dims
 from omforge.rewriting import schema
 from omforge.rewriting.pattern import (
     ANY,

@@ -10,7 +10,8 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import cast
 
 from omforge import ir
-from omforge.ir.infer import dims, infer_nodes
+from omforge.ir.infer import infer_nodes
+from omforge.ir.values import dims
 from omforge.rewriting.builder import Builder
 from omforge.rewriting.match import NoMatch
 

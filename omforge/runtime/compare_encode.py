@@ -17,21 +17,13 @@ import numpy.typing as npt
 from omforge.ir.errors import InputError
 from omforge.ir.numerics import Tolerance, max_abs_diff
 from omforge.runtime.bundle import Bundle, Progress
-from omforge.runtime.compare import (
-    EXPORT,
-    Comparison,
-    Failure,
-    VerifyReport,
-    excess_of,
-    export_of,
-    is_quantized,
-    tolerances_of,
-)
 from omforge.runtime.encode import Encoded, Encoder
 from omforge.runtime.export_encode import ExportEncoder
 from omforge.runtime.fixed import random_fixed
 from omforge.runtime.generate import Level
+from omforge.runtime.judging import EXPORT, excess_of, export_of, is_quantized, tolerances_of
 from omforge.runtime.om_files import check_om
+from omforge.runtime.verify_report import Comparison, Failure, VerifyReport
 
 Array = npt.NDArray[Any]
 Rows = tuple[tuple[int, ...], ...]

@@ -17,9 +17,9 @@ import numpy.typing as npt
 
 from omforge import ir
 from omforge.ir.diagnostics import layer_path
-from omforge.ir.infer import attribute, constant_tensor, tensor_shape
 from omforge.ir.int8_ops import INPUTS_MULTIPLIED, OUTPUTS_DIVIDED
 from omforge.ir.segment import Walk
+from omforge.ir.values import attribute, constant_tensor, tensor_shape
 from omforge.ir.weights import release
 from omforge.runtime.bundle import Progress
 

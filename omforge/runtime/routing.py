@@ -20,8 +20,8 @@ import numpy.typing as npt
 from omforge import ir
 from omforge.bundle.manifest import TensorSpec
 from omforge.ir.files import load
-from omforge.ir.infer import constant
 from omforge.ir.ops import reference_model
+from omforge.ir.values import constant
 from omforge.runtime.bundle import Bundle
 from omforge.runtime.generate import LanguageModel, Level
 from omforge.runtime.sampling import greedy

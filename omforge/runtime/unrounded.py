@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from omforge import ir
-from omforge.ir.infer import attribute, constant_tensor, infer_model
+from omforge.ir.infer import infer_model
 from omforge.ir.int8_ops import decoded_scale, is_int8_product
+from omforge.ir.values import attribute, constant_tensor
 
 Array = npt.NDArray[Any]
 

@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from omforge import ir
 from omforge.ir.edit import value_names
-from omforge.ir.infer import constant, constant_tensor, infer_model
+from omforge.ir.infer import infer_model
+from omforge.ir.values import constant, constant_tensor
 from omforge.recognition.interface import activations
 from omforge.rewriting.builder import Builder
 from omforge.rewriting.match import NoMatch

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from omforge import ir
 from omforge.ir.dims import Dim, evaluate, symbols
-from omforge.ir.infer import dims
+from omforge.ir.values import dims
 
 Feeds = dict[str, npt.NDArray[Any]]
 

@@ -11,7 +11,7 @@ import onnx
 
 from omforge import ir
 from omforge.ir.edit import add_initializer, fresh_name
-from omforge.ir.infer import attribute, constant, constant_tensor, dims
+from omforge.ir.values import attribute, constant, constant_tensor, dims
 from omforge.passes.convert_opset import ConvertOpset
 from omforge.recognition.interface import find_interface
 from omforge.rewriting.builder import Builder

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from omforge import ir
-from omforge.ir.infer import constant_tensor
+from omforge.ir.values import constant_tensor
 from omforge.rewriting import schema
 
 SMALL = 16

@@ -10,7 +10,8 @@ from random import Random
 import numpy as np
 
 from omforge import ir
-from omforge.ir.infer import attribute, constant_tensor, dims, infer_model, known_ints
+from omforge.ir.infer import infer_model
+from omforge.ir.values import attribute, constant_tensor, dims, known_ints
 from omforge.passes.merge_slices import MergeSlices
 from omforge.rewriting.builder import Builder
 from omforge.rewriting.pattern import COMMUTATIVE

@@ -475,7 +475,7 @@ def test_verify_fails_with_1_and_says_where(bundle: Path, monkeypatch: pytest.Mo
     from omforge.ir.numerics import Tolerance
 
     monkeypatch.setattr(
-        "omforge.runtime.compare.tolerance", lambda dtype: Tolerance(rtol=0.0, atol=1e-9)
+        "omforge.runtime.judging.tolerance", lambda dtype: Tolerance(rtol=0.0, atol=1e-9)
     )
     result = Result("verify", bundle, "--steps", "2")
     assert result.status == 1

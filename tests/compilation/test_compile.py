@@ -19,8 +19,8 @@ from omforge.compilation import buckets
 from omforge.compilation.compile import compile_bundle
 from omforge.compilation.options import CompileOptions
 from omforge.ir import numerics
-from omforge.ir.infer import dims
 from omforge.ir.ops import reference_model
+from omforge.ir.values import dims
 from omforge.lowering.legality import check_legal
 from omforge.lowering.legalize import legalize
 from omforge.lowering.target import target

@@ -6,8 +6,9 @@ import numpy as np
 
 from omforge import ir
 from omforge.ir.dims import evaluate, symbols
-from omforge.ir.infer import dims, infer_model, known
+from omforge.ir.infer import infer_model
 from omforge.ir.numerics import run
+from omforge.ir.values import dims, known
 
 BINDINGS = ({"n": 2, "s": 3, "p": 4}, {"n": 3, "s": 7, "p": 1}, {"n": 1, "s": 1, "p": 6})
 

@@ -7,14 +7,13 @@ import pytest
 
 from omforge import ir
 from omforge.ir.dims import parse_dim, symbol
-from omforge.ir.infer import (
+from omforge.ir.infer import infer_model, infer_nodes
+from omforge.ir.values import (
     MAX_TRACKED,
     attribute,
     constant,
     constant_tensor,
     dims,
-    infer_model,
-    infer_nodes,
     known,
     known_ints,
     set_type,

@@ -1,6 +1,6 @@
 """bind-memory: an encoder's states get one length, and the tokens' rows."""
 
-from omforge.ir.infer import dims
+from omforge.ir.values import dims
 from omforge.passes.bind_memory import BindMemory
 from omforge.testing import parse
 

@@ -4,7 +4,7 @@ import pytest
 
 from omforge import ir
 from omforge.ir import dims as d
-from omforge.ir.infer import dims
+from omforge.ir.values import dims
 from omforge.passes.bind_shapes import BindShapes
 from omforge.testing import outline, parse
 

@@ -7,7 +7,7 @@ import pytest
 
 from omforge import ir
 from omforge.ir import numerics
-from omforge.ir.infer import constant
+from omforge.ir.values import constant
 from omforge.passes.convert_precision import ConvertPrecision
 from omforge.passes.fuse_rotary import FuseRotary
 from omforge.rewriting.events import events

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from omforge import ir
-from omforge.ir.infer import dims, infer_model
+from omforge.ir.infer import infer_model
 from omforge.ir.numerics import run, tolerance, within
+from omforge.ir.values import dims
 from omforge.ir.verify import check
 from omforge.passes.dense_experts import DenseExperts
 from omforge.rewriting.events import events

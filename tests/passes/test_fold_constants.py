@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from omforge import ir
-from omforge.ir.infer import constant
+from omforge.ir.values import constant
 from omforge.passes.fold_constants import FoldConstants
 from omforge.rewriting.events import events
 from omforge.testing import assert_leaves_alone, assert_rewrites, parse

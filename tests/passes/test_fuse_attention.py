@@ -10,7 +10,7 @@ import pytest
 
 from omforge import ir
 from omforge.ir import numerics
-from omforge.ir.infer import attribute
+from omforge.ir.values import attribute
 from omforge.passes import make_pipeline
 from omforge.passes.fuse_attention import FuseAttention
 from omforge.rewriting.events import events

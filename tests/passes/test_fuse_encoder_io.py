@@ -7,7 +7,7 @@ import pytest
 
 from omforge import ir
 from omforge.ir import numerics
-from omforge.ir.infer import dims
+from omforge.ir.values import dims
 from omforge.passes import make_pipeline
 from omforge.passes.fuse_encoder_io import FuseEncoderIo
 from omforge.rewriting.events import events

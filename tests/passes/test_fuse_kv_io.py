@@ -9,8 +9,9 @@ import numpy.typing as npt
 import pytest
 
 from omforge import ir
-from omforge.ir.infer import dims, infer_model
+from omforge.ir.infer import infer_model
 from omforge.ir.numerics import run, tolerance, within
+from omforge.ir.values import dims
 from omforge.ir.verify import check
 from omforge.passes import make_pipeline
 from omforge.passes.fuse_kv_io import FuseKvIo, mask_name

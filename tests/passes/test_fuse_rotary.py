@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from omforge import ir
-from omforge.ir.infer import attribute, constant
+from omforge.ir.values import attribute, constant
 from omforge.passes import make_pipeline
 from omforge.passes.fuse_rotary import FuseRotary
 from omforge.rewriting.events import events

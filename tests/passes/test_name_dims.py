@@ -5,7 +5,8 @@ import re
 import pytest
 
 from omforge import ir
-from omforge.ir.infer import dims, infer_model
+from omforge.ir.infer import infer_model
+from omforge.ir.values import dims
 from omforge.passes.name_dims import NameDims
 from omforge.rewriting.events import events
 from omforge.testing import parse

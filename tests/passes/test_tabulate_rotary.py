@@ -9,7 +9,7 @@ import pytest
 
 from omforge import ir
 from omforge.ir import numerics
-from omforge.ir.infer import constant
+from omforge.ir.values import constant
 from omforge.passes import make_pipeline
 from omforge.passes.fuse_rotary import FuseRotary
 from omforge.passes.tabulate_rotary import TabulateRotary

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from omforge import ir
-from omforge.ir.infer import dims
 from omforge.ir.numerics import run
+from omforge.ir.values import dims
 from omforge.passes.quantize_weights import QuantizeWeights
 from omforge.passes.turn_weights import TurnWeights
 from tests.quantization.weights import weighted

@@ -12,7 +12,7 @@ from omforge import ir
 from omforge.compilation.compare_feeds import make_feeds
 from omforge.ir import numerics
 from omforge.ir.errors import CheckError, InputError
-from omforge.ir.infer import dims
+from omforge.ir.values import dims
 from omforge.passes import Pass, Pipeline, make_pipeline
 from omforge.recognition.feeds import HIDDEN, STEPS, token_feeds, weight_bytes
 from omforge.rewriting.instruments import CompareEach

@@ -5,7 +5,7 @@ import pytest
 
 from omforge import ir
 from omforge.ir.errors import CheckError, InputError
-from omforge.ir.infer import dims
+from omforge.ir.values import dims
 from omforge.rewriting.events import events
 from omforge.rewriting.rewrite import (
     ANY,

@@ -12,7 +12,7 @@ import pytest
 
 from omforge.ir.errors import InputError
 from omforge.ir.numerics import Tolerance, tolerance
-from omforge.runtime import cases, compare
+from omforge.runtime import cases, judging
 from omforge.runtime.bundle import Bundle
 from omforge.runtime.cases import Case, make_cases
 from omforge.runtime.compare import verify_bundle
@@ -322,7 +322,7 @@ class TestDivergence:
     def run(self, *steps: tuple[list[float], list[float]]) -> Any:
         mine = [np.array([a], np.float32) for a, _ in steps]
         theirs = [np.array([b], np.float32) for _, b in steps]
-        return compare._compare(("a", "b"), Case("c", ((1,),)), mine, theirs, self.ALLOWED)
+        return judging.compare_logits(("a", "b"), Case("c", ((1,),)), mine, theirs, self.ALLOWED)
 
     def test_equal_tokens(self):
         found = self.run(([1.0, 2.0], [1.0, 2.05]))
@@ -351,12 +351,12 @@ class TestDivergence:
     def test_what_is_not_judged_needs_only_be_finite(self):
         pair = [np.array([[1.0, 5.0]], np.float32)], [np.array([[5.0, 1.0]], np.float32)]
         case = Case("c", ((1,),))
-        assert not compare._compare(("a", "b"), case, *pair, self.ALLOWED).ok
-        found = compare._compare(("a", "b"), case, *pair, self.ALLOWED, judged=False)
+        assert not judging.compare_logits(("a", "b"), case, *pair, self.ALLOWED).ok
+        found = judging.compare_logits(("a", "b"), case, *pair, self.ALLOWED, judged=False)
         assert found.ok
         assert not found.judged
         broken = [np.array([[np.nan, 5.0]], np.float32)]
-        assert not compare._compare(
+        assert not judging.compare_logits(
             ("a", "b"), case, broken, pair[1], self.ALLOWED, judged=False
         ).ok
 

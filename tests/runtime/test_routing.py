@@ -10,7 +10,8 @@ import pytest
 from omforge import ir
 from omforge.compilation.compile import compile_bundle
 from omforge.compilation.options import CompileOptions
-from omforge.ir.infer import dims, infer_model
+from omforge.ir.infer import infer_model
+from omforge.ir.values import dims
 from omforge.passes import make_pipeline
 from omforge.rewriting.builder import Builder
 from omforge.rewriting.splice import insert

@@ -16,9 +16,9 @@ import numpy.typing as npt
 
 from omforge import ir
 from omforge.ir.dims import Dim, evaluate, symbols
-from omforge.ir.infer import dims as known_dims
-from omforge.ir.infer import to_shape
 from omforge.ir.ops import TARGET_OPS
+from omforge.ir.values import dims as known_dims
+from omforge.ir.values import to_shape
 from omforge.lowering.target import Target
 
 LEGALIZED_FROM = "legalized_from"

@@ -14,9 +14,9 @@ import numpy as np
 
 from omforge import ir
 from omforge.ir.dims import Dim, divide, modulo
-from omforge.ir.infer import dims as known_dims
-from omforge.ir.infer import to_shape
 from omforge.ir.streamed import StreamedTensor
+from omforge.ir.values import dims as known_dims
+from omforge.ir.values import to_shape
 from omforge.lowering.legalize.builder import moves_unit_axes_only
 from omforge.lowering.target import EXPANDED, registered
 

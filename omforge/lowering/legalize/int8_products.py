@@ -27,8 +27,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from omforge import ir
-from omforge.ir.infer import constant, tensor_shape
 from omforge.ir.int8_ops import encoded_scale
+from omforge.ir.values import constant, tensor_shape
 from omforge.lowering.legalize.builder import (
     Builder,
     NotLegal,

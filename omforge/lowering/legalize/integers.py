@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 
 from omforge import ir
-from omforge.ir.infer import constant
+from omforge.ir.values import constant
 from omforge.lowering.legalize.builder import (
     Builder,
     NotLegal,

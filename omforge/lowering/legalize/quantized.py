@@ -26,8 +26,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from omforge import ir
-from omforge.ir.infer import tensor_shape
 from omforge.ir.streamed import ViewTensor
+from omforge.ir.values import tensor_shape
 from omforge.lowering.legalize.builder import (
     Builder,
     NotLegal,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from omforge import ir
-from omforge.ir.infer import constant
+from omforge.ir.values import constant
 from omforge.lowering.legalize.builder import (
     Builder,
     NotLegal,

@@ -19,7 +19,8 @@ import numpy as np
 
 from omforge import ir
 from omforge.ir.dims import Dim
-from omforge.ir.infer import attribute, dims, infer_nodes
+from omforge.ir.infer import infer_nodes
+from omforge.ir.values import attribute, dims
 from omforge.recognition.attention import sinks as attention_sinks
 from omforge.recognition.attention.masks import Applied
 from omforge.recognition.attention.operands import operands

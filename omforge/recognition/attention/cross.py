@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 from omforge import ir
 from omforge.ir.dims import Dim, Expr, symbols
-from omforge.ir.infer import known
+from omforge.ir.values import known
 from omforge.recognition.interface import Interface, find_interface, memory_length, memory_of
 
 

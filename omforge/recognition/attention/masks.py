@@ -22,7 +22,7 @@ from omforge.ir import dims as d
 from omforge.ir.dims import Dim, Expr
 from omforge.ir.errors import InputError
 from omforge.ir.evaluate import Cutout, EvaluationError, sizes
-from omforge.ir.infer import constant, known
+from omforge.ir.values import constant, known
 from omforge.recognition.attention import alibi
 from omforge.recognition.attention.alibi import Bias
 from omforge.recognition.interface import Interface, stacked_positions

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from omforge import ir
-from omforge.ir.infer import attribute, dims
+from omforge.ir.values import attribute, dims
 from omforge.recognition.attention.scores import text
 from omforge.recognition.views import Chain, Movement, is_same_movement, shape_of, trace
 from omforge.rewriting.builder import Builder

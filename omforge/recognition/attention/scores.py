@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from omforge import ir
 from omforge.ir import dims as d
 from omforge.ir.dims import Dim, Expr
-from omforge.ir.infer import attribute, dims, known_ints
+from omforge.ir.values import attribute, dims, known_ints
 from omforge.recognition.attention.masks import Applied
 from omforge.recognition.views import scalar, shape_of, trace
 from omforge.rewriting.match import NoMatch

@@ -28,7 +28,7 @@ import numpy.typing as npt
 
 from omforge import ir
 from omforge.ir.evaluate import Cutout, EvaluationError
-from omforge.ir.infer import attribute, constant, known_ints
+from omforge.ir.values import attribute, constant, known_ints
 from omforge.recognition.views import bindings_for, shape_of
 from omforge.rewriting.builder import Builder
 from omforge.rewriting.match import NoMatch

@@ -26,8 +26,8 @@ from omforge import ir
 from omforge.ir import dims as d
 from omforge.ir.edit import replace_value
 from omforge.ir.evaluate import Cutout, EvaluationError, sizes
-from omforge.ir.infer import attribute, dims, known
 from omforge.ir.numerics import max_abs_diff, tolerance, within
+from omforge.ir.values import attribute, dims, known
 from omforge.recognition.attention import masks
 from omforge.recognition.attention.alibi import Bias
 from omforge.recognition.attention.masks import Applied, Mask, Probe, Prober

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from omforge import ir
 from omforge.ir.dims import Dim
-from omforge.ir.infer import attribute, dims
+from omforge.ir.values import attribute, dims
 from omforge.recognition.views import Chain, is_same_movement, shape_of, trace
 
 Array = npt.NDArray[Any]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from omforge import ir
-from omforge.ir.infer import attribute, known_ints
+from omforge.ir.values import attribute, known_ints
 from omforge.recognition.interface import is_weight
 from omforge.recognition.views import shape_of
 from omforge.rewriting.match import NoMatch

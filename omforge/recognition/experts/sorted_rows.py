@@ -17,7 +17,7 @@ from omforge import ir
 from omforge.ir import dims as d
 from omforge.ir.dims import Dim
 from omforge.ir.evaluate import Cutout, EvaluationError
-from omforge.ir.infer import attribute, known
+from omforge.ir.values import attribute, known
 from omforge.recognition.experts.row_wise import check_row_wise
 from omforge.recognition.interface import is_weight
 from omforge.recognition.views import shape_of

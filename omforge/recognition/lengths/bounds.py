@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from omforge import ir
 from omforge.ir.evaluate import Cutout, EvaluationError, sizes
-from omforge.ir.infer import constant_tensor, dims, known
+from omforge.ir.values import constant_tensor, dims, known
 from omforge.recognition.attention.masks import Prober
 from omforge.recognition.cache.exported import exported_caches
 from omforge.recognition.config import ModelConfig

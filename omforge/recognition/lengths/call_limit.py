@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from omforge import ir
 from omforge.ir.evaluate import Cutout, EvaluationError, sizes
-from omforge.ir.infer import constant_tensor, known
+from omforge.ir.values import constant_tensor, known
 from omforge.recognition.attention.masks import Prober
 from omforge.recognition.interface import Interface, find_interface, states
 from omforge.recognition.lengths.bounds import Bound

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from omforge import ir
 from omforge.ir.dims import symbol, symbols
 from omforge.ir.evaluate import Cutout, EvaluationError
-from omforge.ir.infer import constant_tensor, dims, known
+from omforge.ir.values import constant_tensor, dims, known
 from omforge.recognition.attention.masks import Probe, Prober
 from omforge.recognition.interface import find_interface
 from omforge.recognition.lengths.texts import Check, Ruler, frontier, lookup, moving, small

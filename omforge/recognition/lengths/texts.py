@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from omforge import ir
 from omforge.ir.evaluate import Cutout, EvaluationError, read_by, sizes
-from omforge.ir.infer import attribute, constant_tensor, known
+from omforge.ir.values import attribute, constant_tensor, known
 from omforge.recognition.attention.masks import Probe, Prober
 from omforge.recognition.interface import Interface, activations
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from omforge import ir
 from omforge.ir.evaluate import Cutout, EvaluationError, sizes
-from omforge.ir.infer import dims, known
+from omforge.ir.values import dims, known
 from omforge.recognition.attention.masks import Prober
 from omforge.recognition.interface import Interface
 from omforge.recognition.views import Movement, is_same_movement, shape_of, trace

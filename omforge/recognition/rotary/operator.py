@@ -17,7 +17,7 @@ from __future__ import annotations
 from typing import Any
 
 from omforge import ir
-from omforge.ir.infer import attribute, dims
+from omforge.ir.values import attribute, dims
 from omforge.recognition.rotary.source import (
     find_source,
     find_whole,

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from omforge import ir
 from omforge.ir.evaluate import Cutout, EvaluationError, sizes
-from omforge.ir.infer import attribute, dims
+from omforge.ir.values import attribute, dims
 from omforge.recognition.rotary.angles import halves
 from omforge.recognition.views import Movement, bindings_for, is_same_movement, shape_of, trace
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from omforge import ir
 from omforge.ir.dims import Dim
-from omforge.ir.infer import dims
+from omforge.ir.values import dims
 from omforge.recognition.views import Movement, is_same_movement, shape_of, trace
 from omforge.rewriting.builder import Builder
 from omforge.rewriting.match import NoMatch

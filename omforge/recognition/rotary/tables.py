@@ -10,7 +10,7 @@ import numpy as np
 from omforge import ir
 from omforge.ir.dims import Dim
 from omforge.ir.evaluate import EvaluationError
-from omforge.ir.infer import dims
+from omforge.ir.values import dims
 from omforge.recognition.attention.masks import Probe, Prober
 from omforge.recognition.interface import Interface
 from omforge.recognition.rotary import angles as positions

@@ -8,7 +8,7 @@ import pytest
 
 from omforge import ir
 from omforge.ir.dims import evaluate, parse_dim
-from omforge.ir.infer import to_shape
+from omforge.ir.values import to_shape
 from omforge.lowering.legalize import legalize
 from omforge.lowering.target import target
 from omforge.testing import parse

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from omforge import ir
-from omforge.ir.infer import dims
+from omforge.ir.values import dims
 from omforge.passes.fuse_attention import FuseAttention
 from omforge.passes.fuse_kv_io import FuseKvIo
 from omforge.recognition.attention import alibi, masks

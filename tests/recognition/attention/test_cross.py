@@ -9,7 +9,7 @@ import pytest
 from omforge import ir
 from omforge.compilation.compare_feeds import make_feeds
 from omforge.ir import numerics
-from omforge.ir.infer import attribute
+from omforge.ir.values import attribute
 from omforge.passes import make_pipeline
 from omforge.passes.bind_memory import BindMemory
 from omforge.passes.fuse_kv_io import FuseKvIo

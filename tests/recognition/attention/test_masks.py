@@ -7,8 +7,9 @@ import pytest
 
 from omforge import ir
 from omforge.compilation.compare_feeds import make_feeds
-from omforge.ir.infer import constant, infer_model
+from omforge.ir.infer import infer_model
 from omforge.ir.numerics import max_abs_diff, run
+from omforge.ir.values import constant
 from omforge.passes.fuse_attention import FuseAttention
 from omforge.passes.fuse_kv_io import FuseKvIo
 from omforge.recognition.attention import masks

@@ -7,8 +7,8 @@ import numpy.typing as npt
 import pytest
 
 from omforge import ir
-from omforge.ir.infer import dims
 from omforge.ir.numerics import run, tolerance, within
+from omforge.ir.values import dims
 from omforge.ir.verify import check
 from omforge.passes import make_pipeline
 from omforge.passes.fuse_kv_io import FuseKvIo

@@ -7,7 +7,8 @@ import pytest
 
 from omforge import ir
 from omforge.compilation.compare_feeds import make_feeds
-from omforge.ir.infer import dims, infer_model
+from omforge.ir.infer import infer_model
+from omforge.ir.values import dims
 from omforge.passes import make_pipeline
 from omforge.passes.fuse_kv_io import FuseKvIo
 from omforge.passes.last_token_logits import LastTokenLogits
