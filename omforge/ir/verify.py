@@ -221,6 +221,16 @@ class _Verifier:
             return  # an initializer that is also an input
         self._visible.add(id(value))
         defined.append(value)
+        stale = next((user for user, _ in value.uses() if user.graph is None), None)
+        if stale is not None:
+            yield _fault(
+                f"value {value.name}" + (f" of {describe(node)}" if node else ""),
+                f"a value is used by {describe(stale)}, which is in no graph",
+                "a pass that counts its uses is wrong, and what makes it is never found unused",
+                "Remove nodes with graph.remove(node, safe=True), or let a splice do it",
+                "stale-use",
+                node,
+            )
         if not value.name:
             if value.uses() or value.is_graph_output():
                 yield _fault(

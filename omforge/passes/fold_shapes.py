@@ -139,17 +139,17 @@ def _from_tokens(model: ir.Model, node: ir.Node, by: str) -> bool:
     if target is None or tokens is None or _reads_only(node.inputs[1], tokens):
         return False
     sizes = dict(zip(dims(tokens) or (), range(2), strict=False))
-    op = Builder(model)
     parts: list[ir.Value] = []
-    for dim in target.ravel():
-        if isinstance(dim, int):
-            parts.append(op.constant(np.array([dim], dtype=np.int64)))
-        elif dim in sizes:
-            parts.append(op.Shape(tokens, start=sizes[dim], end=sizes[dim] + 1))
-        else:
-            return False
-    whole = op.Concat(*parts, axis=0)
-    insert(op, node, by=by)
+    with Builder(model) as op:
+        for dim in target.ravel():
+            if isinstance(dim, int):
+                parts.append(op.constant(np.array([dim], dtype=np.int64)))
+            elif dim in sizes:
+                parts.append(op.Shape(tokens, start=sizes[dim], end=sizes[dim] + 1))
+            else:
+                return False
+        whole = op.Concat(*parts, axis=0)
+        insert(op, node, by=by)
     node.replace_input_with(1, whole)
     return True
 

@@ -29,6 +29,7 @@ The matcher looks through Identity, casts to the same dtype and reshapes to the 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any, Protocol, TypeAlias, overload
 
 from omforge.rewriting import schema
@@ -183,7 +184,8 @@ class PatternOps:
     """The operator namespace of patterns: `op.Add(a, b)`, `op.Split(x, axis=0, _outputs=2)`.
 
     Raises:
-        TypeError: An attribute that the operator never had, which could match nothing.
+        TypeError: What could match nothing: an operator that ONNX does not have, an attribute that
+            it never had, more inputs or outputs than it takes, or fewer inputs.
     """
 
     def __getattr__(self, op_type: str) -> PatternCall:
@@ -193,6 +195,7 @@ class PatternOps:
         def call(
             *inputs: Operand, _domain: str = "", _outputs: int | None = None, **attributes: Any
         ) -> Any:
+            _require_operator(op_type, _domain, len(inputs), _outputs or 1)
             known = schema.attribute_names(op_type, _domain)
             for name in attributes:
                 if known is not None and name not in known:
@@ -203,6 +206,25 @@ class PatternOps:
             return outputs[0] if _outputs is None else outputs
 
         return call
+
+
+def _require_operator(op_type: str, domain: str, inputs: int, outputs: int) -> None:
+    """Refuse what no node can be; of a domain that ONNX does not know, anything may be one."""
+    known = schema.operators(domain)
+    if not known:
+        return
+    if op_type not in known:
+        near = get_close_matches(op_type, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else "name its domain with _domain="
+        raise TypeError(f"ONNX has no operator {op_type!r}: {hint}")
+    takes = schema.arity(op_type, domain)
+    if takes is None:
+        return
+    if not takes.least_inputs <= inputs <= takes.most_inputs:
+        most = f" to {takes.most_inputs}" if takes.most_inputs > takes.least_inputs else ""
+        raise TypeError(f"{op_type} takes {takes.least_inputs}{most} inputs, and not {inputs}")
+    if outputs > takes.most_outputs:
+        raise TypeError(f"{op_type} has {takes.most_outputs} outputs, and not {outputs}")
 
 
 Returned: TypeAlias = "Pat | tuple[Pat, ...]"

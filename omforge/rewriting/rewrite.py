@@ -7,10 +7,10 @@ graph changes when it has returned, or not at all.
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from omforge import ir
-from omforge.ir.errors import CheckError
+from omforge.ir.errors import CheckError, InputError
 from omforge.rewriting.base import Pass
 from omforge.rewriting.builder import Builder
 from omforge.rewriting.events import record
@@ -35,6 +35,24 @@ class RewritePass(Pass):
 
     bound: ClassVar[int] = 64
     """How often a rewrite may apply to what it made itself before that is an error."""
+
+    def __post_init__(self) -> None:
+        """Look at the pattern once, so that one that can match nothing is told when it is made.
+
+        Raises:
+            InputError: It names what ONNX does not have, or is no pattern.
+        """
+        name = type(self).__name__
+        try:
+            Pattern(self.pattern)
+            if type(self).near_miss is not RewritePass.near_miss:
+                Pattern(self.near_miss)
+        except TypeError as error:
+            raise InputError(
+                f"the pattern of {name} can match nothing",
+                str(error),
+                f"Mend {name}.pattern, or near_miss",
+            ) from error
 
     def pattern(self, op: PatternOps, *variables: Any, **more: Any) -> Pat | tuple[Pat, ...]:
         """Return what to replace; see `omforge.rewriting.pattern` for the language.
@@ -116,6 +134,18 @@ class _Driver:
                 raise
             else:
                 return True
+        self._note(node, declined)
+        return False
+
+    def _look(self, node: ir.Node) -> None:
+        """Match, and apply nothing."""
+        complete = [
+            _Refusal(node, frozenset(found.nodes), "the pattern matches", complete=True)
+            for found in self.matcher.match(node)
+        ]
+        self._note(node, complete)
+
+    def _note(self, node: ir.Node, declined: list[_Refusal]) -> None:
         closest = self.matcher.closest
         if declined:
             self.refusals[node] = declined[0]
@@ -123,7 +153,6 @@ class _Driver:
             reached = {closest.at.producer()} if closest.at is not None else set[ir.Node]()
             nodes = frozenset(node for node in (*closest.matched, *reached) if node is not None)
             self.refusals[node] = _Refusal(node, nodes, str(closest), complete=False)
-        return False
 
     def _apply(self, found: Found) -> None:
         """Replace one match; NoMatch leaves the graph as it was."""
@@ -139,10 +168,41 @@ class _Driver:
         graph = m.root.graph
         assert graph is not None
         with Builder(self.model, graph) as op:
-            new = self.step.rewrite(op, m)
-            new = new if isinstance(new, tuple) else (new,)
+            new = self._values(self.step.rewrite(op, m), m)
             splice(op, m.outputs, new, by=self.step.name, matched=m.nodes, names=self.names)
         self.generations.update(dict.fromkeys(op.nodes, generation))
+
+    def _values(self, made: object, m: Match) -> tuple[ir.Value, ...]:
+        """What a rewrite returned, which may be anything, as one value for each root.
+
+        Raises:
+            CheckError: It is something else.
+        """
+        new = cast("tuple[object, ...]", made) if isinstance(made, tuple) else (made,)
+        values = tuple(value for value in new if isinstance(value, ir.Value))
+        wanted = len(m.outputs)
+        if len(values) == len(new) == wanted:
+            return values
+        kinds = ", ".join(type(value).__name__ for value in new)
+        what = "nothing (None)" if made is None else f"{len(new)} results ({kinds})"
+        raise CheckError(
+            f"{self.step.name} returned {what} at {ir.describe(m.root)}",
+            f"rewrite() must return one value for each root of the pattern, which has {wanted}",
+            'Return the replacement; raise NoMatch("why", value) to leave a match alone',
+        )
+
+    def attempts(self) -> list[str]:
+        """How far each attempt came, the farthest first; nothing is replaced."""
+        for graph in self.model.graphs():
+            for node in reversed(list(graph)):
+                if self.pattern.root_ops is None or node.op_type in self.pattern.root_ops:
+                    self._look(node)
+        found = sorted(self.refusals.values(), key=lambda refusal: -len(refusal.nodes))
+        return [
+            f"at {ir.describe(refusal.root)}, of which {len(refusal.nodes)} nodes fit: "
+            f"{refusal.reason}"
+            for refusal in found
+        ]
 
     def _tell(self) -> None:
         """Record the matches that were declined, and the near misses."""
@@ -169,6 +229,20 @@ class _Driver:
                 found = next(matcher.match(node), None)
                 if found is not None:
                     yield found
+
+
+def closest_attempts(step: RewritePass, model: ir.Model) -> list[str]:
+    """Return where a pattern came close to a match, the closest first, and what stopped it.
+
+    Args:
+        step: The pass; what it declines itself, after a match, is an event of its run.
+        model: The model, which stays as it is.
+    """
+    driver = _Driver(step, model)
+    found = driver.attempts()
+    if not found and driver.pattern.root_ops is not None:
+        return [f"no node is a {' or a '.join(sorted(driver.pattern.root_ops))}, its last operator"]
+    return found
 
 
 def _check_interior(m: Match) -> None:

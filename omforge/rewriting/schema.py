@@ -5,6 +5,7 @@ not mention, the builder for the type of an attribute or of a number given as an
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -12,6 +13,8 @@ import onnx
 from onnx import defs
 
 from omforge import ir
+from omforge.ir.ops import TARGET_OPS
+from omforge.ir.verify import RUNTIME_OPS
 
 LATEST = defs.onnx_opset_version()
 
@@ -67,6 +70,42 @@ def _attribute_names() -> Mapping[tuple[str, str], frozenset[str]]:
 def attribute_names(op_type: str, domain: str) -> frozenset[str] | None:
     """Return the attributes that an operator has had in any opset, None for an unknown operator."""
     return _attribute_names().get((domain, op_type))
+
+
+@dataclass(frozen=True)
+class Arity:
+    """How many inputs and outputs an operator has had in any opset."""
+
+    least_inputs: int
+    most_inputs: int
+    most_outputs: int
+
+
+@cache
+def arity(op_type: str, domain: str) -> Arity | None:
+    """Return how many inputs and outputs a node can have, None for an unknown operator."""
+    target = TARGET_OPS.get(op_type) if domain == "" else None
+    if target is not None:
+        return Arity(target.required_inputs, len(target.inputs), len(target.outputs))
+    found = [
+        schema
+        for schema in defs.get_all_schemas_with_history()
+        if (schema.domain, schema.name) == (domain, op_type)
+    ]
+    if not found:
+        return None
+    return Arity(
+        min(schema.min_input for schema in found),
+        max(schema.max_input for schema in found),
+        max(schema.max_output for schema in found),
+    )
+
+
+@cache
+def operators(domain: str) -> frozenset[str]:
+    """Return the operators of a domain, in any opset; the target's among the default one's."""
+    own = frozenset(name for place, name in _attribute_names() if place == domain)
+    return own | frozenset(TARGET_OPS) | RUNTIME_OPS if own and domain == "" else own
 
 
 def attribute_type(schema: defs.OpSchema | None, name: str) -> ir.AttributeType | None:

@@ -12,11 +12,16 @@ from omforge.ir import numerics
 from omforge.ir.infer import infer_model
 from omforge.ir.verify import check
 from omforge.rewriting.base import Pass
+from omforge.rewriting.events import events
+from omforge.rewriting.rewrite import RewritePass, closest_attempts
 from omforge.testing.feeds import several_feeds
 from omforge.testing.outline import outline
 
 if TYPE_CHECKING:
     import pytest
+
+_ATTEMPTS = 3
+"""Of those that came closest, what is shown."""
 
 Feeds = Mapping[str, npt.NDArray[Any]]
 
@@ -53,7 +58,8 @@ def assert_rewrites(
         The rewritten model.
     """
     original, model, expected = parse(before), parse(before), parse(after)
-    assert step.run(model) > 0, f"{step} found nothing to rewrite"
+    rewrites = step.run(model)
+    assert rewrites > 0, f"{step} found nothing to rewrite{_closest(step, model)}"
     if not step.changes_interface:
         _assert_same_interface(original, model)
     _assert_same_outline(model, expected)
@@ -63,6 +69,14 @@ def assert_rewrites(
     if not step.changes_interface:
         assert_same_numbers(original, model, feeds, allowed)
     return model
+
+
+def _closest(step: Pass, model: ir.Model) -> str:
+    """How far it came: what it declined, and where its pattern ended."""
+    told = [str(event) for event in events(model) if event.pass_name == step.name]
+    if isinstance(step, RewritePass):
+        told += closest_attempts(step, model)[:_ATTEMPTS]
+    return "".join(f"\n  {line}" for line in dict.fromkeys(told))
 
 
 def assert_leaves_alone(

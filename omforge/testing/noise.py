@@ -332,7 +332,7 @@ def _outline(model: ir.Model, random: Random, names: Names) -> bool:
         old.replace_all_uses_with(new, replace_graph_outputs=True)
         old.name = names.unique(f"{name}_inner")
         new.name = name
-    graph.remove(run)
+    graph.remove(run, safe=True)
     return True
 
 

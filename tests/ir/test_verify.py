@@ -101,7 +101,8 @@ def test_undefined_value():
 def test_dangling_edge_left_by_an_unsafe_remove():
     model = valid()
     model.graph.remove(node(model, "norm"))  # onnx-ir's default is unsafe
-    found = only(model)
+    *stale, found = ir.verify(model)
+    assert {each.code for each in stale} == {"stale-use"}
     assert found.code == "dangling-edge"
     assert "input n" in found.where
 
@@ -182,6 +183,16 @@ g (float[4] x) => (float[4] y) { h = Sofmax (x) y = Qwertyuiop (h) }""")
     first, second = ir.verify(model)
     assert first.remedy == "Did you mean Softmax?"
     assert second.remedy == "Check its spelling and domain"
+
+
+def test_a_node_that_was_removed_and_still_uses_a_value():
+    """onnx-ir's own remove() leaves the inputs of a node as they are, unless it is told `safe`."""
+    model = ir.from_onnx_text("""<ir_version: 10, opset_import: ["" : 20]>
+g (float[4] x) => (float[4] y) { h = Relu (x) y = Neg (x) }""")
+    model.graph.remove(model.graph[0])
+    found = only(model)
+    assert found.code == "stale-use"
+    assert "used by Relu -> h, which is in no graph" in found.what
 
 
 def test_collects_every_fault():

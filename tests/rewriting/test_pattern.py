@@ -120,3 +120,31 @@ def test_an_attribute_that_the_operator_never_had_is_an_error() -> None:
     # An attribute of an older opset is fine, and so is any of an operator that ONNX does not have.
     Pattern(lambda op, x: op.ReduceMean(x, axes=[-1]))
     Pattern(lambda op, x: op.FastGelu(x, fast=1, _domain="com.microsoft"))
+
+
+@pytest.mark.parametrize(
+    ("made", "why"),
+    [
+        (lambda op: op.Sigmiod("x"), "ONNX has no operator 'Sigmiod': did you mean Sigmoid?"),
+        (lambda op: op.MyOwn(1.0), "ONNX has no operator 'MyOwn': name its domain with _domain="),
+        (lambda op: op.Add(1.0, 2.0, 3.0), "Add takes 2 inputs, and not 3"),
+        (lambda op: op.Where(1.0), "Where takes 3 inputs, and not 1"),
+        (lambda op: op.TopK(1.0, 2, _outputs=3), "TopK has 2 outputs, and not 3"),
+        (lambda op: op.NPURmsNorm(1.0), "NPURmsNorm takes 2 inputs, and not 1"),
+    ],
+)
+def test_what_no_node_can_be_is_an_error(made, why: str) -> None:
+    with pytest.raises(TypeError) as caught:
+        Pattern(lambda op: made(op))
+    assert str(caught.value) == why
+
+
+def test_operators_of_other_domains_and_of_any_opset_are_taken() -> None:
+    for made in (
+        lambda op: op.MyOwn(1.0, 2.0, _domain="mine"),
+        lambda op: op.Scatter(1.0, 2, 3.0),
+        lambda op: op.Squeeze(1.0, axes=[0]),
+        lambda op: op.Concat(1.0, 2.0, 3.0, axis=0),
+        lambda op: op.SkipLayerNormalization(1.0, 2.0, 3.0, _domain="com.microsoft"),
+    ):
+        Pattern(made)

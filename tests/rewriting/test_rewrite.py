@@ -1,12 +1,18 @@
 """The rewrite driver and the builder: transactions, names, shapes, provenance, refusals."""
 
+import re
+import textwrap
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from omforge import ir
 from omforge.ir.errors import CheckError, InputError
 from omforge.ir.values import dims
+from omforge.rewriting import pattern, rewrite
 from omforge.rewriting.events import events
+from omforge.rewriting.pipeline import Pipeline
 from omforge.rewriting.rewrite import (
     ANY,
     Builder,
@@ -540,3 +546,92 @@ def test_a_named_constant_does_not_take_the_name_of_a_value() -> None:
     assert op.constant(np.ones(3, np.float32), "w").name == "w_1"
     assert op.constant(np.ones(3, np.float32), "x").name == "x_1"
     assert op.constant(np.ones(3, np.float32), "v").name == "v"
+
+
+# --- where a new author stumbles --------------------------------------------------------------
+
+
+class Misspelt(SquareToPow):
+    """Names an operator that ONNX does not have."""
+
+    name = "misspelt"
+
+    def pattern(self, op: PatternOps, x: Pat) -> Pat:
+        return op.Sigmiod(op.Neg(x))
+
+
+def test_a_pattern_that_can_match_nothing_is_an_error_when_the_pass_is_made() -> None:
+    with pytest.raises(InputError) as caught:
+        Misspelt()
+    assert caught.value.what == "the pattern of Misspelt can match nothing"
+    assert "ONNX has no operator 'Sigmiod': did you mean Sigmoid?" in caught.value.why
+    assert caught.value.next_step == "Mend Misspelt.pattern, or near_miss"
+
+
+@pytest.mark.parametrize(
+    ("made", "what"),
+    [
+        (None, "returned nothing (None) at Mul -> y"),
+        (lambda m: (m.x, m.x), "returned 2 results (Value, Value) at Mul -> y"),
+        (lambda m: 3, "returned 1 results (int) at Mul -> y"),
+        (lambda m: m.root, "returned 1 results (Node) at Mul -> y"),
+    ],
+)
+def test_what_is_no_replacement_names_pass_and_place(made, what: str) -> None:
+    class Odd(SquareToPow):
+        name = "odd"
+
+        def rewrite(self, op: Builder, m: Match):  # type: ignore[override]
+            return made(m) if made else None
+
+    with pytest.raises(CheckError) as caught:
+        Odd().run(parse(HEADER + "{ y = Mul (a, a) }"))
+    assert caught.value.what == f"odd {what}"
+    assert "one value for each root of the pattern, which has 1" in caught.value.why
+    assert "raise NoMatch" in caught.value.next_step
+
+
+def test_what_a_rewrite_raises_names_pass_and_place() -> None:
+    class Fails(SquareToPow):
+        name = "fails"
+
+        def rewrite(self, op: Builder, m: Match) -> ir.Value:
+            raise KeyError("a bug")
+
+    with pytest.raises(KeyError) as caught:
+        Pipeline((Fails(),)).run(parse(HEADER + "{ y = Mul (a, a) }"))
+    assert caught.value.__notes__ == ["at Mul -> y", "in pass 1 of 1, fails"]
+
+
+def code_of(text: str) -> str:
+    """The first block of code in a docstring or a page, as it stands there."""
+    block = re.search(r"::\n\n((?:    .*\n|\n)+)|```python\n((?:.*\n)*?)```", text)
+    assert block is not None
+    return textwrap.dedent(block.group(1) or block.group(2))
+
+
+def test_the_example_of_the_pattern_language_is_real() -> None:
+    """The docstring's pattern, as the method of a pass, matches an RMS norm."""
+    method = textwrap.indent(code_of(pattern.__doc__ or ""), "    ")
+    code = f'class Norm(RewritePass):\n    name = "norm"\n{method}\n'
+    code += "    def rewrite(self, op, m):\n"
+    code += "        return op.RMSNormalization(m.x, m.gamma, epsilon=m.const('eps'))\n"
+    scope = {"RewritePass": RewritePass, "PatternOps": PatternOps, "Pat": Pat}
+    exec(code, scope)
+    before = """<ir_version: 11, opset_import: ["" : 24]>
+g (float[N, 4] x) => (float[N, 4] y)
+<float two = {2.0}, float eps = {0.001}, float[4] gamma = {1, 2, 3, 4}, int64[1] last = {-1}> {
+    s = Pow (x, two) m = ReduceMean (s, last) e = Add (m, eps) r = Sqrt (e)
+    d = Div (x, r) y = Mul (d, gamma) }"""
+    after = """<ir_version: 11, opset_import: ["" : 24]>
+g (float[N, 4] x) => (float[N, 4] y) <float[4] gamma = {1, 2, 3, 4}>
+{ y = RMSNormalization <epsilon = 0.001> (x, gamma) }"""
+    assert_rewrites(scope["Norm"](), before, after)
+
+
+def test_the_example_of_the_rules_is_real() -> None:
+    page = Path(rewrite.__file__).parent.parent / "passes" / "README.md"
+    scope = dict(vars(rewrite)) | {"ir": ir}
+    exec(code_of(page.read_text()), scope)
+    before = HEADER + "{ g = Sigmoid (a) y = Mul (a, g) }"
+    assert_rewrites(scope["FuseSwish"](), before, HEADER + "{ y = Swish (a) }")

@@ -60,6 +60,27 @@ def test_a_pass_that_finds_nothing_is_an_error() -> None:
         assert_rewrites(Rewrite(lambda _: 0), BEFORE, BEFORE)
 
 
+def test_how_far_the_closest_attempt_came_is_told() -> None:
+    """With the node at which the pattern ended, and what was expected of it."""
+
+    class Gelu(ToExp):
+        name = "sigmoid-of-neg"
+
+        def pattern(self, op: PatternOps, x: Pat) -> Pat:
+            return op.Sigmoid(op.Neg(op.Exp(x)))
+
+    text = HEADER + "{ h = Abs (x) i = Neg (h) y = Sigmoid (i) }"
+    with pytest.raises(AssertionError) as caught:
+        assert_rewrites(Gelu(), text, text)
+    said = str(caught.value)
+    assert "sigmoid-of-neg found nothing to rewrite" in said
+    assert "at Sigmoid -> y, of which 3 nodes fit: " in said
+    assert "Exp" in said
+    other = text.replace("Sigmoid", "Tanh")
+    with pytest.raises(AssertionError, match="no node is a Sigmoid, its last operator"):
+        assert_rewrites(Gelu(), other, other)
+
+
 def test_a_pass_that_finds_more_each_time_is_an_error() -> None:
     with pytest.raises(AssertionError, match="found 1 more rewrites in a second run"):
         assert_rewrites(Rewrite(lambda _: 1), BEFORE, BEFORE)
