@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from omforge.cli.reports import registry_rows
+from omforge.cli.registry import pass_rows
 from omforge.passes import PASSES, PIPELINES
 from tests.matrix import measure_all, table
 
@@ -26,7 +26,7 @@ def blocks(text: str) -> dict[str, str]:
 def pass_table() -> str:
     """The passes, from their docstrings, and the pipelines."""
     lines = ["| pass | options | what it does |", "|---|---|---|"]
-    for name, options, summary in registry_rows(PASSES):
+    for name, options, summary in pass_rows(PASSES):
         given = f"`{options}`".replace("|", "\\|") if options else ""
         lines.append(f"| `{name}` | {given} | {summary} |")
     lines += ["", "| pipeline | passes |", "|---|---|"]

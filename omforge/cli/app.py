@@ -481,7 +481,7 @@ def explain(
     """Say of each block of an exported LLM whether it is raised, and why not if it is not."""
     from omforge import ir
     from omforge.bundle.source import find_source
-    from omforge.compilation.insertion import inserted, parse_insertion
+    from omforge.compilation.insertion import inserted, parse_insertion, pass_that_runs
     from omforge.ir.read_check import require_known_operators
     from omforge.passes import ALL_PASSES, make_pipeline
     from omforge.recognition.config import read_config
@@ -492,16 +492,15 @@ def explain(
     from omforge.rewriting.pipeline import Pipeline
     from omforge.rewriting.reproducer import Reproducer
 
-    if pass_name is not None and pass_name not in ALL_PASSES:
-        raise ir.InputError(
-            f"there is no pass {pass_name!r}", "`omforge passes` lists them", "Check --pass"
-        )
+    (steps,) = inserted(
+        tuple(map(parse_insertion, insert_pass or ())), make_pipeline("raise").passes
+    )
+    if pass_name is not None:
+        pass_name = pass_that_runs(pass_name, steps)
     source = find_source(model)
     loaded = ir.load(source.graph)
     require_known_operators(source.graph, loaded)
-    parts = (make_pipeline("canonicalize").passes, make_pipeline("fuse").passes)
-    first, second = inserted(tuple(map(parse_insertion, insert_pass or ())), *parts)
-    Pipeline((*first, *second)).run(loaded, [Reproducer(registry=ALL_PASSES), VerifyEach()])
+    Pipeline(steps).run(loaded, [Reproducer(registry=ALL_PASSES), VerifyEach()])
     coverage = measure(loaded, read_config(source.folder))
     told = put_together(coverage, events(loaded), pass_name=pass_name, layer=layer, at=at)
     if as_json:
@@ -570,14 +569,13 @@ def om(
 @app.command()
 @_guarded
 def passes(as_json: Json = False, verbose: Verbose = False) -> None:
-    """List the passes with their options, and the pipelines."""
-    from omforge.cli import reports
-    from omforge.passes import ALL_PASSES, ALL_PIPELINES
+    """List the passes with their options, the pipelines, and what other packages add."""
+    from omforge.cli.registry import registry_json, show_registry
 
     if as_json:
-        console.show_json(reports.registry_json(ALL_PASSES, ALL_PIPELINES))
+        console.show_json(registry_json())
     else:
-        reports.show_registry(ALL_PASSES, ALL_PIPELINES)
+        show_registry()
 
 
 def main() -> None:

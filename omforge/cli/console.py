@@ -14,6 +14,7 @@ import gc
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -30,6 +31,8 @@ _UNLIMITED = 1000  # columns, where nobody looks at a window
 
 _M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 _LARGE_BLOCK = 4 << 20
+
+_ELSEWHERE = re.compile(r", which is ([\w.]+):([\w.<>]+)$")  # in the note of `rewriting.pipeline`
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_SUCH = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM)
@@ -293,8 +296,17 @@ def problem(error: BaseException) -> Problem:
         return Problem("out of memory", str(error), "Close other programs", notes, 1)
     if isinstance(error, OSError):
         return _system_problem(error, notes)
+    what = f"{type(error).__name__}: {error}"
+    for module, name in (found.groups() for note in notes if (found := _ELSEWHERE.search(note))):
+        return Problem(
+            f"a pass failed with {what}",
+            f"that is a fault of {module}:{name}, at {_place_in(error, module)}",
+            "Mend the pass, or tell who made it; --verbose shows how it came about",
+            notes,
+            1,
+        )
     return Problem(
-        f"omforge failed with {type(error).__name__}: {error}",
+        f"omforge failed with {what}",
         f"that is a fault of omforge, at {_place(error)}",
         "Report the command, with what it says under --verbose",
         notes,
@@ -310,6 +322,14 @@ def _place(error: BaseException) -> str:
         return "an unknown place"
     file = own[-1].filename.rpartition(f"{os.sep}omforge{os.sep}")[2]
     return f"{file}:{own[-1].lineno} in {own[-1].name}"
+
+
+def _place_in(error: BaseException, module: str) -> str:
+    """The innermost function of a module, and where it is; else the innermost of ours."""
+    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
+        if frame.f_globals.get("__name__") == module:
+            return f"{os.path.basename(frame.f_code.co_filename)}:{line} in {frame.f_code.co_name}"
+    return _place(error)
 
 
 def report(error: BaseException, *, as_json: bool) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from omforge.atc.command import find_atc
-from omforge.cli.console import say, show, show_json, show_table
+from omforge.cli.console import show, show_json, show_table
 from omforge.compilation.canonical import float_canonical
 from omforge.compilation.compile import CompileResult
 from omforge.compilation.footprint import budget_text
@@ -19,11 +19,8 @@ from omforge.compilation.quantize_options import memory_text, quantization_text
 from omforge.compilation.task import task_text
 from omforge.compilation.writing import SCRIPT
 from omforge.ir.errors import InputError
-from omforge.plugins import Registry
 from omforge.quantization.token_file import leading_tokens
 from omforge.recognition.coverage import Coverage
-from omforge.rewriting.base import Pass
-from omforge.rewriting.base import options as pass_options
 from omforge.rewriting.events import Event
 from omforge.rewriting.pass_run import PassRun
 from omforge.runtime.bundle import Bundle, Progress
@@ -93,63 +90,6 @@ def passes_json(
         ],
         "events": [dataclasses.asdict(event) for event in events],
         "remark": remark,
-    }
-
-
-def registry_rows(passes: Mapping[str, type[Pass]]) -> list[tuple[str, str, str]]:
-    """Return (name, options, what it does) of each pass, by name."""
-    rows: list[tuple[str, str, str]] = []
-    for name, step in sorted(passes.items()):
-        given = (
-            f"{option.name}={option.words}"
-            if option.required or option.default in ((), None)
-            else f"{option.name}={_default(option.default)}"
-            for option in pass_options(step).values()
-        )
-        rows.append((name, " ".join(given), step.summary()))
-    return rows
-
-
-def _default(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def show_registry(passes: Registry[type[Pass]], pipelines: Registry[str]) -> None:
-    """Show every pass and every pipeline, and the plugins that cannot be used."""
-    rows = [(*row, passes.package(row[0])) for row in registry_rows(passes)]
-    columns = ("pass", "options", "what it does", "from")
-    width = 4 if any(row[-1] for row in rows) else 3  # nothing is from elsewhere
-    show_table(columns[:width], [row[:width] for row in rows])
-    show()
-    texts = [(name, text.replace(",", ", ")) for name, text in pipelines.items()]
-    show_table(("pipeline", "passes"), texts)
-    for fault in (*passes.unusable(), *pipelines.unusable()):
-        say(f"warning: {fault}")
-
-
-def registry_json(passes: Registry[type[Pass]], pipelines: Registry[str]) -> dict[str, Any]:
-    """Return what `show_registry` shows."""
-    return {
-        "passes": [
-            {
-                "name": name,
-                "summary": step.summary(),
-                "changes_interface": step.changes_interface,
-                "package": passes.package(name),
-                "options": [
-                    {
-                        "name": option.name,
-                        "values": option.words,
-                        "required": option.required,
-                        "default": None if option.required else option.default,
-                    }
-                    for option in pass_options(step).values()
-                ],
-            }
-            for name, step in sorted(passes.items())
-        ],
-        "pipelines": dict(pipelines),
-        "unusable": [str(fault) for fault in (*passes.unusable(), *pipelines.unusable())],
     }
 
 

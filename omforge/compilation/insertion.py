@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from typing import Literal, TypeAlias
 
 from omforge.ir.errors import InputError
-from omforge.passes import PIPELINES, make_pipeline
+from omforge.passes import ALL_PASSES, PIPELINES, make_pipeline
 from omforge.rewriting.base import Pass
 
 Where: TypeAlias = Literal["before", "after"]
@@ -40,24 +40,18 @@ def parse_insertion(text: str) -> Insertion:
         InputError: It is neither, the pass is not among those that raise, or the pipeline is wrong.
     """
     side, equals, rest = text.partition("=")
-    anchor, colon, pipeline = rest.partition(":")
+    anchor, colon, pipeline = (part.strip() for part in rest.partition(":"))
     sides: dict[str, Where] = {"before": "before", "after": "after"}
-    where = sides.get(side.strip()) if equals and colon and pipeline.strip() else None
+    where = sides.get(side.strip()) if equals and colon and pipeline else None
     if where is None:
         raise InputError(
             f"--insert-pass {text}",
             "it says no side, pass and pipeline",
             f"Write for example {_EXAMPLE}",
         )
-    names = list(dict.fromkeys(step.name for step in make_pipeline(_STAGE).passes))
-    if (anchor := anchor.strip()) not in names:
-        near = get_close_matches(anchor, names, n=1)
-        raise InputError(
-            f"--insert-pass {text}: {anchor!r} is none of the passes that raise",
-            f"they are {', '.join(names)}",
-            f"Did you mean {near[0]}?" if near else "Name one of these",
-        )
-    return Insertion(where, anchor, make_pipeline(pipeline).passes)
+    insertion = Insertion(where, anchor, make_pipeline(pipeline).passes)
+    inserted((insertion,), make_pipeline(_STAGE).passes)  # refuses an anchor that is none
+    return insertion
 
 
 def inserted(
@@ -66,12 +60,21 @@ def inserted(
     """Return the parts of a pipeline with the caller's passes among theirs.
 
     Several at one place stand in the order in which they were given.
+
+    Raises:
+        InputError: A pass ahead of or behind which others are to run is in no part.
     """
     where = [(part, index) for part, steps in enumerate(parts) for index in range(len(steps))]
     ahead: dict[tuple[int, int], list[Pass]] = {}
     behind: dict[tuple[int, int], list[Pass]] = {}
     for each in insertions:
         places = [at for at in where if parts[at[0]][at[1]].name == each.anchor]
+        if not places:
+            passes = ",".join(str(step) for step in each.passes)
+            raise InputError(
+                f"--insert-pass {each.where}={each.anchor}:{passes}",
+                *_not_among(each.anchor, [step for steps in parts for step in steps]),
+            )
         if each.where == "before":
             ahead.setdefault(places[0], []).extend(each.passes)
         else:
@@ -80,3 +83,31 @@ def inserted(
     for at in where:
         made[at[0]] += (*ahead.get(at, ()), parts[at[0]][at[1]], *behind.get(at, ()))
     return tuple(map(tuple, made))
+
+
+def pass_that_runs(text: str, steps: Sequence[Pass]) -> str:
+    """Return the name of the pass that `explain --pass` means, among those that run.
+
+    Raises:
+        InputError: There is no such pass, or it does not run.
+    """
+    known = ALL_PASSES.get(text)
+    name = text if known is None else known.name
+    if any(step.name == name for step in steps):
+        return name
+    if known is None:
+        why, next_step = _not_among(text, steps)
+        raise InputError(f"--pass {text}: there is no pass {text!r}", why, next_step)
+    raise InputError(
+        f"--pass {text}",
+        "it is none of the passes that raise",
+        f"Say where it shall run among them: --insert-pass after=fuse-swish:{text}",
+    )
+
+
+def _not_among(name: str, steps: Sequence[Pass]) -> tuple[str, str]:
+    """Why a pass cannot be meant, and what next."""
+    names = list(dict.fromkeys(step.name for step in steps))
+    near = get_close_matches(name, names, n=1)
+    why = f"{name!r} is none of the passes that raise; they are {', '.join(names)}"
+    return why, f"Did you mean {near[0]}?" if near else "Name one of these"

@@ -208,7 +208,7 @@ def _as_target(name: str, made: object) -> Target:
     return made
 
 
-ALL_TARGETS: Registry[Target] = Registry(TARGETS, "omforge.targets", "target", _as_target)
+ALL_TARGETS: Registry[Target] = Registry(TARGETS, "omforge.targets", _as_target)
 """The SoCs of plugins, too."""
 
 

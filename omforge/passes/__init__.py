@@ -50,7 +50,7 @@ from omforge.passes.uncrop_cache import UncropCache
 from omforge.passes.unflatten_gemm import UnflattenGemm
 from omforge.passes.ungroup_experts import UngroupExperts
 from omforge.plugins import Registry
-from omforge.rewriting.base import Pass
+from omforge.rewriting.base import Pass, require_options
 from omforge.rewriting.events import Event
 from omforge.rewriting.pass_run import PassRun
 from omforge.rewriting.pipeline import Pipeline, PipelineResult
@@ -173,23 +173,33 @@ PIPELINES: dict[str, str] = {
 
 def _as_pass(name: str, made: object) -> type[Pass]:
     if not (inspect.isclass(made) and issubclass(made, Pass)):
-        raise ValueError(f"{made!r} is no subclass of omforge.passes.Pass")
-    own = getattr(made, "name", "")
-    if not own or (name and own != name):
-        raise ValueError(f"the name of {made.__name__} is {own!r}, and not {name!r}")
+        raise TypeError(f"{made!r} is no subclass of omforge.passes.Pass")
+    own: object = getattr(made, "name", None)
+    if not (isinstance(own, str) and own):
+        raise TypeError(f"{made.__name__} has no name")
+    if name and own != name:
+        raise ValueError(f"the name of {made.__name__} is {own!r}, not {name!r}")
+    if PASSES.get(own, made) is not made:
+        raise ValueError(f"{made.__name__} is called {own!r}, as a pass of the package omforge is")
+    require_options(made)
     return made
 
 
 def _as_pipeline(name: str, made: object) -> str:
     if not isinstance(made, str):
-        raise ValueError(f"{name} is {made!r}, and a pipeline is text")
+        raise TypeError(f"it is {made!r}, and a pipeline is text")
     return made
 
 
 ALL_PASSES: Registry[type[Pass]] = Registry(
-    PASSES, "omforge.passes", "pass", _as_pass, by_place=True
+    PASSES, "omforge.passes", _as_pass, {"omforge.pipelines": PIPELINES}
 )
-ALL_PIPELINES: Registry[str] = Registry(PIPELINES, "omforge.pipelines", "pipeline", _as_pipeline)
+"""The passes of plugins, too."""
+
+ALL_PIPELINES: Registry[str] = Registry(
+    PIPELINES, "omforge.pipelines", _as_pipeline, {"omforge.passes": PASSES}, by_place=False
+)
+"""The pipelines of plugins, too."""
 
 
 def make_pipeline(text: str) -> Pipeline:

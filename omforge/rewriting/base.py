@@ -84,6 +84,27 @@ def options(pass_type: type[Pass]) -> dict[str, Option]:
     return found
 
 
+def require_options(pass_type: type[Pass]) -> None:
+    """Say why text cannot make a pass, or how it would be misread.
+
+    Raises:
+        TypeError: A field has no type that text can give and no default, or is no option at all.
+    """
+    known = options(pass_type)
+    for entry in dataclasses.fields(pass_type):
+        without = entry.default is entry.default_factory is dataclasses.MISSING
+        if entry.init and without and entry.name not in known:
+            raise TypeError(
+                f"its field {entry.name!r} has no default, and no type that text can give"
+            )
+    if "__dataclass_fields__" not in vars(pass_type):
+        fields = {entry.name for entry in dataclasses.fields(pass_type)}
+        written = inspect.get_annotations(pass_type).items()
+        lost = [name for name, kind in written if "ClassVar" not in str(kind)]
+        if set(lost) - fields:
+            raise TypeError(f"its field {lost[0]!r} is no option: add @dataclass(frozen=True)")
+
+
 _SCALARS: Mapping[Any, str] = {int: "INT", float: "FLOAT", bool: "true|false", str: "TEXT"}
 _BOOLS = {"true": True, "false": False}
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from omforge import ir
-from omforge.ir.errors import CheckError
+from omforge.ir.errors import CheckError, OmforgeError
 from omforge.rewriting.base import Pass
 from omforge.rewriting.fingerprint import Fingerprint, fingerprint
 from omforge.rewriting.instruments import Instrument, VerifyEach
@@ -89,7 +89,8 @@ def _run_watched(
     except Exception as error:  # whatever it is, instruments are told and it goes on up
         for watch in instruments:
             watch.failed(run, model, error)
-        error.add_note(f"in pass {run.index} of {run.count}, {run.step}")
+        where = "" if isinstance(error, OmforgeError) else _from_elsewhere(run.step)
+        error.add_note(f"in pass {run.index} of {run.count}, {run.step}{where}")
         raise
     return state
 
@@ -104,6 +105,13 @@ def _checked_count(run: PassRun, before: Fingerprint, after: Fingerprint) -> Fin
             "Return the number of rewrites from its run(): 0 says that the model is untouched",
         )
     return after
+
+
+def _from_elsewhere(step: Pass) -> str:
+    """Where a pass stands that is not of omforge: its faults are not for us to mend."""
+    kind = type(step)
+    ours = kind.__module__.partition(".")[0] == "omforge"
+    return "" if ours else f", which is {kind.__module__}:{kind.__qualname__}"
 
 
 def _count(model: ir.Model) -> int:

@@ -2,7 +2,7 @@
 
 A pipeline is a comma-separated list of passes with options in braces::
 
-    canonicalize,fuse-rms-norm,bucket-shapes{context=2048 prefill=1,128}
+    canonicalize,fuse-rms-norm,bucket-shapes{context=2048 prefill=1,128},my_package.module:MyPass
 
 Options are separated by spaces and typed by the fields of the pass. The name of a pipeline may
 stand wherever the name of a pass may, and expands in place.
@@ -113,7 +113,10 @@ class _Parser:
             self._fail(
                 start, f"{pass_type.name} needs {', '.join(missing)}", _listed(pass_type, known)
             )
-        return pass_type(**given)
+        try:
+            return pass_type(**given)
+        except (TypeError, ValueError) as error:  # of its own __post_init__
+            self._fail(start, f"{pass_type.name}: {error}", _listed(pass_type, known))
 
     def _option(
         self, pass_type: type[Pass], known: Mapping[str, Option], given: dict[str, Any]

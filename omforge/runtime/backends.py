@@ -1,8 +1,9 @@
 """Where a bundle can run: on the CPU, on a device through pyACL, on a simulated one, on a plugin's.
 
 A plugin's session is a function in the entry-point group `omforge.sessions`. It takes the bundle
-and the batch B, or None for the bundle's own, and returns a `Backend` as `generate` (with a cache)
-and `encode` (without) declare them.
+and the batch B, or None for the bundle's own, and returns a `Backend` as `runtime.generate` (with a
+cache) and `runtime.encode` (without) declare them: it opens a `runtime.session.Session` for each
+bucket, makes the cache that they share, and is closed with the model.
 """
 
 from __future__ import annotations
@@ -40,13 +41,17 @@ def _sim(bundle: Bundle, batch: int | None) -> Backend:
 
 def _as_session(name: str, made: object) -> OpenBackend:
     if not callable(made):
-        raise ValueError(f"{name} is {made!r}, and no function of a bundle and a batch")
+        raise TypeError(f"it is {made!r}, and no function of a bundle and a batch")
     return cast("OpenBackend", made)
 
 
-_OWN: Mapping[str, OpenBackend] = {"sim": _sim, "acl": _acl}
-SESSIONS: Registry[OpenBackend] = Registry(_OWN, "omforge.sessions", "session", _as_session)
-"""What runs lowered graphs elsewhere than on ONNX Runtime, plugins' included."""
+def _on_cpu(bundle: Bundle, batch: int | None) -> Backend:
+    raise InputError("the CPU is no backend", "the graphs run on it without one")
+
+
+_OWN: Mapping[str, OpenBackend] = {"cpu": _on_cpu, "sim": _sim, "acl": _acl}
+SESSIONS: Registry[OpenBackend] = Registry(_OWN, "omforge.sessions", _as_session)
+"""What runs lowered graphs, plugins' included; `cpu` is what runs them where there is none."""
 
 
 def open_model(
@@ -111,13 +116,28 @@ def _device(bundle: Bundle, level: Level, batch: int | None, backend: BackendNam
     if opener is None:
         raise InputError(
             f"there is no backend {backend!r}",
-            f"there are {', '.join(('cpu', *SESSIONS))}",
+            f"there are {', '.join(SESSIONS)}",
             "Name one of these, or install the package that adds it",
         )
     if level != "lowered":
         raise InputError(
             f"the level {level} does not run on the backend {backend}",
-            "it runs .om files, which are made of the lowered graphs",
+            "it runs what was made of the lowered graphs",
             "Leave --level or --backend away",
         )
-    return opener(bundle, batch)
+    package = SESSIONS.package(backend)
+    try:
+        opened = opener(bundle, batch)
+    except Exception as error:
+        if package:
+            error.add_note(f"in the session {backend} of the package {package}")
+        raise
+    needed = ("open", "close", "cache") if bundle.manifest.task == "generate" else ("open", "close")
+    missing = [name for name in needed if not callable(getattr(opened, name, None))]
+    if missing:
+        raise InputError(
+            f"the session {backend} of the package {package} cannot be used",
+            f"it returned {opened!r}, which has no {' and no '.join(missing)}",
+            "omforge/runtime/generate.py says what a Backend is",
+        )
+    return opened

@@ -749,8 +749,9 @@ def test_passes_lists_all_with_their_options() -> None:
 
 def test_passes_json() -> None:
     told = omf("passes", "--json").json
-    assert {entry["name"] for entry in told["passes"]} == set(PASSES)
-    assert told["pipelines"] == PIPELINES
+    ours = {entry["name"] for entry in told["passes"] if not entry["package"]}
+    assert ours == set(PASSES)
+    assert {name: told["pipelines"][name] for name in PIPELINES} == PIPELINES
     kv = next(entry for entry in told["passes"] if entry["name"] == "fuse-kv-io")
     assert kv["changes_interface"] is True
     assert kv["options"] == [

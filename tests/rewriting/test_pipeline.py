@@ -160,4 +160,4 @@ def test_a_run_reports_each_pass() -> None:
 def test_a_failure_says_in_which_pass() -> None:
     with pytest.raises(ValueError, match="a bug") as caught:
         parse("plain,broken").run(ir.from_onnx_text(MODEL))
-    assert caught.value.__notes__ == ["in pass 2 of 2, broken"]
+    assert caught.value.__notes__ == [f"in pass 2 of 2, broken, which is {__name__}:Broken"]

@@ -73,11 +73,11 @@ def test_an_unexpected_failure_names_pass_and_site_and_leaves_a_command(tmp_path
     first, *others = done.stderr.splitlines()
     assert (done.exit_code, first) == (
         1,
-        "error: omforge failed with IndexError: list index out of range",
+        "error: a pass failed with IndexError: list index out of range",
     )
-    assert "a fault of omforge" in others[0]
+    assert f"a fault of {__name__}:Crash, at test_reproducer.py:41 in rewrite" in others[0]
     assert "  at Neg -> h" in others
-    assert "  in pass 2 of 2, crash{depth=3}" in others
+    assert f"  in pass 2 of 2, crash{{depth=3}}, which is {__name__}:Crash" in others
     command, again = reproduced(done.stderr)
     assert command.endswith("/before-crash.onnx -p 'crash{depth=3}'")
     assert again.stderr.splitlines()[0] == first
