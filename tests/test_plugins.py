@@ -116,16 +116,18 @@ def test_all_of_the_documentation_is_true(here: Path) -> None:
     entries = (EXAMPLE / "pyproject.toml").read_text()
     (toml,) = re.findall(r"```toml\n(.*?)```", DOCS, re.DOTALL)
     assert toml in entries
-    my_passes, script, my_backend = re.findall(r"```python\n(.*?)```", DOCS, re.DOTALL)
-    for name, code in (("my_passes", my_passes), ("my_backend", my_backend)):
+    my_passes, script, my_soc, my_backend = re.findall(r"```python\n(.*?)```", DOCS, re.DOTALL)
+    modules = {"my_passes": my_passes, "my_soc": my_soc, "my_backend": my_backend}
+    for name, code in modules.items():
         assert f"`{name}.py`" in DOCS
         (here / f"{name}.py").write_text(code)
     commands = [shlex.split(line) for line in re.findall(r"^\$ omforge (.*)$", DOCS, re.MULTILINE)]
     said = [omforge(*words) for words in commands]
     assert [words[0] for words in commands] == [
-        *("opt", "explain", "passes", "opt", "compile", "explain", "run")
+        *("opt", "explain", "passes", "opt", "compile", "explain", "check", "run")
     ]
-    unrolled, _, _, divided, _, explained, generated = said
+    unrolled, _, _, divided, _, explained, checked, generated = said
+    assert "Ascend910BX" in checked
     assert re.search(r"unroll-pow\{most=3\} +11 ", unrolled)
     assert divided.count("divide-once") == 2
     assert "norm: 11 of 11 raised" in explained
@@ -175,6 +177,7 @@ BROKEN = {
     },
     "targets": {
         "Ascend310Y = broken_one:raises": "no such card",
+        "Ascend310W = broken_one:own_family": "no table lists the kernels of its family '310w'",
         "Ascend310Z = broken_one:number": "it is 3, and neither a Target nor what returns one",
     },
     "sessions": {
@@ -201,6 +204,9 @@ class ByPython(Pass):
 class Undecorated(Pass):
     name = "undecorated"
     k: int = 2
+def own_family():
+    from omforge.lowering.target import Family, Target
+    return Target("Ascend310W", Family("310w", frozenset(), ()))
 def raises():
     raise LookupError("no such card")
 """

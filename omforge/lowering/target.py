@@ -205,6 +205,12 @@ def _as_target(name: str, made: object) -> Target:
         raise ValueError(f"it is {made!r}, and neither a Target nor what returns one")
     if name and made.soc_version != name:
         raise ValueError(f"its soc_version is {made.soc_version!r}, and not {name!r}")
+    known = {row.family.name for row in TARGETS.values()}
+    if made.family.name not in known:
+        raise ValueError(
+            f"no table lists the kernels of its family {made.family.name!r}: take one of "
+            f"{', '.join(sorted(known))}, or dataclasses.replace() what differs in one"
+        )
     return made
 
 
