@@ -27,10 +27,13 @@ from omforge.cli.options import (
     AtcJobs,
     AtcWords,
     Backend,
+    BisectLimit,
+    BisectRewrites,
     Budget,
     BundleFolder,
     Calibration,
     CheckHashes,
+    CompareEach,
     Context,
     Forms,
     Give,
@@ -43,26 +46,29 @@ from omforge.cli.options import (
     Model,
     Pair,
     Prefill,
+    PrintAfter,
+    PrintAfterChanged,
     Quality,
     QualityPieces,
     QualityText,
     Quantize,
     ReportFile,
+    Reproducer,
     Save,
     Soc,
     Task,
+    Time,
     Trust,
     Verbose,
+    VerifyEach,
     build_options,
     forms,
     numbers,
-    pass_names,
 )
-from omforge.cli.watch import announcer, comparer, compile_watch
+from omforge.cli.watch import WatchFlags, comparer, export_comparison, watch
 
 if TYPE_CHECKING:
     from omforge import ir
-    from omforge.rewriting.instruments import Instrument
 
 app = typer.Typer(
     name="omforge",
@@ -153,19 +159,35 @@ def compile_(
     atc_words: AtcWords = None,
     atc_jobs: AtcJobs = 0,
     atc_cache: AtcCached = True,
-    compare_each: Annotated[
-        bool,
-        typer.Option("--compare-each", help="Run the model on the CPU before and after each pass."),
-    ] = False,
+    print_after: PrintAfter = "",
+    print_after_changed: PrintAfterChanged = False,
+    verify_each: VerifyEach = True,
+    timing: Time = False,
+    bisect_limit: BisectLimit = None,
+    bisect_rewrites: BisectRewrites = None,
+    reproducer: Reproducer = None,
+    compare_each: CompareEach = False,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
     """Compile an exported LLM for one SoC into a bundle."""
     from omforge.api.compiling import compile as compile_model
     from omforge.cli import reports
+    from omforge.passes import ALL_PASSES
 
+    flags = WatchFlags(
+        print_after,
+        print_after_changed,
+        verify_each,
+        timing,
+        bisect_limit,
+        bisect_rewrites,
+        reproducer,
+        compare_each,
+    )
     with console.progress() as bar:
-        watch, remark = compile_watch(source, context, compare_each, bar)
+        names = list(ALL_PASSES) if print_after else []  # plugins are not looked up for nothing
+        watching = watch(flags, names, export_comparison(source, context), bar)
         bundle = compile_model(
             source,
             target=target,
@@ -189,15 +211,17 @@ def compile_(
             atc_flag=(*(atc_flag or ()), *(atc_words or ())),
             atc_jobs=atc_jobs,
             atc_cache=atc_cache,
-            instruments=watch,
+            instruments=watching.instruments,
             progress=bar,
         )
     result = bundle.compiled
     assert result is not None
     if as_json:
-        console.show_json(reports.compiled_json(result, remark))
+        console.show_json(reports.compiled_json(result, watching.remark))
     else:
-        reports.show_compiled(result, source, output, remark)
+        reports.show_compiled(result, source, output, watching.remark)
+        if timing:
+            watching.show_time()
 
 
 @app.command()
@@ -328,32 +352,14 @@ def opt(
             "--output", "-o", help="The .onnx file to write; - is stdout; none if absent."
         ),
     ] = None,
-    print_after: Annotated[
-        str,
-        typer.Option(metavar="NAMES", help="Write the graph as text to stderr after these passes."),
-    ] = "",
-    print_after_changed: Annotated[
-        bool,
-        typer.Option("--print-after-changed", help="The same, after passes that changed it."),
-    ] = False,
-    verify_each: Annotated[
-        bool,
-        typer.Option("--verify-each/--no-verify-each", help="Verify the graph after each pass."),
-    ] = True,
-    timing: Annotated[
-        bool, typer.Option("--time", help="Add what each pass took, the slowest first.")
-    ] = False,
-    bisect_limit: Annotated[
-        int | None, typer.Option(min=0, help="Run only the first N passes.")
-    ] = None,
-    reproducer: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Where to keep the graph ahead of a pass that fails."),
-    ] = None,
-    compare_each: Annotated[
-        bool,
-        typer.Option("--compare-each", help="Run the model on the CPU before and after each pass."),
-    ] = False,
+    print_after: PrintAfter = "",
+    print_after_changed: PrintAfterChanged = False,
+    verify_each: VerifyEach = True,
+    timing: Time = False,
+    bisect_limit: BisectLimit = None,
+    bisect_rewrites: BisectRewrites = None,
+    reproducer: Reproducer = None,
+    compare_each: CompareEach = False,
     feeds: Annotated[
         Path | None,
         typer.Option(metavar="FILE.npz", help="Compare on these inputs, which --reproducer kept."),
@@ -365,48 +371,44 @@ def opt(
     from omforge import ir
     from omforge.cli import reports
     from omforge.cli.model_output import ModelOutput
-    from omforge.passes import ALL_PASSES, make_pipeline
+    from omforge.passes import make_pipeline
     from omforge.recognition.feeds import weight_bytes
     from omforge.rewriting.events import events
-    from omforge.rewriting.instruments import Bisect, CompareEach, PrintAfter, Timing, VerifyEach
-    from omforge.rewriting.reproducer import Reproducer, saved_feeds
 
     steps = make_pipeline(pipeline)
     destination = ModelOutput(output)
-    names = pass_names(print_after, [step.name for step in steps.passes])
+    flags = WatchFlags(
+        print_after,
+        print_after_changed,
+        verify_each,
+        timing,
+        bisect_limit,
+        bisect_rewrites,
+        reproducer,
+        compare_each,
+        feeds,
+    )
+    names = [step.name for step in steps.passes]
     loaded = ir.load(model)
     external = _has_external(loaded) or weight_bytes(loaded) > EXTERNAL_ABOVE
-    clock, remark = Timing(), ""
-    watch: list[Instrument] = [clock]
-    if bisect_limit is not None:
-        watch.append(Bisect(bisect_limit))
-    if verify_each:
-        watch.append(VerifyEach())
-    if feeds is not None:
-        watch.append(CompareEach(saved_feeds(feeds)))
-    elif compare_each:
-        more, remark = comparer(loaded, 2048)
-        watch += more
-    if names or print_after_changed:
-        watch.append(PrintAfter(console.VisibleErrors(), names, changed=print_after_changed))
-    watch.insert(0, Reproducer(reproducer, watch, ALL_PASSES))
     with destination.alone(as_json=as_json):
         with console.progress() as bar:
+            watching = watch(flags, names, lambda: comparer(loaded, 2048), bar)
             if bar is not None:
                 bar("passes", 0, 0)
-            result = steps.run(loaded, [*announcer(bar), *watch])
+            result = steps.run(loaded, watching.instruments)
             if bar is not None and output is not None:
                 bar(f"write {output.name}", 0, 0)
             destination.write(loaded, external=external)
         if as_json:
-            console.show_json(reports.passes_json(result.passes, events(loaded), remark))
+            console.show_json(reports.passes_json(result.passes, events(loaded), watching.remark))
             return
-        reports.show_passes(result.passes, compared=compare_each or feeds is not None)
+        reports.show_passes(result.passes, compared=flags.compares)
         reports.show_events(events(loaded))
-        if remark:
-            console.show(remark)
+        if watching.remark:
+            console.show(watching.remark)
         if timing:
-            console.show(f"\n{clock.table()}")
+            watching.show_time()
 
 
 def _has_external(model: ir.Model) -> bool:

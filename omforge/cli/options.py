@@ -60,6 +60,43 @@ Forms = Annotated[
     typer.Option(metavar="OP=FORM", help="Lower an operator to this form; see `check --why`."),
 ]
 
+PrintAfter = Annotated[
+    str,
+    typer.Option(
+        "--print-after", metavar="NAMES", help="Write the graph as text to stderr after these."
+    ),
+]
+PrintAfterChanged = Annotated[
+    bool,
+    typer.Option("--print-after-changed", help="The same, after passes that changed it."),
+]
+VerifyEach = Annotated[
+    bool,
+    typer.Option("--verify-each/--no-verify-each", help="Verify the graph after each pass."),
+]
+Time = Annotated[bool, typer.Option("--time", help="Add what each pass took, the slowest first.")]
+BisectLimit = Annotated[
+    int | None, typer.Option("--bisect-limit", min=0, help="Run only the first N passes.")
+]
+BisectRewrites = Annotated[
+    int | None,
+    typer.Option(
+        "--bisect-rewrites",
+        min=0,
+        help="Make only the first N rewrites; a pass that is no pattern is counted whole.",
+    ),
+]
+Reproducer = Annotated[
+    Path | None,
+    typer.Option(
+        "--reproducer", metavar="DIR", help="Where to keep the graph ahead of a pass that fails."
+    ),
+]
+CompareEach = Annotated[
+    bool,
+    typer.Option("--compare-each", help="Run the model on the CPU before and after each pass."),
+]
+
 InsertPass = Annotated[
     list[str] | None,
     typer.Option(
@@ -231,7 +268,7 @@ def pass_names(text: str, known: Sequence[str]) -> list[str]:
             near = get_close_matches(name, known, n=1)
             raise InputError(
                 f"--print-after {name}",
-                f"the pipeline runs {', '.join(dict.fromkeys(known)) or 'nothing'}",
+                f"there are {', '.join(dict.fromkeys(known)) or 'none'}",
                 f"Did you mean {near[0]}?" if near else "Name one of these",
             )
     return names

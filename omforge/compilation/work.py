@@ -39,11 +39,14 @@ class Work:
         self.progress = progress
         self._total = _FIXED_STEPS
         self._done = 0
+        self._passes = 0
         self._clock = clock
 
     def run(self, model: ir.Model, pipeline: Pipeline) -> tuple[PassRun, ...]:
-        """Run passes on a model, in place, and return what each did."""
-        return pipeline.run(model, self._instruments).passes
+        """Run passes on a model, in place, and return what each did; they are numbered through."""
+        runs = pipeline.run(model, self._instruments, first=self._passes + 1).passes
+        self._passes += len(runs)
+        return runs
 
     def expect(self, graphs: int) -> None:
         """Say how many graphs are lowered, and so how many steps there are."""

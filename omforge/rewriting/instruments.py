@@ -23,6 +23,7 @@ from omforge.ir.text import to_text
 from omforge.ir.verify import verify
 from omforge.rewriting.padding import StepFeeds
 from omforge.rewriting.pass_run import PassRun
+from omforge.rewriting.rewrite_budget import CURRENT, RewriteBudget
 
 log = logging.getLogger(__name__)
 
@@ -184,6 +185,46 @@ class Bisect(Instrument):
         allowed = run.index <= self._limit
         log.info("bisect: %s pass %d, %s", "running" if allowed else "SKIPPED", run.index, run.step)
         return allowed
+
+
+class BisectRewrites(Instrument):
+    """Make only the first `limit` rewrites, to find the one that does harm by halving.
+
+    A pass that is a pattern and its replacement stops behind the last one; any other is counted
+    whole: it runs while there are rewrites left, and takes as many as it made.
+
+    Args:
+        limit: Rewrites that are made, of all passes together.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._left = limit
+        self._budget: RewriteBudget | None = None
+
+    def should_run(self, run: PassRun) -> bool:
+        """Say whether rewrites are left."""
+        if self._left <= 0:
+            log.info("bisect: SKIPPED pass %d, %s: no rewrites are left", run.index, run.step)
+        return self._left > 0
+
+    def before(self, run: PassRun, model: ir.Model) -> None:
+        """Give the pass what is left."""
+        self._budget = RewriteBudget(self._left)
+        CURRENT.set(self._budget)
+
+    def after(self, run: PassRun, model: ir.Model) -> None:
+        """Take off what it made."""
+        CURRENT.set(None)
+        stopped = self._budget.refused if self._budget is not None else 0
+        self._left -= run.rewrites
+        if stopped or self._left <= 0:
+            whole = "" if stopped else "; it was counted whole"
+            log.info("bisect: the last rewrite is in pass %d, %s%s", run.index, run.step, whole)
+            self._left = 0
+
+    def failed(self, run: PassRun, model: ir.Model, error: Exception) -> None:
+        """Let later passes be."""
+        CURRENT.set(None)
 
 
 class CompareEach(Instrument):

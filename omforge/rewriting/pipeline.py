@@ -37,7 +37,11 @@ class Pipeline:
         return ",".join(str(step) for step in self.passes)
 
     def run(
-        self, model: ir.Model, instruments: Sequence[Instrument] | None = None
+        self,
+        model: ir.Model,
+        instruments: Sequence[Instrument] | None = None,
+        *,
+        first: int = 1,
     ) -> PipelineResult:
         """Run the passes on `model`, in place.
 
@@ -45,6 +49,7 @@ class Pipeline:
             model: The model.
             instruments: What watches each pass, called in this order; the model is verified after
                 each pass if this is None, and nothing watches if it is empty.
+            first: Number of the first pass, where others have run before.
 
         Raises:
             OmforgeError: A pass or an instrument failed, or a pass that is watched changed the
@@ -55,8 +60,8 @@ class Pipeline:
         done: list[PassRun] = []
         nodes = _count(model)
         state = fingerprint(model) if instruments else None
-        for index, step in enumerate(self.passes, 1):
-            count = len(self.passes)
+        for index, step in enumerate(self.passes, first):
+            count = first - 1 + len(self.passes)
             run = PassRun(index, step, count=count, nodes_before=nodes, nodes_after=nodes)
             done.append(run)
             # A list, not a generator: every instrument is asked, also after one has said no.

@@ -17,6 +17,7 @@ from omforge.rewriting.events import record
 from omforge.rewriting.match import Match, NoMatch
 from omforge.rewriting.matcher import Found, Matcher
 from omforge.rewriting.pattern import ANY, Pat, Pattern, PatternOps
+from omforge.rewriting.rewrite_budget import CURRENT
 from omforge.rewriting.splice import Names, splice
 
 __all__ = ["ANY", "Builder", "Match", "NoMatch", "Pat", "PatternOps", "RewritePass", "splice"]
@@ -125,7 +126,8 @@ class _Driver:
         declined: list[_Refusal] = []
         for found in self.matcher.match(node):
             try:
-                self._apply(found)
+                if not self._apply(found):
+                    return False
             except NoMatch as no:
                 log.debug("%s: %s: %s", self.step.name, ir.describe(node), no.why)
                 declined.append(_Refusal(node, frozenset(found.nodes), no.why, complete=True))
@@ -154,8 +156,8 @@ class _Driver:
             nodes = frozenset(node for node in (*closest.matched, *reached) if node is not None)
             self.refusals[node] = _Refusal(node, nodes, str(closest), complete=False)
 
-    def _apply(self, found: Found) -> None:
-        """Replace one match; NoMatch leaves the graph as it was."""
+    def _apply(self, found: Found) -> bool:
+        """Replace one match; NoMatch leaves the graph as it was, and so does a spent budget."""
         m = Match(found)
         _check_interior(m)
         generation = 1 + max(self.generations.get(node, 0) for node in m.nodes)
@@ -169,8 +171,12 @@ class _Driver:
         assert graph is not None
         with Builder(self.model, graph) as op:
             new = self._values(self.step.rewrite(op, m), m)
+            budget = CURRENT.get()
+            if budget is not None and not budget.take(f"{self.step} at {ir.describe(m.root)}"):
+                return False
             splice(op, m.outputs, new, by=self.step.name, matched=m.nodes, names=self.names)
         self.generations.update(dict.fromkeys(op.nodes, generation))
+        return True
 
     def _values(self, made: object, m: Match) -> tuple[ir.Value, ...]:
         """What a rewrite returned, which may be anything, as one value for each root.

@@ -309,6 +309,40 @@ g (float[N, 4] x) => (float[N, 4] y) { h = Sigmiod (x) y = Relu (h) }""")
     assert "Did you mean Sigmoid?" in said
 
 
+def test_compile_takes_the_flags_of_opt(exported: Exports, tmp_path: Path) -> None:
+    """Passes are numbered through all stages, and --json stays JSON alone."""
+    source = exported("optimum", "llama_gqa")
+    words = ("compile", source, "--target", SOC, "-o", tmp_path / "b", *SIZES)
+    done = Result(*words, "--print-after", "fuse-swish,tabulate-rotary", "--time", "--json")
+    assert done.status == 0
+    assert done.json["target"] == SOC
+    printed = re.findall(r"// after (\d+), (\S+): \d+ rewrites", done.err)
+    assert [name.partition("{")[0] for _, name in printed] == ["fuse-swish", "tabulate-rotary"]
+    first, last = (int(number) for number, _ in printed)
+    assert last > first + 10
+    assert "s  total" in Result(*words, "--time").out
+    said = refused(*words, "--print-after", "fuse-swich", status=2)
+    assert "Did you mean fuse-swish?" in said
+
+
+def test_compile_bisects_by_rewrites_and_keeps_a_reproducer(
+    exported: Exports, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = exported("optimum", "llama_gqa")
+    words = ("compile", source, "--target", SOC, "-o", tmp_path / "b", *SIZES)
+    said = refused(*words, "--bisect-rewrites", 3, status=1)
+    assert "coverage is not complete" in said
+
+    def fails(self: object, model: ir.Model) -> int:
+        raise ir.CheckError("this pass fails", "always", "")
+
+    monkeypatch.setattr(PASSES["fuse-swish"], "run", fails)
+    said = refused(*words, "--reproducer", tmp_path / "kept", status=1)
+    command = re.search(r"reproduce: omforge (opt \S+ -p \S+)", said)
+    assert command is not None
+    assert refused(*shlex.split(command.group(1)), status=1).startswith("error: this pass fails")
+
+
 def test_ctrl_c_leaves_nothing_behind(
     exported: Exports, empty: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

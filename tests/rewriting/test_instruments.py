@@ -14,6 +14,7 @@ from omforge.ir.infer import infer_model
 from omforge.rewriting.base import Pass
 from omforge.rewriting.instruments import (
     Bisect,
+    BisectRewrites,
     CompareEach,
     Instrument,
     PrintAfter,
@@ -22,6 +23,7 @@ from omforge.rewriting.instruments import (
 )
 from omforge.rewriting.pass_run import PassRun
 from omforge.rewriting.pipeline import Pipeline
+from omforge.rewriting.rewrite import Builder, Match, Pat, PatternOps, RewritePass
 from omforge.testing import parse, several_feeds
 
 MODEL = """<ir_version: 11, opset_import: ["" : 24]>
@@ -288,6 +290,69 @@ def test_bisect_runs_the_first_passes_and_names_all(caplog: pytest.LogCaptureFix
         "bisect: running pass 2, neg-to-sub",
         "bisect: SKIPPED pass 3, neg-to-abs",
     ]
+
+
+class NegToMul(RewritePass):
+    """Rewrite Neg(x) as x * -1, a site at a time."""
+
+    name = "neg-to-mul"
+
+    def pattern(self, op: PatternOps, x: Pat) -> Pat:
+        return op.Neg(x)
+
+    def rewrite(self, op: Builder, m: Match) -> ir.Value:
+        return op.Mul(m.x, -1.0)
+
+
+class AbsToMax(Pass):
+    """Rewrite every Abs(x) as Max(x, -x), all at once."""
+
+    name = "abs-to-max"
+
+    def run(self, model: ir.Model) -> int:
+        found = [node for node in model.graph if node.op_type == "Abs"]
+        for node in found:
+            node.op_type = "Relu"
+        return len(found)
+
+
+NEGS = """<ir_version: 11, opset_import: ["" : 24]>
+g (float[N, 4] x) => (float[N, 4] y)
+{ a = Neg (x) b = Neg (a) c = Neg (b) d = Abs (c) e = Abs (d) y = Exp (e) }"""
+
+
+@pytest.mark.parametrize(
+    ("limit", "left", "rewrites"),
+    [
+        (0, 3, (0, 0)),
+        (1, 2, (1, 0)),
+        (2, 1, (2, 0)),
+        (3, 0, (3, 0)),
+        (4, 0, (3, 2)),
+        (9, 0, (3, 2)),
+    ],
+)
+def test_bisect_stops_inside_a_pass_that_goes_site_by_site(
+    limit: int, left: int, rewrites: tuple[int, int], caplog: pytest.LogCaptureFixture
+) -> None:
+    """One that works on all at once is counted whole: it runs while anything is left."""
+    model = parse(NEGS)
+    with caplog.at_level(logging.INFO, logger="omforge"):
+        result = Pipeline((NegToMul(), AbsToMax())).run(model, [BisectRewrites(limit)])
+    assert [node.op_type for node in model.graph].count("Neg") == left
+    assert tuple(run.rewrites for run in result.passes) == rewrites
+    assert result.passes[1].skipped == (limit <= 3)
+    if limit == 1:
+        assert "bisect: 0 left behind the rewrite neg-to-mul at Neg -> c" in caplog.messages
+        assert "bisect: the last rewrite is in pass 1, neg-to-mul" in caplog.messages
+    if limit == 4:
+        assert caplog.messages[-1].endswith("in pass 2, abs-to-max; it was counted whole")
+    assert NegToMul().run(parse(NEGS)) == 3  # nobody watches: nothing is left over
+
+
+def test_numbers_go_on_where_other_passes_have_run() -> None:
+    result = Pipeline((Nothing(), NegToSub())).run(parse(MODEL), [], first=5)
+    assert [(run.index, run.count) for run in result.passes] == [(5, 6), (6, 6)]
 
 
 # --- CompareEach ------------------------------------------------------------------------------
