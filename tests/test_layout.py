@@ -1,6 +1,7 @@
 """The house: which room may import which, and where everything is."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -133,3 +134,26 @@ def test_tests_mirror_sources(file):
     sources = (source, source.with_suffix("") / "__init__.py", source.with_name("__init__.py"))
     exists = any(path.is_file() for path in sources[: 3 if source.name == "init.py" else 2])
     assert exists, f"{file} tests {source}, which does not exist"
+
+
+def test_the_map_in_the_readme_is_true():
+    """Each room with its own first line and what it may import; each path of the map exists."""
+    readme = (ROOT / "README.md").read_text()
+    table = readme.partition("<!-- rooms -->")[2].partition("<!-- /rooms -->")[0]
+    rows = dict(re.findall(r"^\| \[omforge/(\w+)\]\(.*?\) \| (.*) \|$", table, re.M))
+    rooms = {file.parent.name for file in PACKAGE.glob("*/__init__.py")}
+    assert set(rows) == rooms
+    for room, row in rows.items():
+        doc = ast.get_docstring(ast.parse((PACKAGE / room / "__init__.py").read_text())) or ""
+        imports = ", ".join(ALLOWED[room]) or "-" if room in ALLOWED else "all"
+        assert row == f"{doc.splitlines()[0]} | {imports}"
+    paths = re.findall(r"\| \[((?:omforge|tests|examples)/[\w/.]+)\]", readme)
+    assert len(paths) > 30
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def test_each_file_of_passes_is_a_pass():
+    from omforge.passes import PASSES
+
+    files = {file.stem for file in (PACKAGE / "passes").glob("*.py")} - {"__init__"}
+    assert files - {"graphsurgeon_pass"} == {name.replace("-", "_") for name in PASSES}

@@ -34,7 +34,7 @@ def test_the_compile_output_is_current(tmp_path: Path) -> None:
 
 def test_every_block_is_written() -> None:
     found = blocks(TEXT)
-    assert set(found) == {"compile", "verify", "run", "om", "passes", "matrix"}
+    assert set(found) == {"compile", "verify", "run", "om", "passes", "matrix", "rooms"}
     assert found["verify"].endswith("verified\n```\n"), STALE
     assert len(found["run"].split()) > 40
 

@@ -1,1 +1,1 @@
-"""The command line."""
+"""The command line: each command, what it shows, and what a terminal needs."""

@@ -1,4 +1,4 @@
-"""The intermediate representation: onnx-ir's classes, and what onnx-ir lacks.
+"""The intermediate representation: onnx-ir's classes, and what they lack.
 
 Every other room imports the IR from here (`from omforge import ir`), never `onnx_ir` itself, so
 that one file says which of its names omforge relies on.

@@ -1,1 +1,1 @@
-"""Lowering: targets, legality, the ATC dialect, the atc command and the bundle."""
+"""From canonical graphs to ATC's dialect: targets, legality, the form of each operator."""

@@ -1,4 +1,4 @@
-"""The .om room: reading and writing the files that atc makes."""
+"""The .om container: reading and writing the files that atc makes."""
 
 from omforge.om.inout import GEAR_INPUT, OmTensor
 from omforge.om.layout import SIMULATED_PAYLOAD, SIMULATED_PLATFORM

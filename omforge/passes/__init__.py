@@ -1,4 +1,4 @@
-"""Passes: one file each, and what passes are made of.
+"""The passes: one file each, and nothing else.
 
 `PASSES` is every pass of ours by name, `PIPELINES` every pipeline as text; `make_pipeline("raise")`
 or `make_pipeline("canonicalize,fuse-rms-norm")` makes one to run. `ALL_PASSES` and `ALL_PIPELINES`
