@@ -19,6 +19,7 @@ else from being used.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 import os
@@ -65,7 +66,7 @@ class Plugin:
             InputError: That fails, in whatever way.
         """
         try:
-            return importlib.metadata.EntryPoint(self.name, self.value, self.group).load()
+            return _imported(self.value)
         except _FAILURES as error:
             raise self.unusable(f"{type(error).__name__}: {error}") from error
 
@@ -248,8 +249,7 @@ class Registry(Mapping[str, T], Generic[T]):
             if here not in sys.path and "" not in sys.path:
                 sys.path.append(here)  # last: nothing here shall hide what is installed
             try:
-                made = importlib.metadata.EntryPoint("", place, self._group).load()
-                return self._check("", made)
+                return self._check("", _imported(place))
             except _FAILURES as error:
                 cause, why = error, f"{type(error).__name__}: {error}"
         raise InputError(
@@ -257,3 +257,9 @@ class Registry(Mapping[str, T], Generic[T]):
             why,
             "Write package.module:Name of what Python can import, here or by PYTHONPATH",
         ) from cause
+
+
+def _imported(place: str) -> object:
+    # What a module says while it is imported is no part of a result that goes to stdout.
+    with contextlib.redirect_stdout(sys.stderr):
+        return importlib.metadata.EntryPoint("", place, "").load()
