@@ -51,7 +51,7 @@ def main() -> int:
     found: dict[str, str] = {}
     for name, base in exports():
         if given.only in name:
-            source = EXAMPLE if base is None else _written(name, base, SCRATCH)
+            source = _written(name, base, SCRATCH)
             found |= hashes(name, source, SCRATCH / "bundle")
             shutil.rmtree(SCRATCH)
             print(f"{name}: {len(found)} files", file=sys.stderr, flush=True)
@@ -74,7 +74,10 @@ def exports() -> list[tuple[str, Path | None]]:
     return found
 
 
-def _written(name: str, base: Path, scratch: Path) -> Path:
+def _written(name: str, base: Path | None, scratch: Path) -> Path:
+    """The export where every state of the code finds it: a manifest names the place."""
+    if base is None:
+        return shutil.copytree(EXAMPLE, scratch / "export")
     route, family = name.split("/")
     return export(route, family, scratch / "export", base).parent
 

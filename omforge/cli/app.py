@@ -285,7 +285,7 @@ def run(
     verbose: Verbose = False,
 ) -> None:
     """Generate text from a bundle; it streams to stdout. Of an encoder: vectors and scores."""
-    from omforge.cli import reports
+    from omforge.cli import generated
     from omforge.cli.encoded import asks_to_encode, run_encoder
     from omforge.runtime.backends import open_model
     from omforge.runtime.bundle import Bundle
@@ -312,10 +312,10 @@ def run(
                 tokens, max_new_tokens=max_new_tokens, sampling=sampling, progress=bar
             )
             prefilled = time.perf_counter()
-        text, interrupted = reports.stream_text(
+        text, interrupted = generated.stream_text(
             generation, TextStream(tokenizer, tokens), console.stream if not as_json else None
         )
-    told = reports.Generated(
+    told = generated.Generated(
         prompt=prompt,
         text=text,
         level=level if backend == "cpu" else backend,
@@ -536,7 +536,7 @@ def verify(
     Quantised weights are judged by what lowering makes of them; what they lost is the quality.
     """
     from omforge.bundle.source import find_source
-    from omforge.cli import reports
+    from omforge.cli import verified
     from omforge.runtime.bundle import Bundle
     from omforge.runtime.compare import verify_bundle
 
@@ -544,9 +544,9 @@ def verify(
         opened = Bundle.open(bundle, remembered=False, progress=bar)
         graph = find_source(source).graph if source is not None else None
         report = verify_bundle(opened, graph, steps=steps, progress=bar)
-        asked = reports.QualityAsked(quality, text, pieces, max_kl, max_perplexity_increase)
-        measured = reports.measured(opened, graph, asked, bar)
-    reports.tell_verified(report, measured, report_file, as_json=as_json)
+        asked = verified.QualityAsked(quality, text, pieces, max_kl, max_perplexity_increase)
+        measured = verified.measured(opened, graph, asked, bar)
+    verified.tell_verified(report, measured, report_file, as_json=as_json)
     if not report.ok or (measured is not None and not measured.ok):
         raise typer.Exit(1)
 

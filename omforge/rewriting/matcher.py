@@ -5,10 +5,9 @@ alternatives and operand orders are tried one after the other. States are never 
 deepest is kept, because a near miss is only useful with the place and the reason.
 """
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +15,15 @@ import numpy.typing as npt
 from omforge import ir
 from omforge.ir.values import constant, constant_tensor, dims
 from omforge.rewriting import schema
+from omforge.rewriting.equality import (
+    SMALL,
+    attribute_of,
+    divisor_of,
+    equal_attributes,
+    equals,
+    is_inverse,
+    keeps_shape,
+)
 from omforge.rewriting.pattern import (
     ANY,
     ASSOCIATIVE,
@@ -34,9 +42,6 @@ from omforge.rewriting.pattern import (
     Var,
     root_ops,
 )
-
-SMALL = 4096
-"""Constants of more elements are weights: compared by identity, never read."""
 
 Bound = Mapping[str | Pat | Call, ir.Value | ir.Node]
 
@@ -219,13 +224,13 @@ class Matcher:
         if array is None:
             self._fail(state, value, None, f"the constant {expected}", _maker(source))
         elif source in self._divisors:
-            if not _is_inverse(self._divisors[source], expected):
+            if not is_inverse(self._divisors[source], expected):
                 self._fail(state, value, None, f"the constant {expected}", f"{_few(array)}")
             else:
                 yield state
-        elif not _equals(array, expected):
+        elif not equals(array, expected):
             self._fail(state, value, None, f"the constant {expected}", f"{_few(array)}")
-        elif not isinstance(expected, tuple) and not _keeps_shape(array, source, user):
+        elif not isinstance(expected, tuple) and not keeps_shape(array, source, user):
             self._fail(state, value, None, f"the scalar {expected}", f"shape {list(array.shape)}")
         else:
             yield state
@@ -365,7 +370,7 @@ class Matcher:
             return None
         if node not in self._inverses:
             divisor = node.inputs[1]
-            array = _divisor(node)
+            array = divisor_of(node)
             if array is None or divisor is None:
                 return None
             with np.errstate(all="ignore"):
@@ -401,8 +406,8 @@ class Matcher:
             expected = call.attributes.get(name, defaults.get(name))
             if expected is ANY:
                 continue
-            got = _attribute(node, name, defaults.get(name))
-            if not _equal_attributes(name, got, expected, node):
+            got = attribute_of(node, name, defaults.get(name))
+            if not equal_attributes(name, got, expected, node):
                 hint = "" if name in call.attributes else " (the default)"
                 shown = "nothing" if got is None else f"{name}={got}"
                 wanted = "nothing" if expected is None else f"{name}={expected}"
@@ -440,7 +445,7 @@ def _is_noise(node: ir.Node) -> bool:
             return True
         case "Cast":
             source = node.inputs[0].dtype
-            return source is not None and source == _attribute(node, "to", None)
+            return source is not None and source == attribute_of(node, "to", None)
         case "Reshape":
             shape = dims(node.outputs[0])
             return shape is not None and shape == dims(node.inputs[0])
@@ -466,93 +471,6 @@ def _same(before: ir.Value | ir.Node, value: ir.Value) -> bool:
     if first is None or second is None:
         return False
     return first.dtype == second.dtype and np.array_equal(first, second)
-
-
-def _divisor(node: ir.Node) -> npt.NDArray[Any] | None:
-    """The one float that a Div divides by; None if that is no number, or widens the dividend."""
-    dividend, divisor = node.inputs
-    array = constant(divisor, 1)
-    if array is None or array.size != 1 or dividend is None or divisor is None:
-        return None
-    if divisor.dtype is None or not divisor.dtype.is_floating_point():
-        return None
-    widens = array.ndim > 1 and dims(dividend) != dims(node.outputs[0])
-    return None if widens else array
-
-
-def _is_inverse(divisor: npt.NDArray[Any], expected: Number | tuple[Number, ...]) -> bool:
-    """Whether it is what a dtype holds of 1 / expected, or of 1 / what it holds of that.
-
-    The second is how an optimizer turns a product into a division: rounded twice.
-    """
-    if isinstance(expected, tuple) or not expected:
-        return False
-    element = divisor.ravel()[0]
-    held = float(np.asarray(expected).astype(divisor.dtype))
-    return any(number and _close(element, 1 / number) for number in (float(expected), held))
-
-
-def _equals(array: npt.NDArray[Any], expected: Number | tuple[Number, ...]) -> bool:
-    if array.dtype.kind in "SUO":
-        return False
-    if isinstance(expected, tuple):
-        return array.shape == (len(expected),) and all(map(_close, array, expected))
-    if not array.size or not (array == array.flat[0]).all():
-        return False
-    return _close(array.flat[0], expected)
-
-
-def _close(element: Any, expected: Number) -> bool:
-    """Equal to six digits, or to what the element's dtype holds of the number."""
-    if element.dtype.kind in "iub":
-        return bool(element == expected)
-    held = float(np.asarray(expected).astype(element.dtype))
-    return float(element) == held or math.isclose(float(element), expected, rel_tol=1e-6)
-
-
-def _keeps_shape(array: npt.NDArray[Any], value: ir.Value, user: ir.Node | None) -> bool:
-    """Whether the user's output has its shape without this constant: a number may stand for it."""
-    if array.ndim <= 1 and array.size == 1:
-        return True
-    if user is None:
-        return False
-    result = dims(user.outputs[0])
-    others = [operand for operand in user.inputs if operand is not None and operand is not value]
-    return result is not None and any(dims(operand) == result for operand in others)
-
-
-def _attribute(node: ir.Node, name: str, default: Any) -> Any:
-    if name == "axes" and node.op_type in AXES_OPERATORS and len(node.inputs) > 1:
-        found = constant(node.inputs[1], SMALL)
-        return default if found is None else tuple(found.ravel().tolist())
-    attribute = node.attributes.get(name)
-    if attribute is not None and attribute.is_ref():
-        return f"the function's {attribute.ref_attr_name}"  # equal to nothing that a pattern has
-    return default if attribute is None else attribute.value
-
-
-def _equal_attributes(name: str, got: Any, expected: Any, node: ir.Node) -> bool:
-    if got is None or expected is None:
-        return got is expected
-    if isinstance(expected, float) and isinstance(got, float):
-        # Attributes are float32 in the file.
-        return math.isclose(got, expected, rel_tol=1e-6)
-    if name in ("axis", "axes"):
-        return _positive_axes(got, node) == _positive_axes(expected, node)
-    if isinstance(expected, list):
-        return got == tuple(cast("list[Any]", expected))
-    return got == expected
-
-
-def _positive_axes(axes: Any, node: ir.Node) -> list[int]:
-    """Axes counted from the front where the rank is known, as written otherwise."""
-    value = node.inputs[0]
-    shape = None if value is None else dims(value)
-    rank = 0 if shape is None else len(shape)
-    if node.op_type == "Unsqueeze" and rank:
-        rank += 1 if isinstance(axes, int) else len(axes)
-    listed = [axes] if isinstance(axes, int) else axes
-    return sorted(axis + rank if axis < 0 else axis for axis in listed)
 
 
 def _words(pattern: Pat | None) -> str:
