@@ -51,6 +51,7 @@ def main() -> int:
     found: dict[str, str] = {}
     for name, base in exports():
         if given.only in name:
+            shutil.rmtree(SCRATCH, ignore_errors=True)  # of a run that was killed
             source = _written(name, base, SCRATCH)
             found |= hashes(name, source, SCRATCH / "bundle")
             shutil.rmtree(SCRATCH)

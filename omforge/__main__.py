@@ -1,5 +1,5 @@
 """`python -m omforge`."""
 
-from omforge.cli.app import main
+from omforge.cli.entry import main
 
 main()

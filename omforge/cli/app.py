@@ -581,7 +581,7 @@ def passes(as_json: Json = False, verbose: Verbose = False) -> None:
 
 
 def main() -> None:
-    """Run the command line; what the `omforge` script calls."""
+    """Run the command line; `omforge.cli.entry` calls it."""
     console.end_in_order()
     console.quieten()
     console.collect_seldom()

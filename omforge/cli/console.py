@@ -24,6 +24,8 @@ from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TextIO
 
+from omforge.cli.interrupts import interrupted
+
 log = logging.getLogger(__name__)
 
 PATIENCE = 2.0  # seconds before a progress bar appears
@@ -285,11 +287,11 @@ class Problem:
 
 def problem(error: BaseException) -> Problem:
     """Return how to tell users of an error; an unexpected one is a bug, and said to be one."""
+    if isinstance(error, KeyboardInterrupt) or interrupted():
+        return Problem("interrupted", "", "", (), 130)
     from omforge.ir.errors import OmforgeError  # loads onnx-ir, so only once there is an error
 
     notes = tuple(getattr(error, "__notes__", ()))
-    if isinstance(error, KeyboardInterrupt):
-        return Problem("interrupted", "", "", (), 130)
     if isinstance(error, OmforgeError):
         return Problem(error.what, error.why, error.next_step, notes, error.exit_status)
     if isinstance(error, MemoryError):

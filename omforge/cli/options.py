@@ -145,7 +145,8 @@ KvDtype = Annotated[
 CheckHashes = Annotated[
     bool,
     typer.Option(
-        "--check/--no-check", help="Compare the bundle's files with the hashes in its manifest."
+        "--check/--no-check",
+        help="Compare the bundle's files with the hashes in its manifest, whose own always holds.",
     ),
 ]
 Trust = Annotated[

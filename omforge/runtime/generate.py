@@ -434,15 +434,16 @@ class LanguageModel:
                 "Split them, or build the bundle with a larger batch",
             )
         for index, prompt in enumerate(prompts):
+            which = f"prompt {index}" if len(prompts) > 1 else "the prompt"
             if not len(prompt):
                 raise InputError(
-                    f"prompt {index} is empty",
+                    f"{which} is empty",
                     "there is no token to continue from",
                     "Start it with the model's BOS token",
                 )
             if len(prompt) > self.context:
                 raise InputError(
-                    f"prompt {index} has {len(prompt)} tokens",
+                    f"{which} has {len(prompt)} tokens",
                     f"the bundle's context is {self.context}",
                     f"Shorten it by {len(prompt) - self.context}, or build the bundle with a "
                     "larger context",

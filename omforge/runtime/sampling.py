@@ -42,7 +42,11 @@ class Sampling:
         )
         for name, holds, rule in rules:
             if not holds:
-                raise InputError(f"{name} is {getattr(self, name)}", f"it {rule}")
+                raise InputError(
+                    f"{name} is {getattr(self, name)}",
+                    f"it {rule}",
+                    "Leave it away for the default",
+                )
 
 
 class Sampler:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from omforge.cli import console
+from omforge.cli import console, interrupts
 from omforge.ir.errors import CheckError, InputError
 
 
@@ -203,3 +203,31 @@ def test_a_terminated_program_takes_back_what_it_began(
         process.send_signal(number)
         assert process.wait(20) == 128 + number
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ImportError("initialization failed")])
+def test_after_ctrl_c_every_error_is_the_interruption(
+    error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is imported when it comes makes an error of its own of it."""
+    assert console.problem(ImportError("initialization failed")).status == 1
+    monkeypatch.setattr(interrupts, "_came", [2])
+    found = console.problem(error)
+    assert (found.what, found.status) == ("interrupted", 130)
+
+
+def test_ctrl_c_while_the_program_starts_is_one_line() -> None:
+    """Here at the import of its command line, which raises what an extension module would."""
+    code = (
+        "import os, signal, sys, types\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'omforge.cli.app':\n"
+        "            try: os.kill(os.getpid(), signal.SIGINT)\n"
+        "            except KeyboardInterrupt: raise ImportError('initialization failed') from None\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "from omforge.cli.entry import main\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "error: interrupted\n")

@@ -141,7 +141,7 @@ class TestRefusals:
 
     def test_an_empty_prompt(self, model: LanguageModel):
         with pytest.raises(
-            InputError, match=r"prompt 0 is empty: .* Start it with the model's BOS"
+            InputError, match=r"the prompt is empty: .* Start it with the model's BOS"
         ):
             model.prefill([[]])
 
@@ -149,7 +149,7 @@ class TestRefusals:
         with pytest.raises(InputError) as error:
             model.prefill([[1] * 30])
         assert str(error.value) == (
-            "prompt 0 has 30 tokens: the bundle's context is 24. "
+            "the prompt has 30 tokens: the bundle's context is 24. "
             "Shorten it by 6, or build the bundle with a larger context"
         )
 
