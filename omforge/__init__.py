@@ -9,9 +9,25 @@
     assert bundle.verify().ok                       # lowered graphs against the export
     print(bundle.generate("Hello").text)
 
-`load`, `raise_`, `Pipeline`, `compile` and `check` take a path, an `onnx.ModelProto`, an
-`onnx_ir.Model` or a `torch.onnx.ONNXProgram`. What they return are objects with `to_json()`, a
-plain `str()` and a form for notebooks. Errors say what, why and what next.
+What there is, on one page:
+
+    load(source) -> onnx_ir.Model           checked; weights stay mapped
+    raise_(model) -> Rewritten              .model, .coverage, .events, .passes, .seconds
+    Pipeline.parse("canonicalize,my-pass")  .run(model, compare=True) -> Rewritten
+    check(model, target) -> Checked         .legal, .errors, .advice
+    compile(model, target=, output=, ...)   -> Bundle; names and defaults of `omforge compile`
+    Bundle.open(folder)                     .manifest, .compiled
+        .generate(text or ids) -> Generated .text, .tokens, .stopped
+        .encode(text, pair)                 outputs by name, of a model without a cache
+        .session(level, backend=)           to run it step by step
+        .verify() -> Verified               .ok, .report: every level against the export
+        .plan() -> MemoryPlan               bytes of weights, cache, inputs and outputs
+    InputError, CheckError (OmforgeError)   .what, .why, .next_step
+
+A model is a path (a file, or an export's folder), an `onnx.ModelProto`, an `onnx_ir.Model` or a
+`torch.onnx.ONNXProgram`, and stays as it is unless `inplace=True` is said. Results have
+`to_json()`, a plain `str()` and a form for notebooks. Passes, targets and backends of one's own are
+in docs/plugins.md.
 """
 
 from __future__ import annotations
