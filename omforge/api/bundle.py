@@ -122,6 +122,7 @@ class Bundle(Result):
         folder: str | os.PathLike[str],
         *,
         check: bool = True,
+        remembered: bool = True,
         progress: Progress | None = None,
     ) -> Bundle:
         """Open a bundle.
@@ -129,13 +130,19 @@ class Bundle(Result):
         Args:
             folder: Where it is.
             check: Compare its files with the hashes in its manifest.
+            remembered: Whether a large file that did not change since its hash was taken need not
+                be read again.
             progress: Told of each file that is hashed, in bytes.
 
         Raises:
             InputError: It is no bundle, or a file is missing or truncated.
             CheckError: A file is not the one that was written.
         """
-        return cls(runtime.Bundle.open(folder, verify_hashes=check, progress=progress))
+        return cls(
+            runtime.Bundle.open(
+                folder, verify_hashes=check, remembered=remembered, progress=progress
+            )
+        )
 
     @classmethod
     def opened(cls, folder: Path, compiled: CompileResult) -> Bundle:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,22 +51,25 @@ class Checked(Result):
         return "\n".join(report.lines(self.found))
 
 
-def check(model: ModelLike, target: str, *, gears: bool = False) -> Checked:
+def check(
+    model: ModelLike, target: str, *, gears: bool = False, allow: Collection[str] = ()
+) -> Checked:
     """List everything in a model that ATC would refuse or get wrong.
 
     Args:
         model: What `load` takes; of a path its file, as it is on disk.
         target: The SoC.
         gears: Symbolic dims of the inputs are meant for atc's --dynamic_dims.
+        allow: Rules that are inferred, by name: their offences become advice.
 
     Raises:
-        InputError: It is no model, or the SoC is not known.
+        InputError: It is no model, the SoC is not known, or `allow` names no such rule.
     """
     soc = find_target(target)
     if isinstance(model, str | os.PathLike):
-        return Checked(check_file(Path(os.fspath(model)), soc, gears=gears))
+        return Checked(check_file(Path(os.fspath(model)), soc, gears=gears, allow=allow))
     loaded = load(model)
     with tempfile.TemporaryDirectory(prefix="omforge-") as scratch:
         file = Path(scratch) / "model.onnx"
         ir.save(loaded, file, external="model.data")
-        return Checked(check_file(file, soc, gears=gears))
+        return Checked(check_file(file, soc, gears=gears, allow=allow))

@@ -369,13 +369,12 @@ def opt(
 ) -> None:
     """Run passes on any ONNX model."""
     from omforge import ir
+    from omforge.api.raising import Pipeline
     from omforge.cli import reports
     from omforge.cli.model_output import ModelOutput
-    from omforge.passes import make_pipeline
     from omforge.recognition.feeds import weight_bytes
-    from omforge.rewriting.events import events
 
-    steps = make_pipeline(pipeline)
+    steps = Pipeline.parse(pipeline)
     destination = ModelOutput(output)
     flags = WatchFlags(
         print_after,
@@ -396,15 +395,15 @@ def opt(
             watching = watch(flags, names, lambda: comparer(loaded, 2048), bar)
             if bar is not None:
                 bar("passes", 0, 0)
-            result = steps.run(loaded, watching.instruments)
+            result = steps.run(loaded, inplace=True, instruments=watching.instruments)
             if bar is not None and output is not None:
                 bar(f"write {output.name}", 0, 0)
             destination.write(loaded, external=external)
         if as_json:
-            console.show_json(reports.passes_json(result.passes, events(loaded), watching.remark))
+            console.show_json(reports.passes_json(result.passes, result.events, watching.remark))
             return
         reports.show_passes(result.passes, compared=flags.compares)
-        reports.show_events(events(loaded))
+        reports.show_events(result.events)
         if watching.remark:
             console.show(watching.remark)
         if timing:
@@ -444,11 +443,12 @@ def check(
     verbose: Verbose = False,
 ) -> None:
     """List everything in an ONNX model that ATC would refuse or get wrong."""
-    from omforge.lowering.legality import check_file, report
-    from omforge.lowering.target import target as find_target
+    from omforge.api.checking import check as check_model
+    from omforge.lowering.legality import report
 
     if why:
         from omforge.compilation.why import explain_choices
+        from omforge.lowering.target import target as find_target
 
         graphs = explain_choices(model, find_target(target), forms=dict(forms(form)))
         if as_json:
@@ -456,12 +456,12 @@ def check(
         else:
             console.show("\n".join(line for graph in graphs for line in graph.lines()))
         return
-    found = check_file(model, find_target(target), gears=gears, allow=allow or ())
+    checked = check_model(model, target, gears=gears, allow=allow or ())
     if as_json:
-        console.show_json(report.to_json(found))
+        console.show_json(checked.to_json())
     else:
-        console.show("\n".join(report.lines(found, all_places=all_places)))
-    if found.errors:
+        console.show("\n".join(report.lines(checked.found, all_places=all_places)))
+    if not checked.legal:
         raise typer.Exit(1)
 
 
@@ -535,17 +535,16 @@ def verify(
 
     Quantised weights are judged by what lowering makes of them; what they lost is the quality.
     """
+    from omforge.api.bundle import Bundle
     from omforge.bundle.source import find_source
     from omforge.cli import verified
-    from omforge.runtime.bundle import Bundle
-    from omforge.runtime.compare import verify_bundle
 
     with console.progress() as bar:
         opened = Bundle.open(bundle, remembered=False, progress=bar)
         graph = find_source(source).graph if source is not None else None
-        report = verify_bundle(opened, graph, steps=steps, progress=bar)
+        report = opened.verify(graph, steps=steps, progress=bar).report
         asked = verified.QualityAsked(quality, text, pieces, max_kl, max_perplexity_increase)
-        measured = verified.measured(opened, graph, asked, bar)
+        measured = verified.measured(opened.inner, graph, asked, bar)
     verified.tell_verified(report, measured, report_file, as_json=as_json)
     if not report.ok or (measured is not None and not measured.ok):
         raise typer.Exit(1)
