@@ -119,9 +119,43 @@ def test_no_rooms_for_leftovers():
     assert not [file for file in SOURCES if leftovers & {*file.parts, file.stem}]
 
 
-def test_no_file_is_longer_than_600_lines():
-    long = {str(f): n for f in SOURCES if (n := len(f.read_text().splitlines())) > 600}
-    assert not long
+LONG = {
+    "atc/sim/parser.py": "one parser, in the order of ATC's own",
+    "bundle/manifest.py": "one schema, and what each field must be",
+    "cli/app.py": "one function for each command, most of it its options",
+    "compilation/quantize_options.py": "one little language, and what each SoC takes of it",
+    "ir/dims.py": "one algebra of sizes",
+    "ir/infer_rules.py": "one rule for each operator",
+    "ir/infer_shape_ops.py": "one rule for each operator",
+    "ir/ops.py": "one definition for each target operator",
+    "ir/verify.py": "one walk, one check for each fault",
+    "ir/weights.py": "one file of weights, written and read",
+    "lowering/ge_shape_rules.py": "one rule for each operator",
+    "lowering/legalize/builder.py": "one class, which every legalisation records with",
+    "passes/canonicalize_cache.py": "one pass",
+    "passes/fuse_kv_io.py": "one pass",
+    "passes/grow_static_cache.py": "one pass",
+    "passes/quantize_kv.py": "one pass",
+    "quantization/compiled.py": "the loops that numba compiles, which call each other",
+    "recognition/attention/masks.py": "a mask: what is asked of it, and what answers",
+    "recognition/attention/unraised.py": "one proof, from finding to running",
+    "recognition/interface.py": "one answer, what each input is for, and its parts",
+    "rewriting/matcher.py": "one backtracking search",
+    "runtime/acl_session.py": "one session and its buffers",
+    "runtime/acl_sim/mdl.py": "one module of pyACL, call by call",
+    "runtime/export.py": "one runner of whatever an exporter wrote",
+    "runtime/generate.py": "one class: a prompt's way through the buckets",
+    "runtime/quality.py": "one measurement, its figures and limits",
+    "runtime/quality_layers.py": "one measurement, layer by layer",
+    "testing/respellings.py": "one function for each way to spell a thing",
+}
+"""Files of over 400 lines, and how each earns them; what has a second subject gets a second file."""
+
+
+def test_a_file_of_over_400_lines_earns_them():
+    counts = {f.relative_to(PACKAGE).as_posix(): len(f.read_text().splitlines()) for f in SOURCES}
+    assert {name for name, count in counts.items() if count > 400} == set(LONG)
+    assert max(counts.values()) <= 600
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "tests").rglob("test_*.py")), ids=lambda f: f.name)

@@ -2,7 +2,7 @@
 
 atc prints the code of the first error only; the others stand below "TraceBack" as texts
 (hicann/metadef:error_manager/error_manager.cc). So lines are recognised by the registered texts as
-well (`data/atc_errors.tsv`, from hicann/ge:base/common/error_registry/error_registry.cc).
+well (`lowering/data/atc_errors.tsv`, from hicann/ge:base/common/error_registry/error_registry.cc).
 
 The names in them are GE's: nodes that a plugin expands get a suffix, those of a branch or of a
 model with gears a prefix or `_ascend_mbatch_...`. The longest of our names in such a name is

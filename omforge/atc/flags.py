@@ -1,8 +1,8 @@
 """The flags of atc's command line, as data, and what to do instead of those it does not have.
 
-The table is `data/atc_flags.tsv`: one row per flag of CANN 9.2, with its type, default, the values
-that atc checks, and the flags that it excludes (hicann/ge:api/atc/{atc_flags,cmd_flag_info}.cc,
-compiler/api/aclgrph/option_utils.cc).
+The table is `lowering/data/atc_flags.tsv`: one row per flag of CANN 9.2, with its type, default,
+the values that atc checks, and the flags that it excludes
+(hicann/ge:api/atc/{atc_flags,cmd_flag_info}.cc, compiler/api/aclgrph/option_utils.cc).
 
 atc stops at a flag that it does not have before it compiles anything, and tutorials show several of
 those. `check_flags` answers them with what does the job.

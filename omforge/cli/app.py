@@ -1,4 +1,4 @@
-"""The command line: `omforge compile | build | run | opt | check | verify | om | passes`.
+"""The command line: `omforge compile | build | run | opt | check | explain | verify | om | passes`.
 
 Every command is a thin call into the rooms; what it prints is made in `reports`. Imports of the
 rooms are inside the commands, so that `omforge --help` answers at once.

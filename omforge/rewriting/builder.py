@@ -89,9 +89,17 @@ class Builder:
 
         Raises:
             InputError: The model's opset does not have the operator.
-            TypeError: The operator does not have an attribute of that name.
+            TypeError: The operator does not have an attribute of that name, or takes another number
+                of inputs or outputs.
         """
         found = self._schema(op_type, domain)
+        if found is not None:
+            schema.require_arity(
+                op_type,
+                schema.Arity(found.min_input, found.max_input, found.max_output),
+                len(inputs),
+                outputs,
+            )
         operands = self._operands(found, inputs)
         node = ir.Node(
             domain,

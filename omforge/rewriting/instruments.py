@@ -215,10 +215,10 @@ class BisectRewrites(Instrument):
     def after(self, run: PassRun, model: ir.Model) -> None:
         """Take off what it made."""
         CURRENT.set(None)
-        stopped = self._budget.refused if self._budget is not None else 0
+        budget = self._budget or RewriteBudget(0)
         self._left -= run.rewrites
-        if stopped or self._left <= 0:
-            whole = "" if stopped else "; it was counted whole"
+        if budget.refused or self._left <= 0:
+            whole = "" if budget.made else "; it was counted whole"
             log.info("bisect: the last rewrite is in pass %d, %s%s", run.index, run.step, whole)
             self._left = 0
 

@@ -339,6 +339,8 @@ class Matcher:
             if len(operands) == count:
                 yield operands, ()
             return
+        if len(operands) != 2:
+            return  # a node that is none of its operator
         left, right = operands
         for share in range(1, count):
             for some, nodes in self._chain(left, op_type, share):

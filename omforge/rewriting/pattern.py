@@ -30,7 +30,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any, Protocol, TypeAlias, overload
+from typing import Any, Protocol, TypeAlias, cast, overload
 
 from omforge.rewriting import schema
 
@@ -218,13 +218,8 @@ def _require_operator(op_type: str, domain: str, inputs: int, outputs: int) -> N
         hint = f"did you mean {near[0]}?" if near else "name its domain with _domain="
         raise TypeError(f"ONNX has no operator {op_type!r}: {hint}")
     takes = schema.arity(op_type, domain)
-    if takes is None:
-        return
-    if not takes.least_inputs <= inputs <= takes.most_inputs:
-        most = f" to {takes.most_inputs}" if takes.most_inputs > takes.least_inputs else ""
-        raise TypeError(f"{op_type} takes {takes.least_inputs}{most} inputs, and not {inputs}")
-    if outputs > takes.most_outputs:
-        raise TypeError(f"{op_type} has {takes.most_outputs} outputs, and not {outputs}")
+    if takes is not None:
+        schema.require_arity(op_type, takes, inputs, outputs)
 
 
 Returned: TypeAlias = "Pat | tuple[Pat, ...]"
@@ -247,6 +242,10 @@ class Pattern:
         names = list(inspect.signature(function).parameters)[1:]
         returned = function(PatternOps(), **{name: Var(name) for name in names})
         self.roots = returned if isinstance(returned, tuple) else (returned,)
+        for root in cast("tuple[object, ...]", self.roots):
+            if not isinstance(root, Pat):
+                what = "nothing (None)" if root is None else f"a {type(root).__name__}"
+                raise TypeError(f"the function returned {what}, and not a pattern")
         self.shared = frozenset(
             key for key, places in _places(self.roots).items() if len(places) > 1
         )

@@ -171,10 +171,12 @@ class _Driver:
         assert graph is not None
         with Builder(self.model, graph) as op:
             new = self._values(self.step.rewrite(op, m), m)
-            budget = CURRENT.get()
-            if budget is not None and not budget.take(f"{self.step} at {ir.describe(m.root)}"):
+            budget, where = CURRENT.get(), ir.describe(m.root)
+            if budget is not None and not budget.allows():
                 return False
             splice(op, m.outputs, new, by=self.step.name, matched=m.nodes, names=self.names)
+        if budget is not None:
+            budget.spend(f"{self.step} at {where}")  # only now: a splice may decline
         self.generations.update(dict.fromkeys(op.nodes, generation))
         return True
 

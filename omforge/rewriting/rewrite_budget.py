@@ -13,21 +13,25 @@ class RewriteBudget:
 
     Attributes:
         left: Rewrites that may still be made.
+        made: Those that were.
         refused: Those that were asked for when none was left.
     """
 
     def __init__(self, left: int) -> None:
         self.left = left
+        self.made = 0
         self.refused = 0
 
-    def take(self, what: str) -> bool:
-        """Whether a rewrite may be made; `what` says which, for the log."""
-        if self.left <= 0:
-            self.refused += 1
-            return False
+    def allows(self) -> bool:
+        """Whether one more may be made."""
+        self.refused += self.left <= 0
+        return self.left > 0
+
+    def spend(self, what: str) -> None:
+        """Count one that was made; `what` says which, for the log."""
         self.left -= 1
+        self.made += 1
         log.info("bisect: %d left behind the rewrite %s", self.left, what)
-        return True
 
 
 CURRENT: ContextVar[RewriteBudget | None] = ContextVar("omforge_rewrite_budget", default=None)

@@ -101,6 +101,19 @@ def arity(op_type: str, domain: str) -> Arity | None:
     )
 
 
+def require_arity(op_type: str, takes: Arity, inputs: int, outputs: int) -> None:
+    """Refuse a node of another number of inputs, or of too many outputs.
+
+    Raises:
+        TypeError: It is one.
+    """
+    if not takes.least_inputs <= inputs <= takes.most_inputs:
+        most = f" to {takes.most_inputs}" if takes.most_inputs > takes.least_inputs else ""
+        raise TypeError(f"{op_type} takes {takes.least_inputs}{most} inputs, and not {inputs}")
+    if outputs > takes.most_outputs:
+        raise TypeError(f"{op_type} has {takes.most_outputs} outputs, and not {outputs}")
+
+
 @cache
 def operators(domain: str) -> frozenset[str]:
     """Return the operators of a domain, in any opset; the target's among the default one's."""

@@ -345,6 +345,11 @@ def test_bisect_stops_inside_a_pass_that_goes_site_by_site(
     if limit == 1:
         assert "bisect: 0 left behind the rewrite neg-to-mul at Neg -> c" in caplog.messages
         assert "bisect: the last rewrite is in pass 1, neg-to-mul" in caplog.messages
+    if limit == 3:  # which ends just here, and not inside
+        assert caplog.messages[-2:] == [
+            "bisect: the last rewrite is in pass 1, neg-to-mul",
+            "bisect: SKIPPED pass 2, abs-to-max: no rewrites are left",
+        ]
     if limit == 4:
         assert caplog.messages[-1].endswith("in pass 2, abs-to-max; it was counted whole")
     assert NegToMul().run(parse(NEGS)) == 3  # nobody watches: nothing is left over

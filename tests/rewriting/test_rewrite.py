@@ -568,6 +568,29 @@ def test_a_pattern_that_can_match_nothing_is_an_error_when_the_pass_is_made() ->
     assert caught.value.next_step == "Mend Misspelt.pattern, or near_miss"
 
 
+def test_a_pattern_that_is_none_is_an_error_too() -> None:
+    class Forgets(SquareToPow):
+        name = "forgets"
+
+        def pattern(self, op: PatternOps, x: Pat):  # type: ignore[override]
+            op.Mul(x, x)
+
+    with pytest.raises(InputError, match=r"the function returned nothing \(None\)"):
+        Forgets()
+
+
+def test_a_node_of_the_wrong_arity_is_an_error_where_it_is_made() -> None:
+    class Half(SquareToPow):
+        name = "half"
+
+        def rewrite(self, op: Builder, m: Match) -> ir.Value:
+            return op.Mul(m.x)
+
+    with pytest.raises(TypeError, match="Mul takes 2 inputs, and not 1") as caught:
+        Half().run(parse(HEADER + "{ y = Mul (a, a) }"))
+    assert caught.value.__notes__ == ["at Mul -> y"]
+
+
 @pytest.mark.parametrize(
     ("made", "what"),
     [

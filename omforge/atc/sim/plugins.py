@@ -1,8 +1,8 @@
 """What the built-in plugins do with single operators, as far as their sources were read or run.
 
 Each check states the plugin's error, or, as a trap, what it gets wrong in silence. Sources: the
-`*_onnx_plugin.cpp` named in `data/onnx_ops.tsv` beside the operator; "seen" means that CANN's own
-parser was run on such a node.
+`*_onnx_plugin.cpp` named in `lowering/data/onnx_ops.tsv` beside the operator; "seen" means that
+CANN's own parser was run on such a node.
 """
 
 from __future__ import annotations
