@@ -132,9 +132,14 @@ def _counts(model: ir.Model) -> set[ir.Value]:
 
 
 def _is_whole(value: ir.Value) -> bool:
-    """Whether it is a small constant of whole numbers: not an embedding, and no scale."""
+    """Whether it is a small constant of whole numbers, or one number: no embedding, no scales.
+
+    T5's buckets of distances divide by a logarithm; in half precision some fall beside their own.
+    """
     numbers = constant(value, limit=_SMALL)
-    return numbers is not None and bool(np.all(numbers == np.round(numbers)))
+    if numbers is None:
+        return False
+    return numbers.size == 1 or bool(np.all(numbers == np.round(numbers)))
 
 
 def _is_integer(dtype: ir.DataType | None) -> bool:

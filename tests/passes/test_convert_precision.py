@@ -44,6 +44,19 @@ def test_converts_weights_inputs_and_outputs() -> None:
     assert cast.attributes["to"].as_int() == HALF
 
 
+def test_buckets_of_distances_are_those_of_float() -> None:
+    """T5's: a logarithm over a logarithm, cut to an integer, which half precision cuts beside it."""
+    text = """g (int64[N] distance) => (float[N, 1] y)
+<float exact = {8.0}, float ratio = {2.7725887}, float steps = {8.0}, float[32, 1] table> {
+    far = Cast <to = 1> (distance) a = Div (far, exact) b = Log (a) c = Div (b, ratio)
+    d = Mul (c, steps) bucket = Cast <to = 7> (d) y = Gather (table, bucket) }"""
+    numbers = ", ".join(f"{n}.0" for n in range(32))
+    text = text.replace("table>", f"table = {{{numbers}}}>")
+    feeds = {"distance": np.arange(8, 128, dtype=np.int64)}
+    expected = numerics.run(parse(OPEN + text), feeds)["y"]
+    assert np.array_equal(numerics.run(converted(text), feeds)["y"], expected.astype(np.float16))
+
+
 def test_counts_stay_in_float() -> None:
     """Experts that 3,000 tokens chose: in half precision, 2,048 + 1 is 2,048."""
     model = converted("""g (int64[n] chosen, float[n] x) => (int64[2] ends, float[n] y)
