@@ -22,16 +22,17 @@ ALLOWED = {
     "passes": ("ir", "rewriting", "recognition", "quantization"),
     "bundle": ("ir",),
     "om": ("ir", "bundle"),
-    "lowering": ("ir", "recognition"),
-    "atc": ("ir", "bundle", "om", "lowering"),
+    "air": ("ir", "om"),
+    "lowering": ("ir", "recognition", "air"),
+    "atc": ("ir", "bundle", "om", "air", "lowering"),
     "compilation": (
         *("ir", "rewriting", "recognition", "quantization", "passes"),
-        *("bundle", "lowering", "atc"),
+        *("bundle", "air", "lowering", "atc"),
     ),
-    "runtime": ("ir", "bundle", "om"),
+    "runtime": ("ir", "bundle", "om", "air"),
     "api": (
         *("ir", "rewriting", "recognition", "quantization", "passes"),
-        *("bundle", "om", "lowering", "atc", "compilation", "runtime"),
+        *("bundle", "om", "air", "lowering", "atc", "compilation", "runtime"),
     ),
 }
 ROOMS = tuple(ALLOWED)
