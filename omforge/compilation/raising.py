@@ -18,11 +18,12 @@ from omforge.compilation.task import encode_options, find_task
 from omforge.compilation.trail import Trail
 from omforge.compilation.work import Work
 from omforge.ir.read_check import require_known_operators
+from omforge.lowering.target import registrations
 from omforge.passes import make_pipeline
 from omforge.passes.add_past import AddPast
 from omforge.passes.bind_choices import BindChoices
 from omforge.passes.grow_static_cache import require_growing_cache
-from omforge.passes.raise_contrib_ops import RaiseContribOps
+from omforge.passes.raise_contrib_ops import RaiseContribOps, foreign_nodes
 from omforge.passes.text_positions import TextPositions
 from omforge.recognition.coverage import Coverage, measure
 from omforge.recognition.interface import find_interface
@@ -123,7 +124,7 @@ def raise_graph(loaded: Loaded, work: Work) -> Raised:
     grown = [AddPast()] if loaded.chosen.past_is_missing else []
     trail = trail.and_then(work.run(model, Pipeline((bind, *fuse, *grown))))
     trail = trail.and_then(raised=model.graph.num_nodes())
-    _require_standard(model)
+    _require_standard(model, options)
     find_interface(model)  # what the graph is not is said before what was not raised of it
     coverage = measure(model, checked.config)
     _require_coverage(coverage, options)
@@ -149,8 +150,9 @@ def _require_independent_rows(model: ir.Model, options: CompileOptions) -> None:
         )
 
 
-def _require_standard(model: ir.Model) -> None:
+def _require_standard(model: ir.Model, options: CompileOptions) -> None:
     """Refuse operators that atc lacks, and behind whose unknown shapes little can be raised."""
+    _require_no_foreign(foreign_nodes(model), options)
     left = [node for node in model.graph if node.domain == CONTRIB_DOMAIN]
     if left:
         told = [e.reason for e in events(model) if e.pass_name == RaiseContribOps.name]
@@ -160,6 +162,24 @@ def _require_standard(model: ir.Model) -> None:
             told[0] if told else "",
             "Export without it; `omforge explain` names all of them",
         )
+
+
+def _require_no_foreign(nodes: list[ir.Node], options: CompileOptions) -> None:
+    """Refuse custom operators; --allow-partial keeps those that atc has."""
+    if options.allow_partial:
+        nodes = [node for node in nodes if not registrations(node.domain, node.op_type)]
+    if not nodes:
+        return
+    names = sorted({f"{node.op_type} of domain {node.domain}" for node in nodes})
+    more = f" and {len(nodes) - 1} more" if len(nodes) > 1 else ""
+    raise ir.CheckError(
+        f"omforge does not know the operator {', '.join(names)}",
+        f"what it gives at {ir.describe(nodes[0])}{more}, and of which shape, cannot be told, so "
+        "that nothing behind it can be raised or compared",
+        "Export it as operators of ONNX, or as a function of the model that has a body; or replace "
+        f"it by a pass of your own (`--insert-pass before={RaiseContribOps.name}:PASS`, see "
+        "docs/plugins.md)",
+    )
 
 
 def _require_coverage(coverage: Coverage, options: CompileOptions) -> None:

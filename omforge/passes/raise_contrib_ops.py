@@ -43,6 +43,8 @@ class RaiseContribOps(Pass):
 
     def run(self, model: ir.Model) -> int:
         """Raise; the number of nodes replaced. A node that cannot be is an event."""
+        for node in foreign_nodes(model):
+            record(model, self.name, node, f"operators of domain {node.domain} are not known")
         if not any(_rule(node) or node.domain == CONTRIB_DOMAIN for node in model.graph):
             return 0
         infer_model(model)
@@ -73,6 +75,15 @@ class RaiseContribOps(Pass):
             count += 1
         infer_model(model)
         return count
+
+
+def foreign_nodes(model: ir.Model) -> list[ir.Node]:
+    """Every node, at any depth, of a domain that is neither ONNX's nor ONNX Runtime's."""
+    return [
+        node
+        for node in ir.traversal.RecursiveGraphIterator(model.graph)
+        if node.domain not in ("", CONTRIB_DOMAIN) and node.op_identifier() not in model.functions
+    ]
 
 
 def _rule(node: ir.Node) -> Callable[[Builder, ir.Node], Values] | None:

@@ -10,6 +10,7 @@ import pytest
 from omforge import ir
 from omforge.ir.numerics import run, tolerance, within
 from omforge.passes.raise_contrib_ops import RaiseContribOps
+from omforge.rewriting.events import events
 from omforge.testing import assert_leaves_alone, assert_rewrites, parse
 
 HEADER = '<ir_version: 11, opset_import: ["" : 24, "com.microsoft" : 1]>\n'
@@ -151,3 +152,19 @@ def test_what_nobody_uses_is_left_to_be_removed() -> None:
 def test_standard_models_are_untouched() -> None:
     model = ir.from_onnx_text(STANDARD + "g (float[N] x) => (float[N] y) { y = Neg (x) }")
     assert RaiseContribOps().run(model) == 0
+
+
+def test_an_operator_of_another_domain_is_an_event_wherever_it_is() -> None:
+    model = parse(
+        '<ir_version: 11, opset_import: ["" : 24, "com.acme" : 1]>\n'
+        "g (bool b, float[N, 8] x) => (float[N, 8] y) {"
+        " t = com.acme.Fast (x)"
+        " y = If (b) <"
+        "   then_branch = then () => (float[N, 8] u) { u = com.acme.Faster (t) },"
+        "   else_branch = other () => (float[N, 8] v) { v = Identity (t) }> }"
+    )
+    assert RaiseContribOps().run(model) == 0
+    assert [str(event) for event in events(model)] == [
+        "raise-contrib-ops: left com.acme.Fast -> t alone: operators of domain com.acme are not known",
+        "raise-contrib-ops: left com.acme.Faster -> u alone: operators of domain com.acme are not known",
+    ]

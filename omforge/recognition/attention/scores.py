@@ -61,7 +61,7 @@ class Mixed:
 
 def text(shape: tuple[Dim, ...] | None) -> str:
     """A shape in words."""
-    return "of unknown rank" if shape is None else f"[{', '.join(map(str, shape))}]"
+    return "a tensor of unknown rank" if shape is None else f"[{', '.join(map(str, shape))}]"
 
 
 def joined_heads(value: ir.Value, batch: Dim) -> int | None:

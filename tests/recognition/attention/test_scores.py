@@ -7,8 +7,9 @@ import pytest
 from omforge import ir
 from omforge.ir.dims import parse_dim
 from omforge.passes.fuse_attention import FuseAttention
-from omforge.recognition.attention.scores import joined_heads
+from omforge.recognition.attention.scores import find_scores, joined_heads
 from omforge.rewriting.events import events
+from omforge.rewriting.match import NoMatch
 from tests.passes.blocks import LOW, Block, fused, named, ops
 
 INFINITE = -float("inf")
@@ -214,3 +215,13 @@ def test_counts_heads_that_are_joined_to_the_batch(
     )
     whole = int(batch) if batch.isdigit() else parse_dim(batch)
     assert joined_heads(value, whole) == heads
+
+
+def test_a_rank_that_is_not_known_reads_as_a_sentence() -> None:
+    model = ir.from_onnx_text(
+        '<ir_version: 11, opset_import: ["" : 24]> g (float[B, S] x) => (y) { y = Softmax (x) }'
+    )
+    softmax = model.graph[0]
+    softmax.inputs[0].shape = None  # type: ignore[union-attr]
+    with pytest.raises(NoMatch, match="axis -1 of a tensor of unknown rank"):
+        find_scores(softmax, set())
