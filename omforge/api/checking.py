@@ -63,11 +63,13 @@ def check(
         allow: Rules that are inferred, by name: their offences become advice.
 
     Raises:
-        InputError: It is no model, the SoC is not known, or `allow` names no such rule.
+        InputError: It is no model or a damaged one, the SoC is not known, or `allow` names no such
+            rule.
     """
     soc = find_target(target)
     if isinstance(model, str | os.PathLike):
-        return Checked(check_file(Path(os.fspath(model)), soc, gears=gears, allow=allow))
+        file = Path(os.fspath(model))
+        return Checked(check_file(file, soc, gears=gears, allow=allow, whole=True))
     loaded = load(model)
     with tempfile.TemporaryDirectory(prefix="omforge-") as scratch:
         file = Path(scratch) / "model.onnx"

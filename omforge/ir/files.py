@@ -7,7 +7,7 @@ streams the weights into one file beside the graph, and replaces both files or n
 import gc
 import os
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import onnx
@@ -56,6 +56,17 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
     _check_weights(model, file)
     check_loaded(file, model)
     return model
+
+
+def require_whole(file: Path, message: onnx.ModelProto) -> None:
+    """Refuse a damaged file, and let pass what atc reads by rules of its own (`ReadByAtc`).
+
+    Raises:
+        InputError: As `load` says it.
+    """
+    check_message(file, message, as_atc=True)
+    with _uncollected(), suppress(SerdeError):  # of what atc reads, not all loads
+        _check_weights(ir.from_proto(message), file)
 
 
 @contextmanager

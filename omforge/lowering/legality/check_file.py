@@ -1,7 +1,7 @@
 """Preflight: what atc would say of any ONNX file, all of it at once.
 
 The file is read as atc's parser reads it: its external weights are not loaded, its IR version does
-not matter, and what no loader would take is reported, not raised.
+not matter, and what no loader would take is reported, not raised, unless the file has to be whole.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 import onnx
 
 from omforge import ir
+from omforge.ir.files import require_whole
 from omforge.ir.infer import infer_model
 from omforge.ir.read_check import TYPED_FIELDS, tensor_faults
 from omforge.lowering.legality import attribute_rules, file_rules, message_rules
@@ -79,6 +80,7 @@ def check_file(
     *,
     gears: bool = False,
     allow: Collection[str] = (),
+    whole: bool = False,
 ) -> FileCheck:
     """Hold an ONNX file against atc.
 
@@ -87,10 +89,11 @@ def check_file(
         target: The SoC that it is for.
         gears: Symbolic dims of the inputs are meant for atc's --dynamic_dims.
         allow: Rules that are inferred, by name: their offences become advice.
+        whole: Refuse a damaged file as `ir.load` does, instead of saying what atc makes of it.
 
     Raises:
         InputError: The file is missing, truncated or no ONNX model, or `allow` names a rule that is
-            not there or is no inference.
+            not there or is no inference; or it is damaged and has to be whole.
     """
     require_allowable(allow)
     file = Path(path)
@@ -99,6 +102,8 @@ def check_file(
     empty = file.is_file() and size == 0
     message = onnx.ModelProto() if too_large or empty else ir.read_message(file)
     subject = FileSubject(file, size, message)
+    if whole and not (too_large or empty):
+        require_whole(file, message)
     found = [offence for rule in FILE_RULES for offence in judge(rule, subject)]
     if not (too_large or empty):
         found += _judge_graph(subject, target, gears)
