@@ -12,6 +12,7 @@ from typing import Any
 from omforge import ir
 from omforge.api.models import ModelLike, load
 from omforge.api.results import Result
+from omforge.lowering.air_legality import check_air_file, is_air
 from omforge.lowering.legality import report
 from omforge.lowering.legality.check_file import FileCheck, check_file
 from omforge.lowering.legality.subject import Offence
@@ -57,7 +58,7 @@ def check(
     """List everything in a model that ATC would refuse or get wrong.
 
     Args:
-        model: What `load` takes; of a path its file, as it is on disk.
+        model: What `load` takes; of a path its file, as it is on disk, a GE graph (.air) too.
         target: The SoC.
         gears: Symbolic dims of the inputs are meant for atc's --dynamic_dims.
         allow: Rules that are inferred, by name: their offences become advice.
@@ -69,6 +70,8 @@ def check(
     soc = find_target(target)
     if isinstance(model, str | os.PathLike):
         file = Path(os.fspath(model))
+        if is_air(file):
+            return Checked(check_air_file(file, soc, gears=gears, allow=allow))
         return Checked(check_file(file, soc, gears=gears, allow=allow, whole=True))
     loaded = load(model)
     with tempfile.TemporaryDirectory(prefix="omforge-") as scratch:

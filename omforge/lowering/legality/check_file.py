@@ -12,6 +12,7 @@ import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx
 
@@ -95,7 +96,7 @@ def check_file(
         InputError: The file is missing, truncated or no ONNX model, or `allow` names a rule that is
             not there or is no inference; or it is damaged and has to be whole.
     """
-    require_allowable(allow)
+    require_allowable(allow, ALL_RULES)
     file = Path(path)
     size = file.stat().st_size if file.is_file() else 0
     too_large = size > FILE_LIMIT
@@ -108,16 +109,16 @@ def check_file(
     if not (too_large or empty):
         found += _judge_graph(subject, target, gears)
     nodes = sum(len(graph.node) for graph in subject.graphs)
-    return FileCheck(file, target, nodes, tuple(_allowed(item, allow) for item in found))
+    return FileCheck(file, target, nodes, tuple(allowed(item, allow) for item in found))
 
 
-def require_allowable(names: Collection[str]) -> None:
+def require_allowable(names: Collection[str], rules: Mapping[str, Rule[Any]]) -> None:
     """Raise InputError unless each is the name of a rule that is inferred."""
-    inferred = sorted(name for name, rule in ALL_RULES.items() if rule.certainty == "inferred")
+    inferred = sorted(name for name, rule in rules.items() if rule.certainty == "inferred")
     for name in names:
         if name in inferred:
             continue
-        rule = ALL_RULES.get(name)
+        rule = rules.get(name)
         why = (
             f"it is {rule.certainty}, not inferred: {rule.source}"
             if rule is not None
@@ -126,7 +127,8 @@ def require_allowable(names: Collection[str]) -> None:
         raise ir.InputError(f"--allow {name}", why, f"Rules that may be: {', '.join(inferred)}")
 
 
-def _allowed(offence: Offence, allow: Collection[str]) -> Offence:
+def allowed(offence: Offence, allow: Collection[str]) -> Offence:
+    """Return an offence as it counts: as advice where its rule is among those allowed."""
     if offence.code not in allow or offence.level == "advice":
         return offence
     return dataclasses.replace(offence, level="advice", why=f"{offence.why}; allowed by --allow")

@@ -1,0 +1,44 @@
+"""Which kernel an operator gets on a SoC, as far as CANN 8.1.RC1 says."""
+
+from __future__ import annotations
+
+from omforge.air.kernels import FAMILIES, Kernel, kernel, listed
+from omforge.lowering.target import Target
+
+INFERRED_FROM = {"950": "910_93"}
+"""Families whose tables 8.1 does not have, and the one that they are inferred from."""
+
+ABSENT = {"950": frozenset(("IncreFlashAttention", "PromptFlashAttention"))}
+"""Operators of the other family's table that the newest definitions do not add for this one.
+
+Source: mirror-cann/ops-transformer:attention/incre_flash_attention/op_host/
+incre_flash_attention_def.cpp (AddConfig).
+"""
+
+
+def table_family(target: Target) -> str | None:
+    """Return the family whose table counts for a target; None where none does."""
+    name = target.family.name
+    stated = INFERRED_FROM.get(name, name)
+    return stated if stated in FAMILIES.values() else None
+
+
+def is_inferred(target: Target) -> bool:
+    """Whether the table is that of another family."""
+    return target.family.name in INFERRED_FROM
+
+
+def kernel_for(op_type: str, target: Target) -> tuple[Kernel | None, str]:
+    """Return the kernel of an operator, and a note where it is another family's."""
+    name, family = target.family.name, table_family(target)
+    note = f"; {name} has no table: {family}'s is read" if is_inferred(target) else ""
+    if family is None or op_type in ABSENT.get(name, ()):
+        return None, note
+    return kernel(op_type, family), note
+
+
+def has_none(op_type: str, target: Target) -> bool:
+    """Whether a table is about this operator, and has no kernel of it for the target's family."""
+    if table_family(target) is None or not listed(op_type):
+        return False
+    return kernel_for(op_type, target)[0] is None

@@ -1,0 +1,33 @@
+"""All rules that look at a GE graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from omforge.lowering.air_legality import (
+    attribute_rules,
+    cache_rules,
+    constant_rules,
+    edge_rules,
+    file_rules,
+    interface_rules,
+    kernel_rules,
+    name_rules,
+    slot_rules,
+)
+from omforge.lowering.air_legality.subject import AirSubject
+from omforge.lowering.legality.subject import Rule
+
+AIR_RULES: tuple[Rule[AirSubject], ...] = (
+    *file_rules.RULES,
+    *name_rules.RULES,
+    *edge_rules.RULES,
+    *interface_rules.RULES,
+    *slot_rules.RULES,
+    *attribute_rules.RULES,
+    *constant_rules.RULES,
+    *kernel_rules.RULES,
+    *cache_rules.RULES,
+)
+
+AIR_RULE_IDS: Mapping[str, Rule[AirSubject]] = {rule.id: rule for rule in AIR_RULES}
