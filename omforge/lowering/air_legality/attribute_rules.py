@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from omforge.air.dtypes import ge_dtype
 from omforge.air.graph import CONST_TYPES, NET_OUTPUT, Attr
 from omforge.air.names import BOOKKEEPING
 from omforge.air.prototypes import Attribute
@@ -11,7 +12,6 @@ from omforge.air.show import value as shown
 from omforge.lowering.air_legality.kernel_table import kernel_for
 from omforge.lowering.air_legality.subject import AirSubject, Call
 from omforge.lowering.legality.subject import Finding, Rule
-from omforge.om.ge_types import ge_dtype
 
 _KINDS: Mapping[str, str] = {
     "Int": "i", "Float": "f", "Bool": "b", "String": "s", "Type": "dt", "Tensor": "t",

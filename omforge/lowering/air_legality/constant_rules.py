@@ -6,11 +6,11 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from omforge.air.dtypes import byte_size
 from omforge.air.graph import Attr, Desc, Op, Tensor
 from omforge.air.show import typed
 from omforge.lowering.air_legality.subject import AirSubject, Call
 from omforge.lowering.legality.subject import Finding, Rule
-from omforge.om.ge_types import byte_size
 
 CONST = ("Const", "Constant")
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from omforge.air import graph
+from omforge.air.dtypes import byte_size
 from omforge.air.graph import Air, Attr, Desc, Op, Tensor
 from omforge.air.names import naming
 from omforge.lowering.air_legality import check_air
 from omforge.lowering.legality.subject import Offence
 from omforge.lowering.target import target
-from omforge.om.ge_types import byte_size
 from tests.lowering.air_legality.graphs import (
     UNFED,
     added,
