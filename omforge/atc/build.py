@@ -20,9 +20,11 @@ from pathlib import Path
 from omforge import ir
 from omforge.atc.build_inputs import OM_FOLDER, BuildInputs
 from omforge.atc.cache import AtcCache, cache_folder, hashes_below
+from omforge.atc.children import Children
 from omforge.atc.errors import diagnose
 from omforge.atc.find import Atc, at_path, choose_atc
-from omforge.atc.run import SUCCESS, AtcResult, Children, run_atc
+from omforge.atc.jobs import jobs_that_fit
+from omforge.atc.run import SUCCESS, AtcResult, run_atc
 from omforge.bundle.manifest import Bucket, Manifest
 from omforge.ir.digests import sha256
 from omforge.ir.folders import only_writer, recover
@@ -42,15 +44,6 @@ _WORK = ".build"  # the path goes into what atc makes, so it is the same in ever
 # (hicann/ge:base/common/file_constant_utils/file_constant_utils.cc, GetTmpWeightDir). One that is
 # killed leaves it behind.
 _TEMPORARY = "tmp_weight_*_*"
-
-# Our estimate, no fact of CANN's: its sources name 2 GiB as the least to have free
-# (hicann/ge:api/atc/main_impl.cc, kMinAvailableMem), and read all constants into memory, external
-# ones too (compiler/graph/preprocess/graph_prepare.cc, ConvertFileConstToConst). They are held as
-# read, as optimised, and as the file to be written.
-_BASE_BYTES = 2 << 30
-_COPIES_OF_WEIGHTS = 3
-_SIMULATED_BASE_BYTES = 256 << 20
-_SIMULATED_COPIES = 1
 
 
 @dataclass(frozen=True)
@@ -317,34 +310,6 @@ class _Build:
         return jobs_that_fit(todo, size, simulated=self.atc.simulated)
 
 
-def jobs_that_fit(
-    todo: int,
-    weight_bytes: int,
-    *,
-    simulated: bool = False,
-    available: int | None = None,
-    processors: int | None = None,
-) -> int:
-    """Return how many compilations fit in memory at a time, at least one.
-
-    One is reckoned with 2 GiB and three times its weights; the simulation with 256 MiB and its
-    weights once. (An estimate: nobody states what atc needs.)
-
-    Args:
-        todo: How many there are.
-        weight_bytes: Of one bucket.
-        simulated: For the simulation.
-        available: Bytes of memory; what the system says if None.
-        processors: Their number; what the system says if None.
-    """
-    base = _SIMULATED_BASE_BYTES if simulated else _BASE_BYTES
-    copies = _SIMULATED_COPIES if simulated else _COPIES_OF_WEIGHTS
-    available = _available_bytes() if available is None else available
-    processors = os.cpu_count() or 1 if processors is None else processors
-    fit = available // (base + copies * weight_bytes) if available else 1
-    return max(1, min(todo, processors, fit))
-
-
 def _om_in(work: Path, bucket: Bucket) -> Path:
     """The .om of a bucket in the folder that atc wrote: it may name the host behind the bucket."""
     found = sorted(work.glob(f"{glob.escape(bucket.name)}*.om"))
@@ -360,16 +325,6 @@ def _remove(folder: Path, left: Path) -> None:
             f"{left} is a link", f"{folder} should hold a folder there", "Remove it"
         )
     shutil.rmtree(left, ignore_errors=True)
-
-
-def _available_bytes() -> int:
-    """Free memory; 0 where the system does not say."""
-    try:
-        text = Path("/proc/meminfo").read_text(encoding="ascii")
-    except OSError:
-        return 0
-    line = next((item for item in text.splitlines() if item.startswith("MemAvailable:")), "")
-    return int(line.split()[1]) << 10 if line else 0
 
 
 def _diagnose(graph: Path, result: AtcResult) -> Sequence[ir.Diagnostic]:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import codecs
-import contextlib
 import logging
 import os
 import select
 import shlex
 import signal
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from omforge.atc.children import Children, signal_group
 from omforge.atc.command import check_path
 from omforge.atc.errors import codes_of
 from omforge.atc.find import DEFAULT_HOMES, HOME_VARIABLES, Atc, at_path, find_atc
@@ -30,7 +29,6 @@ SUCCESS = "ATC run success"
 # NPUIncreFlashAttention).
 _SILENT_FAILURE = "E18888"
 
-_GRACE_SECONDS = 5.0
 _POLL_SECONDS = 0.2
 
 
@@ -69,64 +67,6 @@ class AtcResult:
         how += "" if self.om is not None else ", and made no .om"
         said = [line.strip() for line in self.lines if line.strip()]
         return f"{how}; its last line: {said[-1]}" if said else f"{how}; it wrote nothing"
-
-
-class Children:
-    """The processes that run, so that one Ctrl-C ends them all.
-
-    Each is the head of a process group of its own: atc is a script that starts atc.bin, which
-    starts compilers, and all of them have to go.
-    """
-
-    def __init__(self) -> None:
-        self._running: set[subprocess.Popen[bytes]] = set()
-        self._lock = threading.Lock()
-        self.stopped = False
-
-    def start(self, words: Sequence[str], cwd: Path, atc: Atc) -> subprocess.Popen[bytes]:
-        """Start a process, its stderr going where its stdout goes.
-
-        Raises:
-            OSError: It cannot be started.
-        """
-        with self._lock:
-            if self.stopped:
-                raise InterruptedError("stopped")
-            process = subprocess.Popen(
-                words,
-                cwd=cwd,
-                env=None if atc.environment is None else dict(atc.environment),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-            self._running.add(process)
-        return process
-
-    def done(self, process: subprocess.Popen[bytes]) -> None:
-        """Forget a process that has ended."""
-        with self._lock:
-            self._running.discard(process)
-
-    def stop(self) -> None:
-        """End every process, and start none any more."""
-        with self._lock:
-            self.stopped = True
-            running = list(self._running)
-        for process in running:
-            _signal(process, signal.SIGTERM)
-        deadline = time.monotonic() + _GRACE_SECONDS
-        for process in running:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(max(0.0, deadline - time.monotonic()))
-            # The group may outlive its head.
-            _signal(process, signal.SIGKILL)
-
-
-def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, number)
 
 
 def run_atc(
@@ -181,7 +121,7 @@ def run_atc(
         status = process.wait()
     finally:
         # What it started may outlive it, and whatever ended the reading, nothing may stay.
-        _signal(process, signal.SIGKILL)
+        signal_group(process, signal.SIGKILL)
         process.wait()
         if process.stdout is not None:
             process.stdout.close()

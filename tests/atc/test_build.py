@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from omforge import ir
-from omforge.atc.build import BuildOptions, build_bundle, build_om, jobs_that_fit
+from omforge.atc.build import BuildOptions, build_bundle, build_om
 from omforge.atc.cache import AtcCache
 from omforge.atc.find import simulated_atc
 from omforge.bundle.manifest import Manifest, TensorSpec, sealed
@@ -430,6 +430,46 @@ def test_ctrl_c_ends_the_children_and_keeps_what_is_done(bundle: Path, tmp_path:
     assert not list(bundle.glob("tmp_weight_*"))
 
 
+def test_kill_9_ends_the_children_too(bundle: Path, tmp_path: Path) -> None:
+    """No handler of ours runs; what atc started goes with it, and the next build is whole."""
+    folder = tmp_path / "bin"
+    program = _atc(folder)
+    text = program.read_text()
+    program.write_text(
+        text.replace(
+            "--model=*NONE*)",
+            f'--model=*decode*) sleep 60 & echo $$ $! > "{folder}/pids"; wait ;; --model=*NONE*)',
+        )
+    )
+    code = (
+        "from pathlib import Path; from omforge.atc.build import build_om\n"
+        f"build_om(Path({str(bundle)!r}), Path({str(program)!r}), jobs=2)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+    deadline = time.monotonic() + 30
+    while not ((folder / "pids").is_file() and (folder / "pids").read_text().endswith("\n")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    running = [int(pid) for pid in (folder / "pids").read_text().split()]
+    while any(map(_alive, running)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    program.write_text(text)
+    manifest = build_om(bundle, program)
+    assert [b.om for b in manifest.buckets] == ["om/prefill_s8_c32.om", "om/decode_c32.om"]
+
+
+def _alive(process: int) -> bool:
+    """Whether it is there and has not ended: who has to ask for its end may never do so."""
+    try:
+        stat = Path(f"/proc/{process}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
+
+
 def test_gears_through_the_simulation(exported: Exported, tmp_path: Path) -> None:
     options = dataclasses.replace(SMALL, gears=True, build=BuildOptions("sim", cache=None))
     result = compile_bundle(exported("dynamo", "qwen2"), tmp_path / "b", options)
@@ -438,20 +478,3 @@ def test_gears_through_the_simulation(exported: Exported, tmp_path: Path) -> Non
     om = read_om(result.folder / bucket.om).models[0]
     assert om.inputs[-1].name == GEAR_INPUT
     assert len(om.gears) == len(bucket.gears) == 2
-
-
-@pytest.mark.parametrize(
-    ("todo", "weights", "available", "processors", "jobs"),
-    [
-        (4, 0, 64 << 30, 2, 2),  # processors
-        (1, 0, 64 << 30, 8, 1),  # buckets
-        (4, 2 << 30, 32 << 30, 8, 4),  # 8 GiB each
-        (4, 2 << 30, 20 << 30, 8, 2),
-        (4, 14 << 30, 32 << 30, 8, 1),  # less than one: it is tried
-        (4, 0, 0, 8, 1),  # the system does not say
-    ],
-)
-def test_memory_bounds_the_jobs(
-    todo: int, weights: int, available: int, processors: int, jobs: int
-) -> None:
-    assert jobs_that_fit(todo, weights, available=available, processors=processors) == jobs

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from omforge.atc.children import Children
 from omforge.atc.command import atc_command
 from omforge.atc.find import simulated_atc
-from omforge.atc.run import Children, run_atc
+from omforge.atc.run import run_atc
 from omforge.ir.errors import InputError, OmforgeError
 from omforge.lowering.target import target
 from tests.atc.sim.models import RELU, save
