@@ -14,10 +14,10 @@ from typing import Any, cast
 from google.protobuf.message import DecodeError
 
 from omforge.air import messages
+from omforge.air.ge_types import ge_dtype, ge_number, proto_dtype, proto_number
 from omforge.air.graph import LIST_TYPES, Air, Attr, Desc, Graph, Item, Op, Tensor
 from omforge.ir.errors import InputError
 from omforge.ir.weights import replacing, write_error
-from omforge.om.ge_types import ge_dtype, ge_number, proto_dtype, proto_number
 
 _VAL_TYPES = {kind: number for number, kind in LIST_TYPES.items()}
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from omforge.air.ge_types import byte_size
 from omforge.air.graph import Air, Attr, Desc, Graph, Op, Tensor
 from omforge.air.names import BOOKKEEPING, input_names, output_names
-from omforge.om.ge_types import byte_size
 
 
 def lines(air: Air) -> Iterator[str]:

@@ -22,6 +22,7 @@ from omforge.compilation.insertion import parse_insertion
 from omforge.compilation.options import CompileOptions, TaskOption
 from omforge.compilation.quantize_options import KvDtype
 from omforge.compilation.work import Progress
+from omforge.ir.fronts import Front
 from omforge.rewriting.instruments import CompareEach, Instrument, VerifyEach
 
 GRAPH, WEIGHTS = "exported.onnx", "exported.data"
@@ -39,6 +40,7 @@ def compile(
     batch: int = 1,
     dtype: Literal["fp16", "fp32"] = "fp16",
     layout: Literal["auto", "stacked", "per-layer"] = "auto",
+    front: Front = "onnx",
     allow_partial: bool = False,
     gears: bool = False,
     quantize: str = "",
@@ -72,6 +74,7 @@ def compile(
         batch: Rows B of every bucket.
         dtype: Of the lowered graphs.
         layout: Of the cache: one tensor, or two for each layer.
+        front: What atc is given: ONNX graphs, or GE graphs (.air), which may write the cache.
         allow_partial: Go on although blocks were not raised.
         gears: One graph for all buckets, their lengths its gears.
         quantize: How weights are stored: `int8`, `int4:g32`, `w8a8`; "" for floats.
@@ -103,6 +106,7 @@ def compile(
         batch=batch,
         dtype=dtype,
         layout=layout,
+        front=front,
         allow_partial=allow_partial,
         gears=gears,
         forms=tuple(dict(form).items()),

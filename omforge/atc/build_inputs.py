@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 from omforge import ir
+from omforge.air.weights import check_weights
 from omforge.atc.cache import cache_key
 from omforge.atc.find import Atc
 from omforge.atc.foreign_command import check_foreign
@@ -77,6 +78,9 @@ class BuildInputs:
         return bucket.file, self._manifest.weights
 
     def _require_own_weights(self, bucket: Bucket) -> None:
+        if self._manifest.front == "air":
+            self._require_own_file(bucket, check_weights(self._folder, bucket.file))
+            return
         model = ir.load(self._folder / bucket.file)
         for label, tensor in ir.all_tensors(model):
             if not isinstance(tensor, ir.ExternalTensor):
@@ -87,3 +91,13 @@ class BuildInputs:
                     f"tensor {label} is there, and the manifest names {self._manifest.weights}",
                     "Compile the export again",
                 )
+
+    def _require_own_file(self, bucket: Bucket, found: frozenset[str]) -> None:
+        """A GE graph takes its weights from the manifest's file, and from no other."""
+        other = sorted(found - {self._manifest.weights})
+        if other:
+            raise ir.InputError(
+                f"{self._folder / bucket.file} takes weights from {other[0]}",
+                f"the manifest names {self._manifest.weights}",
+                "Compile the export again",
+            )

@@ -17,6 +17,7 @@ from typing import Literal
 from omforge.atc.find import find_atc
 from omforge.atc.flags import check_flags, flag_name, flags
 from omforge.ir.errors import InputError
+from omforge.ir.fronts import Front
 from omforge.lowering.target import Target
 
 __all__ = [
@@ -35,6 +36,10 @@ __all__ = [
 # hicann/ge:base/common/util.cc: letters, digits, _ - . / and CJK ideographs.
 _SAFE_PATH = re.compile(r"[A-Za-z0-9_./\-\u4e00-\u9fa5]+")
 _PATH_LIMIT = 4096
+
+# hicann/ge:docs/zh/user_guides/atc_tools/CLI_options/--framework.md: 1 is MindSpore's, and what
+# TorchAir exports.
+_FRAMEWORKS: Mapping[Front, int] = {"onnx": 5, "air": 1}
 
 
 @dataclass(frozen=True)
@@ -172,16 +177,20 @@ def atc_command(
     shapes: Mapping[str, Sequence[int]],
     options: AtcOptions | None = None,
     gears: Sequence[Sequence[int]] = (),
+    front: Front = "onnx",
 ) -> tuple[str, ...]:
     """Return the command that compiles one bucket.
 
     Args:
-        model_file: The lowered .onnx, relative to where the command runs.
+        model_file: The lowered .onnx or .air, relative to where the command runs: a GE graph's
+            weights are as well.
         output: The result without its suffix: atc appends .om.
         target: The SoC.
         shapes: Every graph input's shape, in the graph's order; -1 for a dim that gears set.
         options: What may be chosen.
         gears: For each gear, a number for every -1 in the order in which the shapes have them.
+        front: What the file holds. Of a GE graph the shapes are in the file, and only gears need
+            them said again.
 
     Raises:
         InputError: A path or name has characters that atc refuses, or a dim is not positive.
@@ -191,15 +200,16 @@ def atc_command(
         check_path(what, path)
     if not Path(output).name or output.endswith("/"):
         raise InputError(f"the output {output!r} has no file name", "atc appends .om to it")
+    shape = _input_shape(shapes, dynamic=bool(gears))
     command = [
         "atc",
-        "--framework=5",  # ONNX
+        f"--framework={_FRAMEWORKS[front]}",
         f"--model={model_file}",
         f"--output={output}",
         f"--soc_version={target.soc_version}",
         # The default NCHW would give 4-D activations image semantics.
         "--input_format=ND",
-        f"--input_shape={_input_shape(shapes, dynamic=bool(gears))}",
+        *((f"--input_shape={shape}",) if gears or front == "onnx" else ()),
         *_dynamic_dims(shapes, gears),
         *options.words(),
     ]

@@ -40,6 +40,7 @@ from omforge.bundle.manifest_json import (
 )
 from omforge.ir.dims import parse_dim, symbols
 from omforge.ir.errors import InputError
+from omforge.ir.fronts import Front
 from omforge.ir.json_text import parse_json
 from omforge.ir.paths import name_fault, path_fault
 from omforge.ir.weights import replacing, write_error
@@ -57,7 +58,9 @@ Task = Literal["generate", "encode"]
 
 @dataclass(frozen=True)
 class MaskSpec:
-    """One additive mask input [B, 1, S, C+S]; `window` is None for a plain causal mask.
+    """One additive mask input [B, 1, S, C+S], of a cache in place [B, 1, S, C].
+
+    `window` is None for a plain causal mask.
 
     Where it is not `causal`, later tokens are seen too, and a window reaches as far ahead as back.
     """
@@ -116,12 +119,15 @@ class LayerSizes:
 
 @dataclass(frozen=True)
 class KvCache:
-    """The cache that the runtime owns.
+    """The cache that the runtime owns, and the graph writes where it is `in_place`.
 
     `stacked`: one buffer [2*L*B, K, C, D], row (2*l + kv)*B + b. `per-layer`: 2*L buffers
     [B, K, C, D]. L counts the layers that have a cache of their own. Where these differ in K or D,
     `layer_sizes` are those of each, and the numbers beside are the first layer's; else it is empty,
     and is not written.
+
+    A cache that is not in place is written by the runtime, from outputs of the new slots alone. One
+    that is has no such outputs; the graph is told by `write_indices` where the slots are.
     """
 
     layout: Literal["stacked", "per-layer"]
@@ -132,6 +138,7 @@ class KvCache:
     capacity: int
     dtype: str
     layer_sizes: tuple[LayerSizes, ...] = ()
+    in_place: bool = False
 
     @property
     def each_layer(self) -> tuple[LayerSizes, ...]:
@@ -261,6 +268,7 @@ class Manifest:
     fixed: tuple[FixedInput, ...] = ()
     outputs: tuple[TensorSpec, ...] = ()
     embeddings: Embeddings | None = None
+    front: Front = "onnx"
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Manifest:
@@ -340,8 +348,13 @@ class Manifest:
         """
         try:
             data = dataclasses.asdict(self)
+            # Newer fields are left out where they say what bundles without them mean.
             if not self.kv.layer_sizes:
                 del data["kv"]["layer_sizes"]
+            if not self.kv.in_place:
+                del data["kv"]["in_place"]
+            if self.front == "onnx":
+                del data["front"]
             plain = sealed(data)
             text = json.dumps(plain, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
         except (TypeError, ValueError) as error:
@@ -491,6 +504,8 @@ def _validate_cache(kv: KvCache, model: ModelFacts) -> None:
         ours, theirs = getattr(kv, field), getattr(model, field)
         if ours != theirs:
             raise wrong(f"kv.{field}", f"is {ours}, model.{field} is {theirs}")
+    if kv.in_place and kv.layout == "stacked":
+        raise wrong("kv.in_place", "is true, a graph writes the caches of single layers only")
     if kv.layout == "stacked" and kv.value_head_size != kv.head_size:
         raise wrong(
             "kv.value_head_size",

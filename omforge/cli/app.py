@@ -36,6 +36,7 @@ from omforge.cli.options import (
     CompareEach,
     Context,
     Forms,
+    Front,
     Give,
     InsertPass,
     Json,
@@ -135,6 +136,7 @@ def compile_(
     dtype: Annotated[
         Literal["fp16", "fp32"], typer.Option(help="Dtype of the lowered graphs.")
     ] = "fp16",
+    front: Front = "onnx",
     layout: Annotated[
         Literal["auto", "stacked", "per-layer"],
         typer.Option(
@@ -198,6 +200,7 @@ def compile_(
             batch=batch,
             dtype=dtype,
             layout=layout,
+            front=front,
             allow_partial=allow_partial,
             gears=gears,
             quantize=quantize,

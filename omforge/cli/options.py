@@ -60,6 +60,14 @@ Forms = Annotated[
     typer.Option(metavar="OP=FORM", help="Lower an operator to this form; see `check --why`."),
 ]
 
+Front = Annotated[
+    Literal["onnx", "air"],
+    typer.Option(
+        help="What atc is given: ONNX graphs, or GE graphs (.air), which may write the cache in "
+        "place."
+    ),
+]
+
 PrintAfter = Annotated[
     str,
     typer.Option(

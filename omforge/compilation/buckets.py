@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from omforge import ir
 from omforge.atc.command import atc_command
@@ -17,12 +19,21 @@ from omforge.compilation.work import Work
 from omforge.ir.dims import evaluate, substitute
 from omforge.ir.infer import infer_model
 from omforge.ir.values import dims, to_shape
+from omforge.lowering.air_legality import check_air
+from omforge.lowering.emit import INLINE, emit
 from omforge.lowering.legality import check_legal
+from omforge.lowering.legality.subject import Offence
 from omforge.lowering.legalize import legalize
 from omforge.lowering.target import Target
 from omforge.passes.convert_precision import ConvertPrecision
 from omforge.recognition.feeds import weight_bytes
 from omforge.rewriting.pipeline import Pipeline
+
+PLACEHOLDER = "weights"
+"""Where a GE graph's weights are until they are written."""
+
+WEIGHTS_MISSING = "air-weight-files"
+"""The rule that such a place breaks."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +80,12 @@ def lower(canonical: Canonical, work: Work) -> Lowered:
         work.begin(f"lower {name}")
         graph = model.clone()
         bound = work.run(graph, Pipeline((plan.bind(options),)))
-        legalize(graph, soc, gears=plan.symbols, forms=dict(options.forms))
-        for seq in plan.gears or (plan.seq,):
-            _require_legal(at_gear(graph, seq), soc, name)
+        legalize(graph, soc, options.front, gears=plan.symbols, forms=dict(options.forms))
+        if options.front == "air":
+            require_legal_air(graph, soc, name, gears=bool(plan.gears))
+        else:
+            for seq in plan.gears or (plan.seq,):
+                _require_legal(at_gear(graph, seq), soc, name)
         # Of the buckets, which all are bound in the same way, the last is the one that is told of.
         told = bound if plan is canonical.raised.plans[-1] else ()
         trail = trail.and_then(told, **{name: graph.graph.num_nodes()})
@@ -95,7 +109,11 @@ def at_gear(model: ir.Model, seq: int) -> ir.Model:
 
 def _require_legal(model: ir.Model, soc: Target, name: str) -> None:
     # Advice, such as an operator that runs on the AI CPU, does not stop atc.
-    found = [offence for offence in check_legal(model, soc) if offence.level == "error"]
+    _refuse(check_legal(model, soc), soc, name)
+
+
+def _refuse(offences: Sequence[Offence], soc: Target, name: str) -> None:
+    found = [offence for offence in offences if offence.level == "error"]
     if found:
         raise ir.CheckError(
             f"{name} has {len(found)} things that are illegal on {soc.soc_version}",
@@ -104,10 +122,32 @@ def _require_legal(model: ir.Model, soc: Target, name: str) -> None:
         )
 
 
+def placeholder(tensor: ir.TensorProtocol) -> tuple[str, int, int] | None:
+    """Where a constant will be, as far as it can be told before it is written."""
+    return None if tensor.nbytes < INLINE else (PLACEHOLDER, 0, tensor.nbytes)
+
+
+def require_legal_air(model: ir.Model, soc: Target, name: str, *, gears: bool) -> None:
+    """Refuse a graph that is no legal GE graph; give it the inputs and outputs of one.
+
+    What a GE graph writes comes last among its inputs, and is none of its outputs.
+
+    Raises:
+        CheckError: A node cannot be said in GE's operators, or the law forbids something.
+    """
+    emitted = emit(model, name, placeholder)
+    found = check_air(emitted.air, soc, path=Path(f"{name}.air"), gears=gears)
+    _refuse([item for item in found if item.code != WEIGHTS_MISSING], soc, name)
+    model.graph.inputs.clear()
+    model.graph.inputs.extend(emitted.inputs)
+    model.graph.outputs.clear()
+    model.graph.outputs.extend(emitted.outputs)
+
+
 def _bucket(
     model: ir.Model, name: str, plan: GraphPlan, options: CompileOptions, soc: Target
 ) -> m.Bucket:
-    file = f"{name}.onnx"
+    file = f"{name}.{options.front}"
     shapes = {value.name or "": dims(value) or () for value in model.graph.inputs}
     open_dims = [dim for shape in shapes.values() for dim in shape if not isinstance(dim, int)]
     if plan.gears:
@@ -132,6 +172,7 @@ def _bucket(
             },
             options.atc,
             gears=[[evaluate(dim, {"seq": seq}) for dim in open_dims] for seq in plan.gears],
+            front=options.front,
         ),
         gears=plan.gears,
     )

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from omforge import ir
 from omforge.bundle import manifest as m
 from omforge.ir.errors import CheckError
+from omforge.ir.fronts import Front
 from omforge.lowering.legalize import legalize
 from omforge.lowering.target import Target
 from omforge.quantization.budget import parse_size, size_text
@@ -25,6 +26,7 @@ class Footprint:
         soc: The target.
         gears: Symbols and the numbers they may have, as `legalize` takes them.
         forms: Operator and form, the same.
+        front: What the graphs are for.
         spare: Bytes for what is not known yet, such as the scales of an int8 cache.
     """
 
@@ -33,11 +35,12 @@ class Footprint:
     gears: Mapping[str, Sequence[int]] = field(default_factory=dict[str, Sequence[int]])
     forms: Mapping[str, str] = field(default_factory=dict[str, str])
     spare: int = 0
+    front: Front = "onnx"
 
     def __call__(self, model: ir.Model) -> int:
         """Return the bytes; the model is changed."""
         Pipeline(self.steps).run(model, ())
-        legalize(model, self.soc, gears=self.gears, forms=self.forms)
+        legalize(model, self.soc, self.front, gears=self.gears, forms=self.forms)
         return weight_bytes(model) + self.spare
 
 

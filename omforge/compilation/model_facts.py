@@ -18,7 +18,7 @@ from omforge.recognition.config import ModelConfig
 from omforge.recognition.fixed_inputs import find_fixed
 from omforge.recognition.interface import CacheLayer, find_interface, table_rows
 from omforge.recognition.lengths.bounds import Bound
-from omforge.recognition.step_names import MASK_FULL, PAST
+from omforge.recognition.step_names import MASK_FULL, PAST, WRITE_INDICES
 from omforge.recognition.views import shape_of
 
 _STEPS_TO_HEAD = 6
@@ -96,6 +96,7 @@ def kv_cache(
     model: ir.Model, sizes: Sequence[m.LayerSizes], *, capacity: int, dtype: str
 ) -> m.KvCache:
     """The cache that fuse-kv-io made; `sizes` are by layer, `capacity` is C."""
+    in_place = any(value.name == WRITE_INDICES for value in model.graph.inputs)
     return m.KvCache(
         layout=_layout(model),
         layers=len(sizes),
@@ -105,6 +106,7 @@ def kv_cache(
         capacity=capacity,
         dtype=dtype,
         layer_sizes=tuple(sizes) if len(set(sizes)) > 1 else (),
+        in_place=in_place,
     )
 
 

@@ -10,6 +10,7 @@ from omforge.atc.build import BuildOptions
 from omforge.atc.command import AtcOptions
 from omforge.compilation.insertion import Insertion
 from omforge.compilation.quantize_options import KvDtype
+from omforge.ir.fronts import Front
 
 TaskOption = Literal["auto", "generate", "encode"]
 
@@ -31,6 +32,8 @@ class CompileOptions:
         allow_partial: Go on although blocks were not raised.
         gears: One lowered graph whose `seq` is open, for all buckets: atc compiles it once, with
             the buckets' lengths as gears (--dynamic_dims), so that they share weights.
+        front: What atc is given: ONNX graphs, or GE graphs (.air), which say what no ONNX plugin
+            passes on.
         forms: Operator and form, for what `legalize` shall not choose by bytes.
         quantize: How weights are stored, as `quantize_options` reads it; "" for floats.
         kv_dtype: Of the cache; fp16 is the graphs' own dtype.
@@ -53,6 +56,7 @@ class CompileOptions:
     layout: Literal["auto", "stacked", "per-layer"] = "auto"
     allow_partial: bool = False
     gears: bool = False
+    front: Front = "onnx"
     forms: tuple[tuple[str, str], ...] = ()
     quantize: str = ""
     kv_dtype: KvDtype = "fp16"

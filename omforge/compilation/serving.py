@@ -33,6 +33,7 @@ from omforge.compilation.raising import Raised
 from omforge.compilation.task import encode_passes
 from omforge.compilation.trail import Trail
 from omforge.compilation.work import Work
+from omforge.passes.cache_in_place import CacheInPlace
 from omforge.passes.convert_precision import ConvertPrecision
 from omforge.passes.fuse_kv_io import FuseKvIo
 from omforge.passes.last_token_logits import LastTokenLogits
@@ -151,6 +152,8 @@ def _cache_passes(raised: Raised, work: Work) -> tuple[Pass, ...]:
         FuseKvIo(options.layout),
         *kv_passes(options.kv_dtype, raised.checked.tokens, capacity, meter),
         TabulateRotary(capacity),
+        # ATC's ONNX parser has no operator that writes an input.
+        *((CacheInPlace(),) if options.front == "air" else ()),
     )
 
 
@@ -163,7 +166,8 @@ def _footprint(raised: Raised, spare: int) -> Footprint:
         LastTokenLogits(),
         FuseKvIo(options.layout),
         TabulateRotary(options.context or 0),
+        *((CacheInPlace(),) if options.front == "air" else ()),
         ConvertPrecision(options.dtype),
         plan.bind(options),
     )
-    return Footprint(steps, soc, plan.symbols, dict(options.forms), spare)
+    return Footprint(steps, soc, plan.symbols, dict(options.forms), spare, options.front)

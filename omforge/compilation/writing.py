@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from omforge import __version__, ir
+from omforge.air.files import write_air
 from omforge.atc.command import compile_script
 from omforge.bundle import manifest as m
-from omforge.compilation.buckets import Lowered
+from omforge.compilation.buckets import Lowered, LoweredGraph
 from omforge.compilation.model_facts import mask_specs, state_specs
 from omforge.compilation.quantize_options import measure_quantization, quantization_json
 from omforge.compilation.report import write_report
@@ -19,6 +20,7 @@ from omforge.compilation.work import Work
 from omforge.ir.digests import known_sha256
 from omforge.ir.folders import MadeFolder
 from omforge.ir.weights import WeightWriter, writing
+from omforge.lowering.emit import INLINE, emit
 from omforge.rewriting.events import Event
 
 MASK_VALUE = -30000.0
@@ -87,9 +89,27 @@ def _write_graphs(lowered: Lowered, folder: Path, work: Work) -> Mapping[str, st
         ir.save(lowered.canonical.model, folder / CANONICAL, writer=writer)
         for graph in lowered.graphs:
             work.begin(f"write {graph.bucket.file}")
-            ir.save(graph.model, folder / graph.bucket.file, writer=writer)
+            if lowered.canonical.raised.options.front == "air":
+                write_ge_graph(graph, folder, writer)
+            else:
+                ir.save(graph.model, folder / graph.bucket.file, writer=writer)
         writer.close()
     return dict(writer.nonfinite)
+
+
+def write_ge_graph(graph: LoweredGraph, folder: Path, writer: WeightWriter) -> None:
+    """Write a bucket as a GE graph, whose large constants go to the writer's file."""
+    location = writer.path.relative_to(folder).as_posix()
+
+    def place(tensor: ir.TensorProtocol) -> tuple[str, int, int] | None:
+        if tensor.nbytes < INLINE:
+            if tensor.dtype.is_floating_point():
+                writer.look(tensor, tensor.tobytes())
+            return None
+        return (location, *writer.add(tensor))
+
+    writer.keep_alive(graph.model)
+    write_air(emit(graph.model, graph.bucket.name, place).air, folder / graph.bucket.file)
 
 
 def _write_report(lowered: Lowered, told: tuple[Event, ...], folder: Path) -> None:
@@ -140,4 +160,5 @@ def _manifest(lowered: Lowered, folder: Path) -> m.Manifest:
         fixed=facts.fixed,
         outputs=facts.outputs,
         embeddings=facts.embeddings,
+        front=options.front,
     )

@@ -105,9 +105,10 @@ def _choices() -> Iterator[str]:
             if name in choice.families:
                 marks[index] = "option" if choice.opt_in else "yes"
         certainty = _CERTAINTY.get(choice.certainty, choice.certainty)
-        told = (choice.when, choice.reason, certainty, _code(choice.source))
+        front = "both" if len(choice.fronts) > 1 else next(iter(choice.fronts))
+        told = (front, choice.when, choice.reason, certainty, _code(choice.source))
         rows.append((choice.op, choice.form, *marks, *told))
-    yield _table(("operator", "form", *names, "when", "why", "certainty", "source"), rows)
+    yield _table(("operator", "form", *names, "front", "when", "why", "certainty", "source"), rows)
 
 
 def _rules() -> Iterator[str]:

@@ -11,8 +11,8 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from omforge.air.ge_types import format_name, format_number, ge_dtype, ge_number
 from omforge.ir.errors import InputError
-from omforge.om.ge_types import format_name, format_number, ge_dtype, ge_number
 
 INPUTS, OUTPUTS, BATCH, IMAGE, DIMS, OUTPUT_SHAPE, ORDER = range(7)
 

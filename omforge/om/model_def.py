@@ -10,8 +10,8 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from omforge.air.ge_types import byte_size, proto_dtype, proto_number
 from omforge.ir.errors import InputError
-from omforge.om.ge_types import byte_size, proto_dtype, proto_number
 from omforge.om.inout import InOut, OmTensor
 
 INPUT_TYPES = ("Data", "AippData", "AnnData", "RefData")

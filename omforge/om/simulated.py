@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from omforge import ir
+from omforge.air.ge_types import byte_size
 from omforge.ir.dims import Dim, evaluate, symbols
 from omforge.ir.errors import InputError
 from omforge.ir.json_text import parse_json
@@ -24,7 +25,6 @@ from omforge.ir.ops import is_target_op, reference_model
 from omforge.ir.values import dims as value_dims
 from omforge.ir.weights import chunks, external_like, replacing
 from omforge.om import layout, model_def
-from omforge.om.ge_types import byte_size
 from omforge.om.inout import GEAR_INPUT, OmTensor
 from omforge.om.model_def import GraphDef, ModelDef, OpDef, TensorDesc
 from omforge.om.read import OmFile

@@ -12,6 +12,7 @@ from omforge.passes.add_past import AddPast
 from omforge.passes.bind_choices import BindChoices
 from omforge.passes.bind_memory import BindMemory
 from omforge.passes.bind_shapes import BindShapes
+from omforge.passes.cache_in_place import CacheInPlace
 from omforge.passes.canonicalize_cache import CanonicalizeCache
 from omforge.passes.convert_opset import ConvertOpset
 from omforge.passes.convert_precision import ConvertPrecision
@@ -86,6 +87,7 @@ PASSES: dict[str, type[Pass]] = {
         BindChoices,
         BindMemory,
         BindShapes,
+        CacheInPlace,
         CanonicalizeCache,
         ConvertOpset,
         ConvertPrecision,

@@ -16,3 +16,6 @@ MASK_CAUSAL, MASK_FULL = "attention_mask_causal", "attention_mask_full"
 
 LOGITS_INDEX = "logits_index"
 """Which tokens' logits are asked for."""
+
+WRITE_INDICES = "write_indices"
+"""Of a cache that the graph writes: the slot [B] of the step's first token."""

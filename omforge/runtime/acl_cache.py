@@ -2,7 +2,8 @@
 
 After a step its new keys and values, which are on the device as well, are copied behind the valid
 ones by strided copies within the device: one for all tensors where they lie one behind the other,
-as they do unless gears or alignment forbid it. Recurrent states go the same way, whole.
+as they do unless gears or alignment forbid it. Recurrent states go the same way, whole. A cache
+that the graph writes in place is bound to it, and nothing is copied.
 
 Letters: B batch, S new tokens, C capacity, K kv heads, D head size, L layers.
 """
@@ -16,10 +17,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from omforge.air.ge_types import byte_size
 from omforge.bundle.manifest import KvCache as KvSpec
 from omforge.bundle.manifest import TensorSpec
 from omforge.ir.errors import InputError
-from omforge.om.ge_types import byte_size
 from omforge.runtime.acl_device import ALIGNMENT, AclDevice
 from omforge.runtime.cache import CacheTensor, cache_tensors, full
 
@@ -56,6 +57,7 @@ class DeviceCache:
         self.tensors = cache_tensors(spec, batch)
         self._device = device
         self._item = np.dtype(spec.dtype).itemsize
+        self._in_place = spec.in_place
         self._new: Slice | None = None
         self._states = {
             given.name: (new.name, byte_size(given.dtype, _numbers(given)))
@@ -78,7 +80,8 @@ class DeviceCache:
     @property
     def presents(self) -> frozenset[str]:
         """The outputs that the cache takes over: new keys and values, renewed states."""
-        tensors = (tensor.present for tensor in self.tensors)
+        new = () if self._in_place else self.tensors
+        tensors = (tensor.present for tensor in new)
         return frozenset((*tensors, *(renewed for renewed, _ in self._states.values())))
 
     def size(self, past: str) -> int:
@@ -113,7 +116,7 @@ class DeviceCache:
         if new is None or new.seq < count:
             held = "none" if new is None else str(new.seq)
             raise InputError("nothing to append to the cache", f"the step made {held}, not {count}")
-        for first, tensors in self._runs(new):
+        for first, tensors in () if self._in_place else self._runs(new):
             token = first.size * self._item
             self._device.copy_rows(
                 self.addresses[first.past] + self.length * token,
@@ -131,7 +134,7 @@ class DeviceCache:
 
     def copies(self, new: Slice) -> int:
         """Return how many strided copies `append` makes."""
-        return len(self._runs(new))
+        return 0 if self._in_place else len(self._runs(new))
 
     def reset(self) -> None:
         """Forget all tokens, and zero the slots, which an overflow may have left infinite."""

@@ -20,11 +20,11 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from omforge.air.ge_types import byte_size, ge_dtype
 from omforge.bundle.manifest import Bucket, TensorSpec
 from omforge.ir.dims import evaluate, parse_dim
 from omforge.ir.errors import InputError
 from omforge.om import GEAR_INPUT, OmFile, OmTensor, read_om
-from omforge.om.ge_types import byte_size, ge_dtype
 from omforge.runtime.acl_cache import DeviceCache, Slice, place
 from omforge.runtime.acl_device import AclDevice, KvCopy, import_acl
 from omforge.runtime.bundle import Bundle

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+from omforge.air.weights import check_weights
 from omforge.bundle.manifest import Bucket, Manifest, Task, TensorSpec
 from omforge.ir.digests import require_digests
 from omforge.ir.dims import evaluate, parse_dim, symbols
@@ -186,7 +187,10 @@ class Bundle:
             raise InputError(f"the bundle {self.folder} is incomplete", f"{shown}{more}", step)
         # The manifest has no sizes, but a graph says which bytes of the weight file it needs.
         graphs = [bucket.file for bucket in manifest.buckets] or [manifest.canonical]
-        load(self.folder / graphs[0])
+        if manifest.front == "air":
+            check_weights(self.folder, graphs[0])
+        else:
+            load(self.folder / graphs[0])
 
 
 def _check_bucket(manifest: Manifest, bucket: Bucket) -> None:
@@ -201,7 +205,8 @@ def _check_bucket(manifest: Manifest, bucket: Bucket) -> None:
     past, present = cache_specs(kv, batch, seq, kv.dtype)
     states, renewed = state_specs(manifest.states, batch)
     masks = tuple(
-        TensorSpec(mask.name, "", (batch, 1, seq, kv.capacity + seq)) for mask in manifest.masks
+        TensorSpec(mask.name, "", (batch, 1, seq, kv.capacity + (0 if kv.in_place else seq)))
+        for mask in manifest.masks
     )
     tokens = TensorSpec("input_ids", "", (batch, seq))
     if manifest.embeddings is not None:
@@ -209,6 +214,7 @@ def _check_bucket(manifest: Manifest, bucket: Bucket) -> None:
         tokens = TensorSpec("inputs_embeds", manifest.dtype, (batch, seq, width))
     given = tuple(TensorSpec(spec.name, "", (batch, seq)) for spec in manifest.token_inputs)
     given += fixed_specs(manifest.fixed, batch)
+    given += (TensorSpec("write_indices", "", (batch,)),) if kv.in_place else ()
     if manifest.task == "encode":
         sizes = {"batch": batch, "seq": seq}
         results = tuple(

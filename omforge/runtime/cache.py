@@ -1,7 +1,9 @@
-"""The KV cache: the runtime owns it, because a graph compiled by ATC cannot update it in place.
+"""The KV cache, which the runtime owns.
 
-Each step's graph reads the whole cache and returns only its new keys and values, which one strided
-copy puts behind the valid ones (source: the design of public Ascend LLM runners).
+A graph that came to ATC as ONNX cannot update it in place: each step's graph reads the whole cache
+and returns only its new keys and values, which one strided copy puts behind the valid ones (source:
+the design of public Ascend LLM runners). A GE graph may write it (`in_place`): then nothing is
+returned on a device, and on the CPU the cache as it is after the step.
 
 Letters: B batch, S new tokens, C capacity, K kv heads, D head size, L layers.
 """
@@ -61,12 +63,16 @@ def cache_tensors(spec: KvSpec, batch: int) -> tuple[CacheTensor, ...]:
 def cache_specs(
     spec: KvSpec, batch: int, seq: int, dtype: str
 ) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    """Return a bucket's past inputs [rows, K, C, D] and present outputs [rows, K, S, D]."""
+    """Return a bucket's past inputs [rows, K, C, D] and present outputs [rows, K, S, D].
+
+    A graph that writes the cache in place has no such outputs.
+    """
     tensors = cache_tensors(spec, batch)
     past = tuple(
         TensorSpec(t.past, dtype, (t.rows, t.heads, spec.capacity, t.size)) for t in tensors
     )
-    present = tuple(TensorSpec(t.present, dtype, (t.rows, t.heads, seq, t.size)) for t in tensors)
+    new = () if spec.in_place else tensors
+    present = tuple(TensorSpec(t.present, dtype, (t.rows, t.heads, seq, t.size)) for t in new)
     return past, present
 
 
@@ -129,6 +135,7 @@ class KvCache:
     ) -> None:
         self.capacity = spec.capacity
         self.length = 0
+        self._in_place = spec.in_place
         self._tensors = cache_tensors(spec, batch)
         # Zeros, and never garbage: a masked slot's value is multiplied by 0, and 0 * NaN is NaN.
         self._buffers = {
@@ -150,8 +157,8 @@ class KvCache:
         """Copy the first `count` of a step's S new keys and values behind the valid ones.
 
         Args:
-            outputs: The step's outputs; the present tensors [.., K, S, D] are taken from it, and
-                the states, which know of all S tokens.
+            outputs: The step's outputs; the present tensors [.., K, S, D] are taken from it, of a
+                cache in place [.., K, C, D], and the states, which know of all S tokens.
             count: Real tokens of the step; what follows them pads the bucket.
 
         Raises:
@@ -173,6 +180,12 @@ class KvCache:
                     f"[{t.rows}, {t.heads}, new tokens, {t.size}]",
                     "Build the bundle again",
                 )
+            if self._in_place and new.shape != buffer.shape:
+                raise InputError(
+                    f"the step's output {t.present} does not fit the cache",
+                    f"it holds {new.shape[2]} slots of {self.capacity}",
+                    "Build the bundle again",
+                )
             if new.shape[2] < count:
                 raise InputError(
                     f"the step's output {t.present} does not fit the cache",
@@ -188,7 +201,10 @@ class KvCache:
                     "Build the bundle again",
                 )
         for t in self._tensors:
-            self._buffers[t.past][:, :, self.length : end] = outputs[t.present][:, :, :count]
+            if self._in_place:
+                self._buffers[t.past] = outputs[t.present]
+            else:
+                self._buffers[t.past][:, :, self.length : end] = outputs[t.present][:, :, :count]
         for past, present in self._renewed.items():
             self._states[past] = outputs[present]
         self.length = end
@@ -218,7 +234,8 @@ class KvCache:
     def reset(self) -> None:
         """Forget all tokens, and zero their slots, which an overflow may have left infinite."""
         for buffer in self._buffers.values():
-            buffer[:, :, : self.length] = 0
+            # In place, the padding of a step was written, too.
+            buffer[:, :, : None if self._in_place else self.length] = 0
         for past, state in self._states.items():
             self._states[past] = np.zeros_like(state)
         self.length = 0

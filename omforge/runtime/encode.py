@@ -18,6 +18,7 @@ from omforge.runtime.fixed import fixed_feeds
 from omforge.runtime.generate import Level
 from omforge.runtime.masks import additive_mask, full_mask
 from omforge.runtime.session import OrtSession, Session, check_interface
+from omforge.runtime.twin import open_twin
 
 Array = npt.NDArray[Any]
 Encoded = dict[str, Array]
@@ -223,7 +224,7 @@ class Encoder:
         return self._sessions[bucket.name]
 
     def _open_twin(self, bucket: Bucket) -> Session:
-        return OrtSession(self.bundle.graph(bucket), lowered=True)
+        return open_twin(self.bundle, bucket)
 
     def _check(
         self, texts: Sequence[Sequence[int]], further: Mapping[str, Sequence[Sequence[int]]]

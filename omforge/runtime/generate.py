@@ -6,7 +6,7 @@ Letters: B batch, S new tokens, C cache capacity, V vocabulary.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -22,6 +22,7 @@ from omforge.runtime.fixed import fixed_feeds
 from omforge.runtime.masks import additive_mask, key_positions, positions
 from omforge.runtime.sampling import Sampler, Sampling
 from omforge.runtime.session import OrtSession, Session, check_interface
+from omforge.runtime.twin import open_twin
 
 Array = npt.NDArray[Any]
 Level = Literal["lowered", "canonical"]
@@ -113,6 +114,11 @@ class LanguageModel:
         limit = self.manifest.model.max_positions
         capacity = self.manifest.kv.capacity
         return capacity if limit is None else min(capacity, limit)
+
+    @property
+    def room(self) -> int:
+        """How many slots the cache has, C."""
+        return self.manifest.kv.capacity
 
     @property
     def length(self) -> int:
@@ -299,6 +305,8 @@ class LanguageModel:
         chunks = plan_chunks(length, prefill or [seq for _, seq in self._buckets])
         if chunks[-1][1] == 1 and ("decode", 1) in self._buckets:
             chunks[-1] = (1, 1)
+        if self.manifest.kv.in_place:
+            chunks = fit_chunks(chunks, {seq for _, seq in self._buckets}, self.length, self.room)
         return chunks
 
     def _canonical_chunks(self, length: int) -> list[int]:
@@ -368,9 +376,11 @@ class LanguageModel:
         }
         for spec in self.manifest.token_inputs:
             feeds[spec.name] = np.zeros((self.batch, seq), np.int64)
+        feeds["write_indices"] = np.full(self.batch, cache.length)
         feeds = {
             name: array.astype(dtypes[name]) for name, array in feeds.items() if name in dtypes
         }
+        in_place = self.manifest.kv.in_place
         for mask in self.manifest.masks:
             feeds[mask.name] = additive_mask(
                 mask.window,
@@ -381,6 +391,7 @@ class LanguageModel:
                 capacity=cache.capacity,
                 dtype=dtypes.get(mask.name, "float32"),
                 mask_value=self.manifest.mask_value,
+                in_place=in_place,
             )
         if KEY_POSITIONS in dtypes:
             feeds[KEY_POSITIONS] = key_positions(
@@ -389,6 +400,7 @@ class LanguageModel:
                 count=count,
                 capacity=cache.capacity,
                 dtype=dtypes[KEY_POSITIONS],
+                in_place=in_place,
             )
         if self.manifest.fixed:
             if self._fixed is None:  # all graphs of a level have the same dtypes
@@ -410,7 +422,7 @@ class LanguageModel:
         return self._sessions[bucket.name]
 
     def _open_twin(self, bucket: Bucket) -> Session:
-        return OrtSession(self.bundle.graph(bucket), lowered=True)
+        return open_twin(self.bundle, bucket)
 
     def _fed(self, tokens: Sequence[int] | Array) -> Array:
         """Tokens as they are fed: ids [n], or embeddings [n, H]."""
@@ -528,6 +540,36 @@ def plan_chunks(length: int, sizes: Sequence[int]) -> list[tuple[int, int]]:
         chunks.append((fitting, fitting))
         length -= fitting
     return chunks
+
+
+def fit_chunks(
+    chunks: Sequence[tuple[int, int]], sizes: Collection[int], past: int, capacity: int
+) -> list[tuple[int, int]]:
+    """Cut chunks smaller where their padding would be written behind the end of the cache.
+
+    Args:
+        chunks: (the bucket's tokens, how many of them are real).
+        sizes: The buckets that there are.
+        past: Slots that are taken.
+        capacity: C.
+
+    Raises:
+        CheckError: No bucket is small enough.
+    """
+    fitted: list[tuple[int, int]] = []
+    for seq, count in chunks:
+        left = count
+        while left:
+            room = capacity - past
+            if seq > room:
+                fitting = [size for size in sizes if size <= min(left, room)]
+                if not fitting:
+                    raise full(past, left, capacity)
+                seq = max(fitting)
+            done = min(seq, left)
+            fitted.append((seq, done))
+            past, left = past + done, left - done
+    return fitted
 
 
 def _buckets(bundle: Bundle, batch: int) -> dict[tuple[str, int], Bucket]:

@@ -28,6 +28,7 @@ def additive_mask(
     capacity: int,
     dtype: str,
     mask_value: float,
+    in_place: bool = False,
 ) -> Array:
     """Return [B, 1, S, C+S] of `dtype`: 0 where query i sees a key, `mask_value` where it does not.
 
@@ -44,10 +45,18 @@ def additive_mask(
         capacity: C.
         dtype: A float dtype's numpy name.
         mask_value: Finite and negative.
+        in_place: The S new tokens are in the slots past .. past+S, and the result is [B, 1, S, C].
     """
     query = past + np.arange(seq)[:, None]
     slots = np.arange(capacity)
     new = np.arange(seq)
+    if in_place:
+        visible = (slots < past + count) & (slots <= query)
+        if window is not None:
+            visible &= query - slots < window
+        rows = visible & (slots >= first[:, None, None])
+        rows[:, new, past + new] = True
+        return np.where(rows, 0.0, mask_value).astype(dtype)[:, None]
     # One axis for both kinds of key: where each stands in the text, and whether it is there at all.
     key = np.concatenate([slots, past + new])
     exists = np.concatenate([slots < past, new < count])
@@ -91,7 +100,9 @@ def positions(first: Firsts, *, past: int, seq: int, count: int) -> npt.NDArray[
     return np.maximum(index - first[:, None], 0)
 
 
-def key_positions(*, past: int, seq: int, count: int, capacity: int, dtype: str) -> Array:
+def key_positions(
+    *, past: int, seq: int, count: int, capacity: int, dtype: str, in_place: bool = False
+) -> Array:
     """Return [1, 1, 1, C+S] of `dtype`: where each key stands, for a bias by position (ALiBi).
 
     The last real token is 0 and those before it are -1, -2 and so on: attention does not see what
@@ -99,7 +110,9 @@ def key_positions(*, past: int, seq: int, count: int, capacity: int, dtype: str)
     float16 holds best. Keys that are not there get a number as near, and the mask hides them.
     """
     slots, new = np.arange(capacity), np.arange(seq)
-    keys = np.concatenate([np.where(slots < past, slots, past), past + np.minimum(new, count - 1)])
     last = past + count - 1
+    keys = np.concatenate([np.where(slots < past, slots, past), past + np.minimum(new, count - 1)])
+    if in_place:  # [1, 1, 1, C]: the new tokens are in slots, too
+        keys = np.minimum(slots, last)
     lowest = float(np.finfo(dtype).min)
     return np.maximum(keys - last, lowest).astype(dtype)[None, None, None]

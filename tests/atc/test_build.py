@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from omforge import ir
+from omforge.air.ge_types import byte_size
 from omforge.atc.build import BuildOptions, build_bundle, build_om
 from omforge.atc.cache import AtcCache
 from omforge.atc.find import simulated_atc
@@ -23,7 +24,6 @@ from omforge.compilation.compile import compile_bundle
 from omforge.compilation.options import CompileOptions
 from omforge.ir.digests import sha256
 from omforge.om import GEAR_INPUT, OmTensor, read_om, write_om
-from omforge.om.ge_types import byte_size
 
 Exported = Callable[[str, str], Path]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from omforge.air.dtypes import ge_dtype
+from omforge.air.ge_types import ge_dtype
 from omforge.air.graph import CONST_TYPES, NET_OUTPUT, Attr
 from omforge.air.names import BOOKKEEPING
 from omforge.air.prototypes import Attribute

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from omforge.air.dtypes import byte_size
+from omforge.air.ge_types import byte_size
 from omforge.air.graph import Attr, Desc, Op, Tensor
 from omforge.air.show import typed
 from omforge.lowering.air_legality.subject import AirSubject, Call

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from omforge import ir
+from omforge.ir.fronts import Front
 from omforge.lowering.legalize import dialect
 from omforge.lowering.legalize.activations import legalize_gelu, legalize_swish, swish_fast_gelu
 from omforge.lowering.legalize.attention import legalize_attention
@@ -24,11 +25,20 @@ from omforge.lowering.legalize.builder import (
     NotLegal,
     Results,
 )
-from omforge.lowering.legalize.choices import CHOICES, DECOMPOSED, Choice, forms_by_op
+from omforge.lowering.legalize.choice import DECOMPOSED, Choice
+from omforge.lowering.legalize.choices import CHOICES, forms_by_op
 from omforge.lowering.legalize.fused_attention import (
     attention_prompt_flash,
     attention_scaled_masked_softmax,
 )
+from omforge.lowering.legalize.ge_activations import gelu_v2, swish
+from omforge.lowering.legalize.ge_attention import (
+    fused_infer_attention_score,
+    incre_flash_attention,
+    incre_flash_attention_grouped,
+)
+from omforge.lowering.legalize.ge_cache import scatter, scatter_nd_update
+from omforge.lowering.legalize.ge_norms import add_rms_norm, rms_norm
 from omforge.lowering.legalize.int8_products import (
     ASCEND_QUANT,
     INT8_MATMUL,
@@ -78,12 +88,15 @@ Legalization = Callable[[Builder, ir.Node], Results]
 
 LEGALIZATIONS: Mapping[str, Mapping[str, Legalization]] = {
     "Attention": {
+        "FusedInferAttentionScore": fused_infer_attention_score,
+        "IncreFlashAttention": incre_flash_attention,
+        "IncreFlashAttention-grouped": incre_flash_attention_grouped,
         "MatMul-Softmax": legalize_attention,
         "NPUScaledMaskedSoftmax": attention_scaled_masked_softmax,
         "NPUPromptFlashAttention": attention_prompt_flash,
     },
     "DequantizeLinear": {DECOMPOSED: dequantize},
-    "Gelu": {DECOMPOSED: legalize_gelu},
+    "Gelu": {"GeluV2": gelu_v2, DECOMPOSED: legalize_gelu},
     INT8_MATMUL: INT8_FORMS,
     "LayerNormalization": {DECOMPOSED: legalize_layer_normalization},
     QUANTIZED_MATMUL: QUANTIZED_FORMS,
@@ -91,6 +104,8 @@ LEGALIZATIONS: Mapping[str, Mapping[str, Legalization]] = {
     "RMSNormalization": {
         "NPURmsNorm": rms_npu,
         "NPUAddRmsNorm": rms_npu_add,
+        "AddRmsNorm": add_rms_norm,
+        "RmsNorm": rms_norm,
         DECOMPOSED: rms_decomposed,
     },
     "RotaryEmbedding": {
@@ -98,7 +113,8 @@ LEGALIZATIONS: Mapping[str, Mapping[str, Legalization]] = {
         "NPURotaryPositionEmbedding": rotary_position_embedding,
         DECOMPOSED: rotary_decomposed,
     },
-    "Swish": {"NPUFastGelu": swish_fast_gelu, DECOMPOSED: legalize_swish},
+    "Swish": {"Swish": swish, "NPUFastGelu": swish_fast_gelu, DECOMPOSED: legalize_swish},
+    "TensorScatter": {"Scatter": scatter, "ScatterNdUpdate": scatter_nd_update},
 }
 """By operator and form: the functions behind `choices.CHOICES`, which says where each is legal."""
 
@@ -136,6 +152,7 @@ class Decision:
 def legalize(
     model: ir.Model,
     target: Target,
+    front: Front = "onnx",
     *,
     gears: Mapping[str, Sequence[int]] | None = None,
     forms: Mapping[str, str] | None = None,
@@ -150,6 +167,8 @@ def legalize(
     Args:
         model: Canonical (opset 24), every value with a dtype and a shape.
         target: The SoC; decides which forms may be chosen.
+        front: What atc is given; decides it, too. GE's own operators are nodes of domain `ge`,
+            which `lowering.emit` writes.
         gears: The numbers that each symbol left in the shapes may be; none for a static graph.
         forms: Operator to form, for what shall not be chosen by bytes. A form that a node cannot
             take gives way to the others.
@@ -165,7 +184,7 @@ def legalize(
     check_forms(forms)
     graph = model.graph
     dialect.constants_to_initializers(graph)
-    builder = Builder(graph, target, gears)
+    builder = Builder(graph, target, gears, front)
     replaced = 0
     for node in list(graph.all_nodes()):
         if node.domain not in ("", "ai.onnx"):
@@ -244,7 +263,7 @@ def _legalize_node(builder: Builder, node: ir.Node, op: str, wanted: str | None)
     legal: list[tuple[Choice, tuple[Traffic, ...]]] = []
     refused: list[Refusal] = []
     for row in CHOICES:
-        if row.op != op:
+        if row.op != op or builder.front not in row.fronts:
             continue
         if family not in row.families:
             reason = row.reason if not row.families else f"{family} does not have it"
@@ -286,7 +305,10 @@ def _try(builder: Builder, node: ir.Node, row: Choice) -> tuple[Traffic, ...] | 
 
 def _moved(builder: Builder) -> tuple[Traffic, ...]:
     try:
-        return tuple(bytes_moved(builder.pending, gear) for gear in builder.bindings())
+        return tuple(
+            bytes_moved(builder.pending, gear) - bytes_moved(builder.spared, gear)
+            for gear in builder.bindings()
+        )
     except ir.InputError:
         return ()  # a symbol without gears: the preference of the table decides alone
 

@@ -211,6 +211,8 @@ def _scores_without_past(op: Builder, q: ir.Value, k: ir.Value, size: Sizes) -> 
     rows = op.reshape(
         heads_first(op, q, size.query_heads), (size.batch, size.kv_heads, size.rows, size.head)
     )
+    if op.front == "air":
+        return op.matmul_turned(rows, heads_first(op, k, size.kv_heads))
     if len(dims(k)) == 4:
         turned = op.transpose(k, (0, 1, 3, 2))
     else:

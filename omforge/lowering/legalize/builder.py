@@ -15,7 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from omforge import ir
+from omforge.air.lowered import GE, SLOTS
 from omforge.ir.dims import Dim, evaluate, symbols
+from omforge.ir.fronts import Front
 from omforge.ir.ops import TARGET_OPS
 from omforge.ir.values import dims as known_dims
 from omforge.ir.values import to_shape
@@ -30,7 +32,7 @@ NOT_LEGALIZED = "not_legalized"
 Dims = tuple[Dim, ...]
 Results = Sequence[ir.Value | None]
 """What takes the places of a node's outputs; None where nothing reads one."""
-AttributeValue = int | float | str | Sequence[int]
+AttributeValue = int | float | str | Sequence[int] | Sequence[str]
 
 # Beyond every length: to the end, in the `ends` of a Slice.
 _TO_THE_END = 2**31 - 1
@@ -47,6 +49,7 @@ class Builder:
         graph: The model's graph; constants become its initializers.
         target: What the nodes are for.
         gears: The numbers that each symbol of the shapes may be; none for a static graph.
+        front: What atc is given.
     """
 
     def __init__(
@@ -54,8 +57,10 @@ class Builder:
         graph: ir.Graph,
         target: Target,
         gears: Mapping[str, Sequence[int]] | None = None,
+        front: Front = "onnx",
     ) -> None:
         self.target = target
+        self.front = front
         self.gears: Mapping[str, Sequence[int]] = gears or {}
         self._graph = graph
         self._names = _value_names(graph)
@@ -86,6 +91,12 @@ class Builder:
     def pending(self) -> Sequence[ir.Node]:
         """The nodes recorded since `begin`."""
         return self._pending
+
+    @property
+    def spared(self) -> list[ir.Node]:
+        """Earlier nodes that nothing reads once this is committed."""
+        makers = [old.producer() for old, _ in self._replaced]
+        return [node for node in makers if node is not None]
 
     def begin(self, node: ir.Node) -> None:
         """Start recording in front of this node."""
@@ -160,12 +171,28 @@ class Builder:
         given = [(_dtype(value), dims(value)) for value in inputs]
         return self.record(op_type, inputs, op.infer(given), attributes)
 
+    def ge(
+        self,
+        op_type: str,
+        operands: Mapping[str, ir.Value | None],
+        outputs: Sequence[tuple[ir.DataType | None, Dims]],
+        **attributes: AttributeValue,
+    ) -> tuple[ir.Value, ...]:
+        """Record an operator of GE's own, its operands by the names of its prototype.
+
+        Those that are None are not fed; of a dynamic input the one operand is its first.
+        """
+        fed = {name: value for name, value in operands.items() if value is not None}
+        given = {SLOTS: tuple(fed), **attributes}
+        return self.record(op_type, list(fed.values()), outputs, given, domain=GE)
+
     def record(
         self,
         op_type: str,
         inputs: Sequence[ir.Value],
         outputs: Sequence[tuple[ir.DataType | None, Dims]],
         attributes: Mapping[str, AttributeValue],
+        domain: str = "",
     ) -> tuple[ir.Value, ...]:
         """Record a node of any number of outputs, each given by its dtype and shape."""
         anchor = self._require_anchor()
@@ -184,6 +211,7 @@ class Builder:
             op_type,
             inputs,
             dict(attributes),
+            domain=domain,
             outputs=values,
             # Named after the node it replaces: atc's log and profile then name the layer.
             name=f"{anchor.name or base}/{op_type}",
@@ -257,6 +285,15 @@ class Builder:
             raise NotLegal(f"MatMul of {shape_text(left)} and {shape_text(right)}")
         batch = broadcast(left[:-2], right[:-2])
         return self.emit("MatMul", [a, b], a.dtype, (*batch, left[-2], right[-1]))
+
+    def matmul_turned(self, a: ir.Value, b: ir.Value) -> ir.Value:
+        """Matrix product of a [..., M, K] and b [..., N, K], turned; of the front air alone."""
+        left, right = dims(a), dims(b)
+        if left[-1] != right[-1]:
+            raise NotLegal(f"a product of {shape_text(left)} and {shape_text(right)}, turned")
+        shape = (*broadcast(left[:-2], right[:-2]), left[-2], right[-2])
+        operands = {"x1": a, "x2": b}
+        return self.ge("BatchMatMulV2", operands, [(a.dtype, shape)], adj_x1=0, adj_x2=1)[0]
 
     def binary(self, op_type: str, a: ir.Value, b: ir.Value) -> ir.Value:
         """Record Add, Sub, Mul or Div, with broadcasting."""

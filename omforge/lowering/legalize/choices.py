@@ -14,47 +14,17 @@ Sources of facts are written `repository:path`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
-Certainty = Literal["parser", "source", "documented", "uncertain"]
-"""How it is known: the real parser was run, CANN's sources say so, its documents say so, or the
-sources leave it open."""
-
-ALL = frozenset(("310p", "910b", "910_93", "310b", "950"))
-# What CANN 8.1's operator tables list for RmsNorm, AddRmsNorm.
-_NORMS = frozenset(("310p", "910b", "910_93", "950"))
-_WEIGHT_QUANT = frozenset(("310p", "910b", "910_93", "950"))
-_QUANT_MATMUL = frozenset(("310p", "910b", "910_93", "950"))
-_NOWHERE = frozenset[str]()
-
-
-@dataclass(frozen=True)
-class Choice:
-    """One form of one operator.
-
-    Attributes:
-        op: The canonical operator, or a subject of the whole graph ("cache").
-        form: The form's name, as `forms` and reports spell it.
-        families: The SoC families that have it (`target.Family.name`).
-        when: Its conditions.
-        reason: Why it is preferred, or why not.
-        source: Where that was read.
-        certainty: How it is known.
-        opt_in: It is chosen only when asked for.
-    """
-
-    op: str
-    form: str
-    families: frozenset[str]
-    when: str
-    reason: str
-    source: str
-    certainty: Certainty
-    opt_in: bool = False
-
-
-DECOMPOSED = "decomposed"
+from omforge.lowering.legalize.choice import (
+    ALL,
+    DECOMPOSED,
+    NORMS,
+    NOWHERE,
+    ONNX,
+    QUANT_MATMUL,
+    WEIGHT_QUANT,
+    Choice,
+)
+from omforge.lowering.legalize.ge_choices import GE_CHOICES
 
 _NN, _MATH = "hicann/ops-nn", "hicann/ops-math"
 _TRANSFORMER = "mirror-cann/ops-transformer"
@@ -62,19 +32,21 @@ _STANDARD = f"{_MATH}:common/src/framework/similar_opp_onnx_plugin.cpp"
 _OPS_INFO = "CANN 8.1.RC1:opp/built-in/op_impl/ai_core/tbe/config/<soc>/aic-<soc>-ops-info.json"
 
 CHOICES: tuple[Choice, ...] = (
+    *GE_CHOICES,
     Choice(
         "RMSNormalization",
         "NPURmsNorm",
-        _NORMS,
+        NORMS,
         "over the last axis; x scaled by sqrt(1e-6/epsilon) first where epsilon is not 1e-6",
         "one kernel; its plugin ignores epsilon and always uses 1e-6",
         f"{_NN}:norm/rms_norm/framework/npu_rms_norm_onnx_plugin.cpp",
         "parser",
+        fronts=ONNX,
     ),
     Choice(
         "RMSNormalization",
         "NPUAddRmsNorm",
-        _NORMS,
+        NORMS,
         "x is a sum of two tensors of its shape; epsilon is 1e-6",
         "no gain: GE makes AddRmsNorm of Add and RmsNorm by itself (AddRmsNormFusionGraphPass); "
         "its bytes contain the Add's",
@@ -82,6 +54,7 @@ CHOICES: tuple[Choice, ...] = (
         "hicann/ge:docs/zh/user_guides/atc_tools/references/fusion_rules_list.md",
         "source",
         opt_in=True,
+        fronts=ONNX,
     ),
     Choice(
         "RMSNormalization",
@@ -104,12 +77,13 @@ CHOICES: tuple[Choice, ...] = (
     Choice(
         "LayerNormalization",
         "LayerNormalization",
-        _NOWHERE,
+        NOWHERE,
         "opset 17 or 18",
         "registered at opsets 17 and 18 only, and the dialect is opset 16 for the sake of "
         "QuantBatchMatMul and NPUPromptFlashAttention",
         f"{_NN}:common/src/framework/layer_normalization_onnx_plugin.cpp",
         "parser",
+        fronts=ONNX,
     ),
     Choice(
         "RotaryEmbedding",
@@ -175,36 +149,40 @@ CHOICES: tuple[Choice, ...] = (
         "npu_prompt_flash_attention_onnx_plugin.cpp",
         "uncertain",
         opt_in=True,
+        fronts=ONNX,
     ),
     Choice(
         "Attention",
         "NPUPromptFlashAttention (310P)",
-        _NOWHERE,
+        NOWHERE,
         "310P: without a mask",
         "310P refuses any pse tensor, and a mask needs a pse slot: no causal attention",
         f"{_TRANSFORMER}:attention/prompt_flash_attention (tiling.cpp:1870)",
         "source",
+        fronts=ONNX,
     ),
     Choice(
         "Attention",
         "NPUIncreFlashAttention",
-        _NOWHERE,
+        NOWHERE,
         "",
         "its plugin leaves key and value unconnected",
         f"{_TRANSFORMER}:attention/incre_flash_attention/framework/"
         "npu_incre_flash_attention_onnx_plugin.cpp",
         "parser",
+        fronts=ONNX,
     ),
     Choice(
         "Attention",
         "NPUFlashAttention",
-        _NOWHERE,
+        NOWHERE,
         "",
         "a training kernel: nine inputs, B*N*S*S of drop mask, and the parser crashes on a query "
         "that is no graph input",
         f"{_TRANSFORMER}:attention/flash_attention_score/framework/"
         "npu_flash_attention_score_onnx_plugin.cpp",
         "parser",
+        fronts=ONNX,
     ),
     Choice(
         "Gelu",
@@ -218,16 +196,17 @@ CHOICES: tuple[Choice, ...] = (
     Choice(
         "Gelu",
         "NPUGeluV2",
-        _NOWHERE,
+        NOWHERE,
         "domain npu",
         "registered in domain npu only; a second domain is refused by older releases (E16005)",
         f"{_NN}:activation/gelu_v2/framework/npu_geluv2_onnx_plugin.cpp",
         "source",
+        fronts=ONNX,
     ),
     Choice(
         "Gelu",
         "NPUGeglu",
-        _NOWHERE,
+        NOWHERE,
         "gate and value are halves of one tensor",
         "canonical graphs compute them by two products; joining them costs what it saves",
         f"{_NN}:activation/ge_glu_v2/framework/npu_geglu_onnx_plugin.cpp",
@@ -254,7 +233,7 @@ CHOICES: tuple[Choice, ...] = (
     Choice(
         "QuantizedMatMul",
         "NPUWeightQuantBatchMatmulV2",
-        _WEIGHT_QUANT,
+        WEIGHT_QUANT,
         "int8 per channel; on A2, A3 and 950 also in groups, and int4, eight to an int32; x in "
         "float16; K and N up to 65,535, more outputs in blocks of rows of [N, K]",
         "one kernel that reads integers; 310P has it for int8 per channel, stored [N, K], alone: "
@@ -277,7 +256,7 @@ CHOICES: tuple[Choice, ...] = (
     Choice(
         "Int8MatMul",
         "QuantBatchMatMul",
-        _QUANT_MATMUL,
+        QUANT_MATMUL,
         "x int8 with one step, the weight int8 with one scale per output; the product in float16; "
         "the last axes up to 65,535; on 310P a weight stored [N, K]",
         "one kernel, whose int32 sums never reach memory",
@@ -310,7 +289,7 @@ CHOICES: tuple[Choice, ...] = (
     Choice(
         "DequantizeLinear",
         "NPUAntiQuant",
-        _NOWHERE,
+        NOWHERE,
         "one scale, or one for each of the last two axes",
         "NPUAntiQuant has no scale per head, which is one along the second axis of four",
         f"{_NN}:quant/ascend_anti_quant_v2/framework/npu_anti_quant_onnx_plugin.cpp",
@@ -337,7 +316,7 @@ CHOICES: tuple[Choice, ...] = (
     Choice(
         "QuantizeLinear",
         "NPUQuantize",
-        _NOWHERE,
+        NOWHERE,
         "310P, A2 and A3: scales in float32",
         "NPUQuantize is one kernel, but not on 310B and 950, and a graph with it cannot have gears",
         f"{_NN}:quant/quantize/framework/npu_quantize_onnx_plugin.cpp",

@@ -27,7 +27,7 @@ OPSET = 16
 _UNSAFE = re.compile(r"[^A-Za-z0-9_./-]")
 
 # Slots of integer inputs that ATC's plugins take as int32 as well as int64 (index inputs).
-_INDEX_SLOTS = {"Gather": 1, "GatherElements": 1, "GatherND": 1}
+_INDEX_SLOTS = {"Gather": 1, "GatherElements": 1, "GatherND": 1, "Scatter": 1}
 
 _REDUCTIONS = frozenset(
     f"Reduce{kind}" for kind in ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod")

@@ -45,7 +45,7 @@ def _fused_softmax(op: Builder, node: ir.Node, scores: ir.Value, size: Sizes) ->
         raise NotLegal("softcap comes between the scores and the mask")
     if int_attribute(node, "softmax_precision", 0) == ir.DataType.FLOAT:
         raise NotLegal("the graph asks for a softmax in float32")
-    hidden = _hidden(op, node)
+    hidden = hidden_keys(op, node)
     for new, keys in op.at_gears((size.new, size.keys)):
         if any(length % 32 or not 32 <= length <= 4096 for length in (new, keys)):
             raise NotLegal(f"S = {new} and C + S = {keys} must be multiples of 32 from 32 to 4096")
@@ -63,7 +63,7 @@ def attention_prompt_flash(op: Builder, node: ir.Node) -> Results:
     q, k, v = (required_input(node, index) for index in range(3))
     past_key, past_value = optional_input(node, 4), optional_input(node, 5)
     _check_limits(op, node, q, size)
-    hidden = _hidden(op, node)
+    hidden = hidden_keys(op, node)
     keys, values = heads_first(op, k, size.kv_heads), heads_first(op, v, size.kv_heads)
     new_key, new_value = keys, values
     if past_key is not None and past_value is not None:
@@ -115,7 +115,7 @@ def _check_limits(op: Builder, node: ir.Node, q: ir.Value, size: Sizes) -> None:
         raise NotLegal("one token: the copy of the cache that it needs is most of the step")
 
 
-def _hidden(op: Builder, node: ir.Node) -> ir.Value:
+def hidden_keys(op: Builder, node: ir.Node) -> ir.Value:
     """Make the boolean mask [B, 1, S, T], true where hidden."""
     if attention_sinks.find(node) is not None:
         raise NotLegal("it has an attention sink, a score that no boolean mask holds")

@@ -28,7 +28,7 @@ def rms_npu(op: Builder, node: ir.Node) -> Results:
 
         s*x / sqrt(mean((s*x)^2) + 1e-6)  =  x / sqrt(mean(x^2) + epsilon)
     """
-    x, gamma, epsilon = _fused_operands(node)
+    x, gamma, epsilon = fused_operands(node)
     dtype = _dtype(x)
     scale = 1.0 if _is_fixed(epsilon) else math.sqrt(RMS_NORM_EPSILON / epsilon)
     # A scale above 1 (epsilon below 1e-6) may overflow fp16; below 1 nothing can.
@@ -41,9 +41,22 @@ def rms_npu(op: Builder, node: ir.Node) -> Results:
 
 def rms_npu_add(op: Builder, node: ir.Node) -> Results:
     """RMSNormalization of a sum: the sum, which others read too, comes out beside it."""
-    x, gamma, epsilon = _fused_operands(node)
+    x, gamma, epsilon = fused_operands(node)
     if not _is_fixed(epsilon):
         raise NotLegal(f"epsilon is {epsilon:g}, and the sum cannot be scaled ahead of the norm")
+    terms = summands(node, x)
+    weight = op.cast(op.reshape(gamma, dims(x)[-1:]), _dtype(x))
+    y, _, total = op.target_op("NPUAddRmsNorm", *terms, weight)
+    op.replace(x, total)
+    return (y,)
+
+
+def summands(node: ir.Node, x: ir.Value) -> list[ir.Value]:
+    """The two terms whose sum a norm reads, where one operator may make sum and norm.
+
+    Raises:
+        NotLegal: It may not.
+    """
     add = x.producer()
     if add is None or add.op_type != "Add" or add.domain != "" or x.is_graph_output():
         raise NotLegal("x is no sum")
@@ -52,10 +65,7 @@ def rms_npu_add(op: Builder, node: ir.Node) -> Results:
         raise NotLegal("the terms of the sum are not of one shape")
     if not _all_after(node, x):
         raise NotLegal("the sum is read ahead of the norm")
-    weight = op.cast(op.reshape(gamma, dims(x)[-1:]), _dtype(x))
-    y, _, total = op.target_op("NPUAddRmsNorm", *terms, weight)
-    op.replace(x, total)
-    return (y,)
+    return terms
 
 
 def _all_after(node: ir.Node, value: ir.Value) -> bool:
@@ -71,7 +81,12 @@ def _all_after(node: ir.Node, value: ir.Value) -> bool:
     return False
 
 
-def _fused_operands(node: ir.Node) -> tuple[ir.Value, ir.Value, float]:
+def fused_operands(node: ir.Node) -> tuple[ir.Value, ir.Value, float]:
+    """What a fused norm takes: x, gamma and epsilon.
+
+    Raises:
+        NotLegal: It normalises over more than the last axis.
+    """
     x, gamma = required_input(node, 0), required_input(node, 1)
     epsilon = float_attribute(node, "epsilon", 1e-5)
     rank = len(dims(x))

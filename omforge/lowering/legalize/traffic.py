@@ -5,6 +5,7 @@ wins. The count is simple: each kernel reads every input once and writes every o
 
 * Reshape, Squeeze, Unsqueeze, Flatten and an inner Identity are views and free.
 * Gather and Slice read as much as they write, not the whole of what they read from.
+* What an operator writes in place is the part that is new.
 * A Split is a kernel, on the outermost axis too (see `choices`, op "cache").
 * What depends on constants alone is computed once, by atc.
 
@@ -19,6 +20,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from omforge import ir
+from omforge.air.lowered import slots, written_slot
 from omforge.ir.dims import evaluate
 from omforge.lowering.legalize.builder import dims
 
@@ -67,6 +69,15 @@ class Traffic:
             self.kernels + other.kernels,
         )
 
+    def __sub__(self, other: Traffic) -> Traffic:
+        return Traffic(
+            self.weights - other.weights,
+            self.cache - other.cache,
+            self.read - other.read,
+            self.written - other.written,
+            self.kernels - other.kernels,
+        )
+
 
 def bytes_moved(nodes: Iterable[ir.Node], gear: Mapping[str, int] | None = None) -> Traffic:
     """Count the bytes that these nodes move in one step.
@@ -88,6 +99,13 @@ def bytes_moved(nodes: Iterable[ir.Node], gear: Mapping[str, int] | None = None)
 def _of_node(node: ir.Node, gear: Mapping[str, int]) -> Traffic:
     if is_view(node) or is_constant(node):
         return Traffic()
+    place = written_slot(node)
+    if place is not None:
+        # In place: what is new is read and written, and the rest stays where it is.
+        new = [v for at, v in enumerate(node.inputs) if v is not None and at != place]
+        read = sum(size(value, gear) for value in new)
+        updates = node.inputs[slots(node).index("updates")] if "updates" in slots(node) else None
+        return Traffic(0, 0, read, size(updates, gear) if updates is not None else 0, 1)
     written = sum(size(value, gear) for value in node.outputs)
     weights = cache = read = 0
     distinct = list(dict.fromkeys(value for value in node.inputs if value is not None))
@@ -129,9 +147,10 @@ def is_cache(value: ir.Value) -> bool:
     """Say whether a value is the cache: an input of it, a view of one, or what a Split cut off."""
     producer = value.producer()
     while producer is not None:
-        if not (is_view(producer) or producer.op_type in ("Split", "Identity")):
+        place = written_slot(producer)
+        if place is None and not (is_view(producer) or producer.op_type in ("Split", "Identity")):
             return False
-        source = producer.inputs[0] if producer.inputs else None
+        source = producer.inputs[place or 0] if producer.inputs else None
         if source is None:
             return False
         value, producer = source, source.producer()

@@ -36,13 +36,17 @@ from omforge.rewriting.match import NoMatch
 _ONE_ROW = [0, 0, 0, 0, 1, 0]
 """Pads of a [B, S, K*D]: one row behind the tokens."""
 
+ONE_ROW_BY_HEAD = [0, 0, 0, 0, 0, 0, 1, 0]
+"""Pads of a [B, K, C, D], a cache that is attended to as a whole: one row behind its slots."""
+
 
 @dataclass(frozen=True)
 class Sink:
     """The parts of a canonical attention with a sink.
 
     Attributes:
-        key: New keys [B, S, K*D] without the extra row.
+        key: New keys [B, S, K*D] without the extra row; or a cache that is written in place, as a
+            whole [B, K, C, D].
         value: New values, likewise.
         mask: Additive [B, 1, S, T], for the real keys.
         column: The sink of each head, [B, N, S, 1].
@@ -197,5 +201,5 @@ def _unpadded(value: ir.Value | None) -> ir.Value | None:
     zero = constant(given[0]) if given else np.zeros(1)
     if attribute(node, "mode", "constant") != "constant" or len(given) > 1 or zero is None:
         return None
-    plain = pads is not None and pads.tolist() == _ONE_ROW and not zero.any()
-    return node.inputs[0] if plain and len(shape_of(node.inputs[0])) == 3 else None
+    plain = pads is not None and pads.tolist() in (_ONE_ROW, ONE_ROW_BY_HEAD) and not zero.any()
+    return node.inputs[0] if plain else None

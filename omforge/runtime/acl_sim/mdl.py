@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar, TypeVar
 
+from omforge.air.ge_types import ge_number
 from omforge.ir.errors import InputError
 from omforge.om import GEAR_INPUT, OmTensor, read_om
-from omforge.om.ge_types import ge_number
 from omforge.om.simulated import read_payload
 from omforge.runtime.acl_sim.codes import (
     FEATURE_UNSUPPORTED,

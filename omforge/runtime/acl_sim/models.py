@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from omforge.air.ge_types import byte_size
 from omforge.ir.errors import InputError, OmforgeError
 from omforge.om import GEAR_INPUT, OmModel, OmTensor, read_om
-from omforge.om.ge_types import byte_size
 from omforge.om.simulated import Payload, read_payload
 from omforge.runtime.acl_sim.codes import (
     GE_DYNAMIC_BATCH_SIZE_INVALID,

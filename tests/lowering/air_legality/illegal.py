@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from omforge.air import graph
-from omforge.air.dtypes import byte_size
+from omforge.air.ge_types import byte_size
 from omforge.air.graph import Air, Attr, Desc, Op, Tensor
 from omforge.air.names import naming
 from omforge.lowering.air_legality import check_air

@@ -2,7 +2,7 @@
 
 import pytest
 
-from omforge.om import ge_types
+from omforge.air import ge_types
 
 
 def test_the_numberings_differ():

@@ -1,0 +1,282 @@
+"""A GE graph for ONNX Runtime: what the CPU backend and the simulated device run of an .air.
+
+Each operator has a body of ONNX operators (`BODIES`), written from what GE's prototypes and the
+kernels' documents say of it, and not from what emits it: so that what runs checks the file. Small
+types compute as kernels do, in float32 inside.
+
+A graph that writes its inputs (RefData) has one more output for each: what lies there afterwards.
+An operator that reads such an input in no order with its writer may find it half written: it gets
+NaN, or -1 for integers.
+"""
+
+from __future__ import annotations
+
+import graphlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from omforge.air.graph import CONST_TYPES, DATA_TYPES, NET_OUTPUT, Air, Desc, Graph, Op, Tensor
+from omforge.air.names import by_slot, input_names
+from omforge.air.prototypes import prototype
+from omforge.air.reference import elementwise, layout, linear, transformer, writers
+from omforge.air.reference.builder import OPSET, Body, Call, Twin, onnx_dtype
+from omforge.ir.errors import InputError
+
+__all__ = ["BODIES", "Reference", "reference"]
+
+BODIES: Mapping[str, Body] = {
+    **elementwise.BODIES,
+    **layout.BODIES,
+    **linear.BODIES,
+    **transformer.BODIES,
+    **writers.BODIES,
+}
+"""By operator."""
+
+_IR_VERSION = 10
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The twin of a GE graph.
+
+    Attributes:
+        model: Its constants that are in files are external data of the same files.
+        written: Of each input that the graph writes the output with what lies there afterwards.
+    """
+
+    model: onnx.ModelProto
+    written: Mapping[str, str]
+
+
+def reference(air: Air, outputs: Sequence[str] = ()) -> Reference:
+    """Return the twin of the model's graph.
+
+    Args:
+        air: The file.
+        outputs: What to call the outputs; else they are named as atc would name them.
+
+    Raises:
+        InputError: An operator has no body, or the graph is damaged.
+    """
+    return _Assembly(air.graph).assembled(outputs)
+
+
+class _Assembly:
+    """Goes through the operators in an order that they can run in."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.ops = graph.by_name()
+        self.twin = Twin()
+        self.values: dict[tuple[str, int], str] = {}
+        self.descs: dict[tuple[str, int], Desc] = {}
+        self.constants: dict[str, Tensor] = {}
+        self.inputs: list[tuple[int, onnx.ValueInfoProto]] = []
+        self.written: dict[str, tuple[str, int]] = {}
+        """By RefData what holds it once all writers have run."""
+        self._behind: dict[str, frozenset[str]] = {}
+
+    def assembled(self, outputs: Sequence[str]) -> Reference:
+        if len(self.ops) != len(self.graph.ops):
+            raise _damaged(self.graph, "two operators have one name")
+        needs = {op.name: self._needs(op) for op in self.graph.ops}
+        try:
+            order = list(graphlib.TopologicalSorter(needs).static_order())
+        except graphlib.CycleError as error:
+            raise _damaged(self.graph, "its operators read each other in a circle") from error
+        for name in order:  # a set, so that each knows all that runs ahead of it
+            ahead = frozenset(needs[name])
+            self._behind[name] = ahead.union(*(self._behind[one] for one in ahead))
+        for name in order:
+            self._add(self.ops[name])
+        results = self._results(outputs)
+        written = {name: f"{name}.written" for name in self.written}
+        for name, place in self.written.items():
+            self.twin.nodes.append(
+                helper.make_node("Identity", [self.values[place]], [written[name]])
+            )
+            results.append(_info(written[name], self.descs[name, 0]))
+        graph = helper.make_graph(
+            self.twin.nodes,
+            self.graph.name or "air",
+            [info for _, info in sorted(self.inputs, key=lambda pair: pair[0])],
+            results,
+            self.twin.constants,
+        )
+        opset = helper.make_opsetid("", OPSET)
+        model = helper.make_model(graph, opset_imports=[opset], ir_version=_IR_VERSION)
+        return Reference(model, written)
+
+    def _needs(self, op: Op) -> list[str]:
+        found = [edge.producer for edge in op.edges if edge is not None] + list(op.controls)
+        for name in found:
+            if name not in self.ops:
+                raise _damaged(self.graph, f"{op.type} {op.name} reads {name}, which is not there")
+        return found
+
+    def _add(self, op: Op) -> None:
+        if op.type in DATA_TYPES:
+            self._add_input(op)
+        elif op.type in CONST_TYPES:
+            self._add_constant(op)
+        elif op.type != NET_OUTPUT:
+            self._add_op(op)
+
+    def _add_input(self, op: Op) -> None:
+        if not op.output_desc:
+            raise _damaged(self.graph, f"{op.type} {op.name} says no dtype and shape")
+        index = op.attributes.get("index")
+        place = index.value if index is not None and isinstance(index.value, int) else 0
+        self.inputs.append((place, _info(op.name, op.output_desc[0])))
+        self._give(op, [op.name])
+
+    def _add_constant(self, op: Op) -> None:
+        if op.type == "FileConstant":
+            desc, name = _file_constant(self.graph, op), f"{op.name}#file"
+            self.twin.constants.append(external(op, name, desc))
+        else:
+            attribute = op.attributes.get("value")
+            tensor = None if attribute is None else attribute.value
+            if not isinstance(tensor, Tensor):
+                raise _damaged(self.graph, f"{op.type} {op.name} has no value")
+            desc, name = tensor.desc, f"{op.name}#const"
+            self.twin.constants.append(_inline(self.graph, op, name, tensor))
+            self.constants[name] = tensor
+        self.values[op.name, 0] = name
+        self.descs[op.name, 0] = desc
+
+    def _add_op(self, op: Op) -> None:
+        body, of = BODIES.get(op.type), prototype(op.type)
+        if body is None or of is None:
+            raise InputError(
+                f"{op.type} {op.name} has no reference on the CPU",
+                "omforge has no body for this operator",
+                "Run it on a device",
+            )
+        edges = op.edges
+        values = ["" if e is None else self._read(op, e.producer, e.output) for e in edges]
+        descs = [
+            Desc() if e is None else self.descs.get((e.producer, e.output), Desc()) for e in edges
+        ]
+        call = Call(op, of, values, descs, self.constants)
+        results = body(self.twin, call)
+        self._give(op, results)
+        slots = by_slot(of.inputs, input_names(op))
+        for name in of.refs:
+            for at in slots.get(name, []):
+                edge = edges[at] if at < len(edges) else None
+                owner = None if edge is None else self._owner(edge.producer, edge.output)
+                if owner is not None:
+                    output = [slot.name for slot in of.outputs].index(name)
+                    self.written[owner] = (op.name, output)
+
+    def _owner(self, producer: str, output: int) -> str | None:
+        """The RefData that a value is: itself, or what a writer gave back."""
+        op = self.ops[producer]
+        if op.type == "RefData":
+            return producer
+        return next((n for n, place in self.written.items() if place == (producer, output)), None)
+
+    def _read(self, op: Op, producer: str, output: int) -> str:
+        value = self.values.get((producer, output))
+        if value is None:
+            raise _damaged(self.graph, f"{op.name} reads output {output} of {producer}")
+        if self.ops[producer].type != "RefData":
+            return value
+        writers_ = [w for w in self.graph.ops if self._writes(w, producer) and w.name != op.name]
+        if not writers_:
+            return value
+        behind = self._behind[op.name]
+        if all(w.name in behind for w in writers_):
+            return self.values[self.written[producer]]
+        if all(op.name in self._behind[w.name] for w in writers_):
+            return value
+        desc = self.descs[producer, 0]
+        number = np.nan if desc.dtype.startswith(("float", "bfloat")) else -1
+        rubbish = self.twin.constant(number, desc.dtype)
+        return self.twin.op("Expand", rubbish, self.twin.op("Shape", value))
+
+    def _writes(self, op: Op, ref_data: str) -> bool:
+        """Whether an operator takes this RefData, as it comes in, to write it."""
+        of = prototype(op.type)
+        if of is None or not of.refs:
+            return False
+        slots, edges = by_slot(of.inputs, input_names(op)), op.edges
+        places = [at for name in of.refs for at in slots.get(name, []) if at < len(edges)]
+        return any(
+            edge is not None and edge.producer == ref_data for edge in (edges[at] for at in places)
+        )
+
+    def _give(self, op: Op, results: Sequence[str]) -> None:
+        for index, value in enumerate(results):
+            self.values[op.name, index] = value
+            if index < len(op.output_desc):
+                self.descs[op.name, index] = op.output_desc[index]
+
+    def _results(self, names: Sequence[str]) -> list[onnx.ValueInfoProto]:
+        ends = [op for op in self.graph.ops if op.type == NET_OUTPUT]
+        if len(ends) != 1:
+            raise _damaged(self.graph, f"it has {len(ends)} NetOutput, must have one")
+        found: list[onnx.ValueInfoProto] = []
+        for index, edge in enumerate(ends[0].edges):
+            if edge is None:
+                raise _damaged(self.graph, f"nothing is connected to its output {index}")
+            # As atc names the outputs of graphs that have no names of tensors.
+            name = f"output_{index}_{edge.producer}_{edge.output}"
+            name = names[index] if index < len(names) else name
+            value = self._read(ends[0], edge.producer, edge.output)
+            self.twin.nodes.append(helper.make_node("Identity", [value], [name]))
+            found.append(_info(name, self.descs[edge.producer, edge.output]))
+        return found
+
+
+def _info(name: str, desc: Desc) -> onnx.ValueInfoProto:
+    shape = [f"{name}.{at}" if dim < 0 else dim for at, dim in enumerate(desc.shape or ())]
+    return helper.make_tensor_value_info(name, onnx_dtype(desc.dtype, name), shape)
+
+
+def _inline(graph: Graph, op: Op, name: str, tensor: Tensor) -> TensorProto:
+    shape = tensor.desc.shape or ()
+    dtype = onnx_dtype(tensor.desc.dtype, op.name)
+    if any(dim < 0 for dim in shape):
+        raise _damaged(graph, f"{op.type} {op.name} has a size below zero")
+    return helper.make_tensor(name, dtype, shape, tensor.data, raw=True)
+
+
+def _file_constant(graph: Graph, op: Op) -> Desc:
+    shape, dtype = op.attributes.get("shape"), op.attributes.get("dtype")
+    if shape is None or dtype is None or not isinstance(dtype.value, str):
+        raise _damaged(graph, f"FileConstant {op.name} says no shape or no dtype")
+    dims = tuple(item for item in shape.items or () if isinstance(item, int))
+    return Desc("y", dtype.value, dims)
+
+
+def external(op: Op, name: str, desc: Desc) -> TensorProto:
+    """A constant in a file, as ONNX's external data of the same file."""
+    tensor = TensorProto(
+        name=name, data_type=onnx_dtype(desc.dtype, op.name), dims=desc.shape or ()
+    )
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, attribute in (("location", "location"), ("offset", "offset"), ("length", "length")):
+        found = op.attributes.get(attribute)
+        if key == "location" and found is None:
+            found = op.attributes.get("file_path")
+        if found is not None and found.value is not None:
+            tensor.external_data.add(key=key, value=str(found.value))
+    return tensor
+
+
+def location_folder(path: str | os.PathLike[str]) -> Path:
+    """The folder that relative locations in a file are meant from: its own."""
+    return Path(path).absolute().parent
+
+
+def _damaged(graph: Graph, why: str) -> InputError:
+    return InputError(f"the graph {graph.name} is damaged", why, "`omforge check` lists its faults")

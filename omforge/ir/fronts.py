@@ -1,0 +1,8 @@
+"""The two ways into ATC."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Front = Literal["onnx", "air"]
+"""What atc is given: ONNX graphs (--framework=5), or GE graphs (--framework=1)."""

@@ -1,0 +1,85 @@
+"""A cache that the graph writes, by GE's operators: forms of the front air.
+
+TensorScatter (opset 24) with the cache [B, K, C, D], new slots [B, K, S, D] and the slot [B] of the
+first: what comes out is the cache, and shares its memory.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from omforge import ir
+from omforge.lowering.legalize.builder import (
+    Builder,
+    NotLegal,
+    Results,
+    dims,
+    int_attribute,
+    number,
+    required_input,
+)
+
+_SCATTERED = {
+    "310p": (ir.DataType.FLOAT16, ir.DataType.FLOAT, ir.DataType.INT8),
+    "910b": (ir.DataType.FLOAT16, ir.DataType.FLOAT, ir.DataType.INT8, ir.DataType.BFLOAT16),
+}
+_SCATTERED_ND = {
+    "310p": (ir.DataType.FLOAT16, ir.DataType.FLOAT),
+    "910b": (ir.DataType.FLOAT16, ir.DataType.FLOAT, ir.DataType.BFLOAT16, ir.DataType.INT8),
+}
+_LIKE = {"310p": "310p", "310b": "310p"}
+
+
+def scatter(op: Builder, node: ir.Node) -> Results:
+    """As Scatter: rows of each head from one slot on."""
+    cache, new, indices = _operands(node)
+    _check_dtype(op, cache, _SCATTERED, "Scatter")
+    operands = {"var": cache, "indices": indices, "updates": new}
+    result = [(cache.dtype, dims(cache))]
+    return op.ge("Scatter", operands, result, reduce="update", axis=-2)
+
+
+def scatter_nd_update(op: Builder, node: ir.Node) -> Results:
+    """As ScatterNdUpdate: every row by its numbers, which are made once for all layers."""
+    cache, new, indices = _operands(node)
+    _check_dtype(op, cache, _SCATTERED_ND, "ScatterNdUpdate")
+    batch, heads, seq, _ = (number(dim, "a size of the new slots") for dim in dims(new))
+    dtype = indices.dtype or ir.DataType.INT64
+
+    def make() -> ir.Value:
+        steps = op.constant(np.arange(seq).reshape(1, 1, seq, 1), dtype)
+        start = op.reshape(indices, (batch, 1, 1, 1))
+        slot = op.emit(
+            "Expand",
+            [op.add(start, steps), op.constant([batch, heads, seq, 1], ir.DataType.INT64)],
+            dtype,
+            (batch, heads, seq, 1),
+        )
+        row, head = np.meshgrid(np.arange(batch), np.arange(heads), indexing="ij")
+        fixed = np.stack([row, head], -1)[:, :, None].repeat(seq, 2)
+        return op.concat([op.constant(fixed, dtype), slot], axis=-1)
+
+    numbers = op.shared(("slots", indices, batch, heads, seq), make)
+    operands = {"var": cache, "indices": numbers, "updates": new}
+    return op.ge("ScatterNdUpdate", operands, [(cache.dtype, dims(cache))])
+
+
+def _operands(node: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value]:
+    cache, new, indices = (required_input(node, index) for index in range(3))
+    if int_attribute(node, "axis", -2) not in (-2, 2) or len(dims(cache)) != 4:
+        raise NotLegal("what is written are no slots of a cache [B, K, C, D]")
+    mode = node.attributes.get("mode")
+    if mode is not None and mode.as_string() != "linear":
+        raise NotLegal(f"its mode is {mode.as_string()}")
+    if not cache.is_graph_input():
+        raise NotLegal("only an input of the graph can be written in place")
+    return cache, new, indices
+
+
+def _check_dtype(
+    op: Builder, cache: ir.Value, table: dict[str, tuple[ir.DataType, ...]], name: str
+) -> None:
+    family = op.target.family.name
+    takes = table[_LIKE.get(family, "910b")]
+    if cache.dtype not in takes:
+        raise NotLegal(f"{name} takes no {cache.dtype} on {family}")

@@ -1,0 +1,131 @@
+"""compile --front air: GE graphs that write their cache, and say the same as the export."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from omforge import ir
+from omforge.air.files import read_air
+from omforge.air.graph import Air
+from omforge.bundle.manifest import Manifest
+from omforge.compilation.compile import compile_bundle
+from omforge.compilation.options import CompileOptions
+from omforge.ir.errors import InputError
+from omforge.lowering.air_legality import check_air_file
+from omforge.lowering.target import target
+from omforge.runtime.bundle import Bundle
+from omforge.runtime.compare import verify_bundle
+
+Exported = Callable[[str, str], Path]
+
+SMALL = CompileOptions("Ascend310P3", context=48, prefill=(4, 16), batch=2, front="air")
+
+
+def _graphs(folder: Path) -> dict[str, Air]:
+    return {b.name: read_air(folder / b.file) for b in Manifest.load(folder).buckets}
+
+
+def _types(air: Air) -> Counter[str]:
+    return Counter(op.type for op in air.graph.ops)
+
+
+@pytest.mark.parametrize(
+    ("route", "family", "soc"),
+    [
+        ("optimum", "llama_mha", "Ascend310P3"),
+        ("dynamo", "mistral", "Ascend310P3"),
+        ("torchscript-op17", "qwen2", "Ascend910B4"),
+        ("hfexporter", "qwen3", "Ascend310B4"),
+        ("optimum", "gemma2", "Ascend910B4"),
+        ("dynamo", "phi3", "Ascend310B4"),
+        ("optimum", "bloom", "Ascend910B4"),
+        ("hfexporter", "gpt2", "Ascend310P3"),
+    ],
+)
+def test_an_export_compiles_and_agrees(
+    exported: Exported, tmp_path: Path, route: str, family: str, soc: str
+) -> None:
+    options = dataclasses.replace(SMALL, soc=soc)
+    result = compile_bundle(exported(route, family), tmp_path / "b", options)
+    assert result.manifest.front == "air"
+    assert result.manifest.kv.in_place
+    for bucket in result.manifest.buckets:
+        assert check_air_file(tmp_path / "b" / bucket.file, target(soc)).errors == ()
+        assert [spec.name for spec in bucket.outputs] == ["logits"]
+    report = verify_bundle(Bundle.open(tmp_path / "b", verify_hashes=True), steps=8)
+    assert report.ok, report.failures
+    assert report.worst("canonical").max_abs < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("soc", "written", "attention"),
+    [
+        ("Ascend310P3", "Scatter", "IncreFlashAttention"),
+        ("Ascend910B4", "Scatter", "IncreFlashAttention"),
+        ("Ascend310B4", "ScatterNdUpdate", "BatchMatMulV2"),
+    ],
+)
+def test_what_a_step_is_made_of(
+    exported: Exported, tmp_path: Path, soc: str, written: str, attention: str
+) -> None:
+    options = dataclasses.replace(SMALL, soc=soc)
+    compile_bundle(exported("optimum", "llama_mha"), tmp_path / "b", options)
+    decode = _graphs(tmp_path / "b")["decode_c48_b2"]
+    types = _types(decode)
+    assert types[written] == types["RefData"] == 4
+    assert types[attention] >= 2
+    # Every weight is in the bundle's one file, and nothing joins or copies the cache.
+    places = {
+        op.attributes["location"].value for op in decode.graph.ops if op.type == "FileConstant"
+    }
+    assert places == {"weights.bin"}
+    concats = [op for op in decode.graph.ops if op.type == "ConcatD"]
+    assert all(48 not in (op.output_desc[0].shape or ()) for op in concats)
+
+
+def test_the_models_own_epsilon(exported: Exported, tmp_path: Path) -> None:
+    """By ATC's ONNX plugin it would be 1e-6 whatever the model has."""
+    path = exported("optimum", "llama_mha")
+    model = ir.load(path)
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if tensor is not None and tensor.size == 1 and tensor.numpy().item() == pytest.approx(1e-6):
+            value.const_value = ir.tensor((tensor.numpy() * 500).astype("float32"))
+    folder = tmp_path / "export"
+    folder.mkdir()
+    ir.save(model, folder / "model.onnx")
+    compile_bundle(folder, tmp_path / "b", dataclasses.replace(SMALL, soc="Ascend910B4"))
+    ops = _graphs(tmp_path / "b")["decode_c48_b2"].graph.ops
+    norms = [op for op in ops if op.type in ("RmsNorm", "AddRmsNorm")]
+    assert len(norms) == 5
+    assert [op.attributes["epsilon"].value for op in norms] == pytest.approx([5e-4] * 5)
+    assert verify_bundle(Bundle.open(tmp_path / "b"), steps=4).ok
+
+
+def test_the_same_input_gives_the_same_bytes(exported: Exported, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        compile_bundle(exported("optimum", "llama_gqa"), tmp_path / name, SMALL)
+    files = sorted(file.name for file in (tmp_path / "a").iterdir())
+    assert files == sorted(file.name for file in (tmp_path / "b").iterdir())
+    same = [(tmp_path / "a" / f).read_bytes() == (tmp_path / "b" / f).read_bytes() for f in files]
+    assert all(same)
+
+
+def test_stacked_layers_are_written_by_the_runtime(exported: Exported, tmp_path: Path) -> None:
+    options = dataclasses.replace(SMALL, layout="stacked")
+    result = compile_bundle(exported("optimum", "llama_gqa"), tmp_path / "b", options)
+    assert not result.manifest.kv.in_place
+    assert any("not written in place" in event.reason for event in result.events)
+    assert _types(_graphs(tmp_path / "b")["decode_c48_b2"])["RefData"] == 0
+    assert verify_bundle(Bundle.open(tmp_path / "b"), steps=4).ok
+
+
+def test_a_bundle_without_its_weights_is_refused(exported: Exported, tmp_path: Path) -> None:
+    compile_bundle(exported("optimum", "llama_gqa"), tmp_path / "b", SMALL)
+    weights = tmp_path / "b" / "weights.bin"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(InputError, match="weight .* is missing"):
+        Bundle.open(tmp_path / "b", verify_hashes=False)
