@@ -30,6 +30,7 @@ ALLOWED = {
         *("bundle", "air", "lowering", "atc"),
     ),
     "runtime": ("ir", "bundle", "air", "om"),
+    "probe": ("ir", "bundle", "air", "om", "lowering", "atc", "runtime"),
     "api": (
         *("ir", "rewriting", "recognition", "quantization", "passes"),
         *("bundle", "air", "om", "lowering", "atc", "compilation", "runtime"),
@@ -138,6 +139,7 @@ LONG = {
     "passes/fuse_kv_io.py": "one pass",
     "passes/grow_static_cache.py": "one pass",
     "passes/quantize_kv.py": "one pass",
+    "probe/portable.py": "one file, which a kit takes to a machine without omforge",
     "quantization/compiled.py": "the loops that numba compiles, which call each other",
     "recognition/attention/masks.py": "a mask: what is asked of it, and what answers",
     "recognition/attention/unraised.py": "one proof, from finding to running",

@@ -1,4 +1,4 @@
-"""The command line: `omforge compile | build | run | opt | check | explain | verify | om | passes`.
+"""The command line: `omforge compile | build | run | opt | check | explain | verify | …`.
 
 Every command is a thin call into the rooms; what it prints is made in `reports`. Imports of the
 rooms are inside the commands, so that `omforge --help` answers at once.
@@ -66,6 +66,7 @@ from omforge.cli.options import (
     forms,
     numbers,
 )
+from omforge.cli.probe import probe
 from omforge.cli.watch import WatchFlags, comparer, export_comparison, watch
 
 if TYPE_CHECKING:
@@ -580,6 +581,9 @@ def passes(as_json: Json = False, verbose: Verbose = False) -> None:
         console.show_json(registry_json())
     else:
         show_registry()
+
+
+app.command()(_guarded(probe))
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from omforge.ir.weights import replacing
+from omforge.lowering.facts import Table, claims, row_key
 from omforge.lowering.ge_inference import sizes_by_value
 from omforge.lowering.legality import FILE_RULES, RULES, Rule
 from omforge.lowering.legality.file_subject import FileSubject
@@ -132,30 +133,56 @@ def _rule_row(rule: AnyRule) -> Sequence[str]:
 
 def _uncertain() -> Iterator[str]:
     yield "## What is uncertain\n"
-    yield "Only hardware, or another release, can tell; omforge takes the conservative side.\n"
+    yield (
+        "Only hardware, or another release, can tell; omforge takes the conservative side.\n"
+        "`omforge probe` asks them: `PROBE=VALUE` is the answer that a row stands on.\n"
+    )
     rows: list[Sequence[str]] = []
     for rule in (*FILE_RULES, *RULES):
         if rule.certainty == "inferred":
             name, demand, _, _, _, source = _rule_row(rule)
             rows.append(
-                (f"rule {name}", f"{demand} atc: {rule.atc}", f"`--allow {rule.id}`", source)
+                (
+                    f"rule {name}",
+                    f"{demand} atc: {rule.atc}",
+                    f"`--allow {rule.id}`",
+                    _claim("rule", rule.id),
+                    source,
+                )
             )
     for choice in CHOICES:
         if choice.certainty == "uncertain":
             option = f"`--form {choice.op}={choice.form}`" if choice.families else "none"
-            rows.append((f"form {choice.form}", choice.reason, option, _code(choice.source)))
+            claim = _claim("form", f"{choice.op}={choice.form}")
+            rows.append((f"form {choice.form}", choice.reason, option, claim, _code(choice.source)))
     for op in llm_ops().values():
         rows += [
-            (f"operator {op.name}", _row_text(row), "", _code(row.source))
+            (
+                f"operator {op.name}",
+                _row_text(row),
+                "",
+                _claim("operator", row_key(op.name, f"{row.kind} {row.name} {row.value}")),
+                _code(row.source),
+            )
             for row in op.rows
             if row.certainty == "inferred" and row.kind not in ("soc", "summary")
         ]
     rows += [
-        (f"CANN {note['release']}", note["note"], "", _code(note["source"]))
+        (
+            f"CANN {note['release']}",
+            note["note"],
+            "",
+            _claim("release", row_key(note["release"], note["note"])),
+            _code(note["source"]),
+        )
         for note in table_rows("cann_releases.tsv")
         if note["certainty"] == "inferred"
     ]
-    yield _table(("where", "what", "the other reading", "source"), rows)
+    yield _table(("where", "what", "the other reading", "probe", "source"), rows)
+
+
+def _claim(table: Table, key: str) -> str:
+    return _code(claims().get((table, key), ""))
 
 
 def _releases() -> Iterator[str]:
