@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from omforge.air.graph import CONST_TYPES, DATA_TYPES, NET_OUTPUT
 from omforge.air.kernels import Kernel, KernelSlot
 from omforge.air.prototypes import Slot
-from omforge.lowering.air_legality.kernel_table import has_none, is_inferred, kernel_for
+from omforge.lowering.air_legality.kernel_table import (
+    LOCAL,
+    ON_THE_CPU,
+    has_none,
+    is_inferred,
+    kernel_for,
+)
 from omforge.lowering.air_legality.subject import AirSubject, Call, Operand, Result
 from omforge.lowering.legality.subject import Finding, Rule
 
-STRUCTURAL = frozenset((*DATA_TYPES, *CONST_TYPES, NET_OUTPUT))
-"""Operators that no kernel runs."""
+_CPU = "; the AI CPU has one, which may take it, slowly"
 
 Tensors = Mapping[str, Sequence[Operand | Result]]
 
@@ -46,13 +50,15 @@ def kernels_are_inferred(subject: AirSubject) -> Iterator[Finding]:
 
 def _kernelless(subject: AirSubject) -> Iterator[Finding]:
     for call in subject.calls:
-        if call.op.type not in STRUCTURAL and has_none(call.op.type, subject.target):
+        if has_none(call.op.type, subject.target):
             _, note = kernel_for(call.op.type, subject.target)
+            slow = call.op.type in ON_THE_CPU
             yield Finding(
                 call.where,
                 f"{subject.target.family.name} has no kernel for {call.op.type}",
-                f"its operator table names none{note}",
+                f"its operator table names none{note}{_CPU if slow else ''}",
                 "use operators that it has",
+                level="advice" if slow else None,
             )
 
 
@@ -81,12 +87,13 @@ def _uncombined(subject: AirSubject) -> Iterator[Finding]:
         if any(_column(wanted, at) for at in range(width)):
             continue
         told = ", ".join(f"{name} {dtype}" for name, (_, dtype) in wanted.items())
-        nearest = _nearest(wanted, width)
+        slow = call.op.type in ON_THE_CPU
         yield Finding(
             call.where,
             f"no kernel takes these dtypes together: {told}",
-            f"the nearest is {nearest}{note}",
+            f"the nearest is {_nearest(wanted, width)}{note}{_CPU if slow else ''}",
             "cast what differs",
+            level="advice" if slow else None,
         )
 
 
@@ -133,7 +140,7 @@ def prototypes_take_the_dtypes(subject: AirSubject) -> Iterator[Finding]:
     """An operator without a table of kernels gets dtypes that its prototype lists."""
     for call in subject.calls:
         kernel, _ = kernel_for(call.op.type, subject.target)
-        if kernel is not None or not call.named or call.op.type in STRUCTURAL:
+        if kernel is not None or not call.named or call.op.type in LOCAL:
             continue
         assert call.prototype is not None
         listed = {slot.name: slot.dtypes for slot in (*call.prototype.inputs,)}

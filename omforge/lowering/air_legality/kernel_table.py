@@ -15,6 +15,29 @@ Source: mirror-cann/ops-transformer:attention/incre_flash_attention/op_host/
 incre_flash_attention_def.cpp (AddConfig).
 """
 
+_LOCAL = (
+    "Data RefData Const Constant FileConstant NetOutput Reshape Squeeze SqueezeV2 SqueezeV3 "
+    "Unsqueeze UnsqueezeV2 UnsqueezeV3 ExpandDims Flatten FlattenV2 Identity IdentityN Shape "
+    "ShapeN Size Rank Bitcast ReFormat TransShape NoOp GatherShapes PhonyConcat PhonySplit If Case "
+    "While PartitionedCall StatelessIf StatelessCase StatelessWhile StatefulPartitionedCall Merge"
+)
+LOCAL = frozenset(_LOCAL.split())
+"""Operators that GE does itself, of any dtype: views, structure, what is known without a kernel.
+
+Source: hicann/ge:compiler/engines/local_engine/ops_kernel_store/op (REGISTER_OP_CREATOR).
+"""
+
+_ON_THE_CPU = (
+    "Add Cast Cumsum Div Elu Equal Exp GatherV2 Greater Less Log LogSoftmaxV2 Mul Neg Pow RealDiv "
+    "ReduceMean ReduceSum ReverseSequence Round Rsqrt ScatterElements SelectV2 SoftmaxV2 SplitD "
+    "SplitV Sqrt StridedSlice Sub Tan Tile"
+)
+ON_THE_CPU = frozenset(_ON_THE_CPU.split())
+"""Operators that have a kernel for the AI CPU, too, which is slow and takes other dtypes.
+
+Source: hicann/ops-math and hicann/ops-nn (op_kernel_aicpu).
+"""
+
 
 def table_family(target: Target) -> str | None:
     """Return the family whose table counts for a target; None where none does."""
@@ -32,13 +55,13 @@ def kernel_for(op_type: str, target: Target) -> tuple[Kernel | None, str]:
     """Return the kernel of an operator, and a note where it is another family's."""
     name, family = target.family.name, table_family(target)
     note = f"; {name} has no table: {family}'s is read" if is_inferred(target) else ""
-    if family is None or op_type in ABSENT.get(name, ()):
+    if family is None or op_type in LOCAL or op_type in ABSENT.get(name, ()):
         return None, note
     return kernel(op_type, family), note
 
 
 def has_none(op_type: str, target: Target) -> bool:
     """Whether a table is about this operator, and has no kernel of it for the target's family."""
-    if table_family(target) is None or not listed(op_type):
+    if table_family(target) is None or op_type in LOCAL or not listed(op_type):
         return False
     return kernel_for(op_type, target)[0] is None

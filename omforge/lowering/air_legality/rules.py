@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from omforge.lowering.air_legality import (
+    attention_limits,
     attribute_rules,
+    cache_limits,
     cache_rules,
     constant_rules,
     edge_rules,
     file_rules,
     interface_rules,
     kernel_rules,
+    layer_limits,
     name_rules,
+    product_limits,
+    shape_rules,
     slot_rules,
 )
 from omforge.lowering.air_legality.subject import AirSubject
@@ -28,6 +33,11 @@ AIR_RULES: tuple[Rule[AirSubject], ...] = (
     *constant_rules.RULES,
     *kernel_rules.RULES,
     *cache_rules.RULES,
+    *shape_rules.RULES,
+    *attention_limits.RULES,
+    *cache_limits.RULES,
+    *layer_limits.RULES,
+    *product_limits.RULES,
 )
 
 AIR_RULE_IDS: Mapping[str, Rule[AirSubject]] = {rule.id: rule for rule in AIR_RULES}

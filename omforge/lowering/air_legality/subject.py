@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import functools
+import struct
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from omforge.air.graph import DATA_TYPES, Air, Attr, Desc, Edge, Graph, Op
+from omforge.air.ge_types import byte_size
+from omforge.air.graph import CONST_TYPES, DATA_TYPES, Air, Attr, Desc, Edge, Graph, Op, Tensor
 from omforge.air.names import by_slot, expected, input_names, output_names
 from omforge.air.prototypes import Prototype, prototype
 from omforge.lowering.target import Target
+
+_SMALL = 64  # numbers: shapes, axes, sizes
 
 
 @dataclass(frozen=True)
@@ -52,12 +56,21 @@ def known(desc: Desc) -> Known:
 
 @dataclass(frozen=True)
 class Operand:
-    """One input slot that is connected."""
+    """One input slot that is connected.
+
+    Attributes:
+        slot: Its place among all inputs.
+        name: The input's name in the prototype.
+        edge: Where it comes from.
+        tensor: What is known of it.
+        values: The numbers of a small integer constant.
+    """
 
     slot: int
     name: str
     edge: Edge
     tensor: Known
+    values: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -129,6 +142,18 @@ class Call:
         value = self._value(name, "s")
         return value if isinstance(value, str) else self._default(name).strip('"')
 
+    def integers(self, name: str) -> tuple[int, ...] | None:
+        """The values of a ListInt, where they are there."""
+        attribute = self.op.attributes.get(name)
+        if attribute is None or attribute.kind != "i" or attribute.items is None:
+            return None
+        return tuple(item for item in attribute.items if isinstance(item, int))
+
+    def values(self, name: str) -> tuple[int, ...] | None:
+        """The numbers of an input that is a small integer constant."""
+        operand = self.operand(name)
+        return None if operand is None else operand.values
+
     def flag(self, name: str) -> bool:
         """The value of a Bool, its default where it is not there."""
         value = self._value(name, "b")
@@ -199,6 +224,23 @@ class Body:
             return Known()
         return known(producer.output_desc[edge.output])
 
+    def values(self, edge: Edge) -> tuple[int, ...] | None:
+        """The numbers of a constant of int32 or int64, where it is small."""
+        producer = self.by_name.get(edge.producer)
+        attribute = None if producer is None else producer.attributes.get("value")
+        value = None if attribute is None else attribute.value
+        if producer is None or producer.type not in CONST_TYPES or not isinstance(value, Tensor):
+            return None
+        width = {"int32": 4, "int64": 8}.get(value.desc.dtype, 0)
+        size = len(value.data)
+        if (
+            not width
+            or size > _SMALL * width
+            or size != byte_size(value.desc.dtype, value.desc.shape or ())
+        ):
+            return None
+        return struct.unpack(f"<{size // width}{'iq'[width // 8]}", value.data)
+
     def _call(self, op: Op) -> Call:
         prototyped = prototype(op.type)
         if prototyped is None or not well_named(op, prototyped):
@@ -208,7 +250,7 @@ class Body:
         for name, places in by_slot(prototyped.inputs, input_names(op)).items():
             found = [(at, edges[at]) for at in places if at < len(edges)]
             inputs[name] = tuple(
-                Operand(at, name, edge, self._operand(op, at, edge))
+                Operand(at, name, edge, self._operand(op, at, edge), self.values(edge))
                 for at, edge in found
                 if edge is not None
             )

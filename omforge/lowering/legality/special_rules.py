@@ -64,7 +64,7 @@ def rotary_mul(subject: Subject) -> Iterator[Finding]:
         x, r1, r2 = (static_shape(value) for value in node.inputs[:3])
         if x is None or r1 is None or r2 is None:
             continue
-        for problem in _rotary_problems(x, r1, r2):
+        for problem in rotary_problems(x, r1, r2):
             yield Finding(
                 ir.describe(node),
                 problem,
@@ -73,7 +73,8 @@ def rotary_mul(subject: Subject) -> Iterator[Finding]:
             )
 
 
-def _rotary_problems(x: tuple[int, ...], r1: tuple[int, ...], r2: tuple[int, ...]) -> Iterator[str]:
+def rotary_problems(x: tuple[int, ...], r1: tuple[int, ...], r2: tuple[int, ...]) -> Iterator[str]:
+    """What the documents of RotaryMul say against shapes: x, and the cosines and sines."""
     if len(x) != 4 or len(r1) != 4 or r1 != r2:
         yield f"x is {list(x)}, r1 {list(r1)}, r2 {list(r2)}"
         return

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from omforge.air import graph
+from omforge.air.ge_types import byte_size
 from omforge.air.graph import Air, Attr, Desc, Edge, Graph, Op, Tensor, parse_edge
 from omforge.air.names import BOOKKEEPING, naming
 from omforge.air.prototypes import prototype
@@ -187,6 +188,21 @@ def described(air: Air, name: str, output: int = 0, **fields) -> Air:
     air = edit(air, name, change)
     (body,) = air.graphs
     return replace(air, graphs=(replace(body, ops=tuple(map(follow, body.ops))),))
+
+
+def resized(air: Air, name: str, *shape: int) -> Air:
+    """Give a constant another shape, and zeros."""
+    (desc,) = air.graph.by_name()[name].output_desc
+    zeros = bytes(byte_size(desc.dtype, shape))
+    value = graph.tensor(Tensor(Desc("", desc.dtype, shape), zeros))
+    return told(described(air, name, shape=shape), name, value=value)
+
+
+def numbered(air: Air, name: str, *values: int) -> Air:
+    """Give a constant other numbers."""
+    (desc,) = air.graph.by_name()[name].output_desc
+    value = graph.tensor(Tensor(replace(desc, name=""), np.array(values, desc.dtype).tobytes()))
+    return told(air, name, value=value)
 
 
 def added(air: Air, *ops: Op) -> Air:
