@@ -11,6 +11,7 @@ from typing import Any
 from typer.core import TyperGroup
 
 from omforge.cli import console
+from omforge.cli.interrupts import Unwinding
 
 PIPE_CLOSED = 141
 """Of a process that SIGPIPE ended, 128 + 13: what a shell expects of `omforge passes | head -1`."""
@@ -33,7 +34,8 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
         try:
-            return super().invoke(ctx)
+            with Unwinding():
+                return super().invoke(ctx)
         except BrokenPipeError as error:
             raise _ReaderGone from error  # typer would end the process with 1
 

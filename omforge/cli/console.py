@@ -24,7 +24,7 @@ from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TextIO
 
-from omforge.cli.interrupts import interrupted
+from omforge.cli import interrupts
 
 log = logging.getLogger(__name__)
 
@@ -287,8 +287,8 @@ class Problem:
 
 def problem(error: BaseException) -> Problem:
     """Return how to tell users of an error; an unexpected one is a bug, and said to be one."""
-    if isinstance(error, KeyboardInterrupt) or interrupted():
-        return Problem("interrupted", "", "", (), 130)
+    if isinstance(error, KeyboardInterrupt) or interrupts.interrupted():
+        return Problem(interrupts.TOLD, "", "", (), interrupts.STATUS)
     from omforge.ir.errors import OmforgeError  # loads onnx-ir, so only once there is an error
 
     notes = tuple(getattr(error, "__notes__", ()))
@@ -341,6 +341,8 @@ def report(error: BaseException, *, as_json: bool) -> int:
     if as_json:
         show_json(found.to_dict())
     say(str(found))
+    if found.status == interrupts.STATUS:
+        interrupts.said()
     return found.status
 
 

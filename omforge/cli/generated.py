@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from omforge.cli import interrupts
 from omforge.runtime.generate import Generation
 from omforge.runtime.text_stream import TextStream
 
@@ -65,5 +66,6 @@ def stream_text(
             put(text.push(token))
     except KeyboardInterrupt:
         interrupted = True
+        interrupts.said()  # by what is shown of the text
     put(text.finish())
     return "".join(pieces), interrupted

@@ -353,7 +353,7 @@ def test_ctrl_c_leaves_nothing_behind(
     monkeypatch.setattr(writing, "compile_script", interrupt)
     source = exported("optimum", "llama_gqa")
     said = refused("compile", source, "--target", SOC, "-o", empty / "b", *SIZES, status=130)
-    assert said == "error: interrupted"
+    assert said == "error: interrupted: what was complete stays, and nothing half-written"
 
 
 def limited(*arguments: object) -> subprocess.CompletedProcess[str]:
