@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from omforge.atc.command import find_atc
+from omforge.bundle.manifest import Manifest
 from omforge.cli.console import show, show_table
 from omforge.compilation.compile import CompileResult
 from omforge.compilation.footprint import budget_text
@@ -18,6 +19,7 @@ from omforge.compilation.writing import SCRIPT
 from omforge.recognition.coverage import Coverage
 from omforge.rewriting.events import Event
 from omforge.rewriting.pass_run import PassRun
+from omforge.runtime.fixed import required
 
 # --- passes ---------------------------------------------------------------------------------------
 
@@ -113,9 +115,16 @@ def show_compiled(result: CompileResult, source: Path, output: Path, remark: str
     show_nonfinite(result.nonfinite)
     show_budget(result)
     show(f"atc        {_atc_hint(result, output)}")
+    show(f"next       {next_commands(made, output)}")
+
+
+def next_commands(made: Manifest, output: Path) -> str:
+    """What to do with a bundle, as it is typed."""
     folder = shlex.quote(str(output))
-    run = "" if made.embeddings is not None else f'; omforge run {folder} --prompt "..."'
-    show(f"next       omforge verify {folder}{run}")
+    if made.embeddings is not None:  # no text can go in
+        return f"omforge verify {folder}"
+    give = " --give FILE.npz" if required(made.fixed) else ""
+    return f'omforge verify {folder}; omforge run {folder} --prompt "..."{give}'
 
 
 def show_nonfinite(found: Mapping[str, str]) -> None:

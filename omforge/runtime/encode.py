@@ -234,7 +234,12 @@ class Encoder:
         context = self.manifest.context
         for index, text in enumerate(texts):
             if not len(text):
-                raise InputError(f"text {index} is empty", "there is no token to encode")
+                which = f"text {index}" if len(texts) > 1 else "the text"
+                raise InputError(
+                    f"{which} is empty",
+                    "there is no token to encode",
+                    "Give it a word, or a token at least",
+                )
             if len(text) > context:
                 raise InputError(
                     f"text {index} has {len(text)} tokens",

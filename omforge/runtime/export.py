@@ -111,7 +111,11 @@ class ExportModel:
                 export that makes those of the last token alone.
         """
         if not prompts or not all(len(prompt) for prompt in prompts):
-            raise InputError("a prompt is empty", "there is no token to continue from")
+            raise InputError(
+                "a prompt is empty",
+                "there is no token to continue from",
+                "Start it with the model's BOS token",
+            )
         lengths = sorted({len(prompt) for prompt in prompts})
         if all_logits and len(lengths) > 1:
             raise InputError("cannot return all logits", f"the prompts have lengths {lengths}")

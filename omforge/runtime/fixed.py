@@ -48,11 +48,7 @@ def read_fixed(fixed: Sequence[FixedInput], file: Path | None) -> dict[str, Arra
             raise InputError(
                 f"cannot read {file}", str(error), "Write it with numpy.savez, by name"
             ) from error
-    lacking = [
-        spec.name
-        for spec in fixed
-        if spec.kind == "memory" and np.dtype(spec.dtype).kind == "f" and spec.name not in given
-    ]
+    lacking = [name for name in required(fixed) if name not in given]
     if lacking:
         raise InputError(
             f"the bundle needs what an encoder made: {', '.join(lacking)}",
@@ -60,6 +56,11 @@ def read_fixed(fixed: Sequence[FixedInput], file: Path | None) -> dict[str, Arra
             "Give it with --give FILE.npz, by these names (from Python: LanguageModel(fixed=...))",
         )
     return given
+
+
+def required(fixed: Sequence[FixedInput]) -> list[str]:
+    """The names of an encoder's states: a mask may be absent, and so may an adapter."""
+    return [s.name for s in fixed if s.kind == "memory" and np.dtype(s.dtype).kind == "f"]
 
 
 def as_exported(manifest: Manifest, given: Mapping[str, Array]) -> dict[str, Array]:

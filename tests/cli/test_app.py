@@ -465,13 +465,36 @@ def test_run_refuses_a_prompt_beyond_the_context(bundle: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--prompt", ""), "is empty"),
-        (("--prompt", "x", "--temperature", "-1"), "temperature is -1"),
-        (("--prompt", "x", "--top-p", "0"), "top_p is 0"),
+        (("--prompt", ""), ("the prompt is empty", "next: Start it with the model's BOS token")),
+        (
+            ("--prompt", "x", "--temperature", "-1"),
+            ("temperature is -1", "next: Leave it away for the default"),
+        ),
+        (
+            ("--prompt", "x", "--top-p", "0"),
+            ("top_p is 0", "next: Leave it away for the default"),
+        ),
     ],
 )
-def test_run_refuses_wrong_values(bundle: Path, arguments: tuple[str, ...], words: str) -> None:
-    assert words in refused("run", bundle, *arguments)
+def test_run_refuses_wrong_values(
+    bundle: Path, arguments: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    said = refused("run", bundle, *arguments)
+    assert all(word in said for word in words)
+
+
+def test_what_no_check_leaves_is_said_and_left(bundle: Path, tmp_path: Path) -> None:
+    told = " ".join(omf("run", "--help").out.split())
+    assert "hashes in its manifest, whose own always holds." in told
+    changed = Path(shutil.copytree(bundle, tmp_path / "changed"))
+    file = changed / "tokenizer_config.json"
+    file.write_text(file.read_text() + " ")
+    given = ("run", changed, "--prompt", "x", "--max-new-tokens", "1")
+    assert "tokenizer_config.json" in refused(*given, status=1)
+    omf(*given, "--no-check")
+    manifest = changed / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"context": 32', '"context": 31'))
+    assert "manifest" in refused(*given, "--no-check")
 
 
 def test_run_refuses_a_folder_that_is_no_bundle(tmp_path: Path) -> None:

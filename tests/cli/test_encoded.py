@@ -34,6 +34,16 @@ def test_a_text_gives_its_hidden_states(bert: Bundle, tmp_path: Path) -> None:
         assert np.array_equal(kept["last_hidden_state"], expected["last_hidden_state"])
 
 
+def test_no_text_is_refused_with_what_to_do(bert: Bundle) -> None:
+    result = CliRunner().invoke(app, ["run", str(bert.folder), "--prompt", ""])
+    assert result.exit_code == 2
+    assert result.stderr.splitlines() == [
+        "error: the text is empty",
+        "  why:  there is no token to encode",
+        "  next: Give it a word, or a token at least",
+    ]
+
+
 def test_a_pair_is_one_text(bert: Bundle) -> None:
     one, two = (
         json.loads(run(bert, "--prompt", "hel", "--json", *more))["tokens"]
@@ -78,7 +88,7 @@ def test_a_file_is_saved_whole_or_not_at_all(
     link.symlink_to(file)
 
     def full(self: Path, data: bytes) -> int:
-        self.touch()
+        self.open("wb").close()  # as write_bytes does before it fails
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:

@@ -75,6 +75,7 @@ def test_the_smallest_bucket_that_holds_a_text_is_run(bert: Bundle) -> None:
     [
         ([], None, "there are no texts"),
         ([[1], []], None, "text 1 is empty"),
+        ([[]], None, "the text is empty: there is no token to encode. Give it a word"),
         ([[1] * 13], None, "text 0 has 13 tokens: the bundle's longest bucket takes 12"),
         ([[320]], None, "token 320 is outside its table: that has rows 0 to 319"),
         ([[1]], {"token_type_ids": [[2]]}, "token_type_ids 2 is outside its table"),
