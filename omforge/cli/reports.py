@@ -17,7 +17,7 @@ from omforge.compilation.quantize_options import memory_text, quantization_text
 from omforge.compilation.task import task_text
 from omforge.compilation.writing import SCRIPT
 from omforge.recognition.coverage import Coverage
-from omforge.rewriting.events import Event
+from omforge.rewriting.events import Event, grouped
 from omforge.rewriting.pass_run import PassRun
 from omforge.runtime.fixed import required
 
@@ -54,9 +54,9 @@ def small(number: float) -> str:
 
 
 def show_events(events: Iterable[Event]) -> None:
-    """Show what passes left alone, and why."""
-    for event in events:
-        show(str(event))
+    """Show what passes left alone, and why; --verbose has every place of it."""
+    for line in grouped(events):
+        show(line)
 
 
 def passes_json(
@@ -158,19 +158,18 @@ def show_budget(result: CompileResult) -> None:
 
 
 def show_coverage(coverage: Coverage, events: Sequence[Event]) -> None:
-    """Show the blocks that were raised, of how many, and why the others were not."""
+    """Show the blocks that were raised, of how many, and why others were not, one line a reason."""
     kinds = [f"{name} {kind.found} of {kind.expected}" for name, kind in coverage.kinds.items()]
     show(f"coverage   {', '.join(kinds)}")
     told: set[str] = set()
     for name, kind in coverage.kinds.items():
-        for why in kind.missed:
-            told.add(why)
+        told.update(kind.missed)
+        for why in kind.reasons:
             show(f"  missed   {name}: {why}")
     for loss in coverage.lost:
         show(f"  lost     {loss}")
-    for event in events:
-        if str(event) not in told:
-            show(f"  event    {event}")
+    for line in grouped(event for event in events if str(event) not in told):
+        show(f"  event    {line}")
 
 
 def _atc_hint(result: CompileResult, output: Path) -> str:

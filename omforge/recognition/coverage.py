@@ -19,7 +19,7 @@ from omforge.recognition.config import ModelConfig
 from omforge.recognition.interface import activations, find_interface, memory_of, states
 from omforge.recognition.rotary.operator import is_own
 from omforge.recognition.views import scalar
-from omforge.rewriting.events import Event, events
+from omforge.rewriting.events import Event, events, grouped
 from omforge.rewriting.match import NoMatch
 
 _NORMS = ("RMSNormalization", "LayerNormalization")
@@ -28,11 +28,19 @@ _NORM_LEFTOVERS = ("ReduceMean", "ReduceSumSquare", "ReduceL2")
 
 @dataclass(frozen=True)
 class Covered:
-    """One kind of block: how many were raised, of how many, and why the others were not."""
+    """One kind of block: how many were raised, of how many, and why the others were not.
+
+    Attributes:
+        found: How many were raised.
+        expected: How many there are.
+        missed: Why the others were not, one line each.
+        reasons: The same, one line for all that say the same.
+    """
 
     found: int
     expected: int
     missed: tuple[str, ...] = ()
+    reasons: tuple[str, ...] = ()
 
     @property
     def complete(self) -> bool:
@@ -63,7 +71,7 @@ class Coverage:
     def problems(self) -> list[str]:
         """Everything that is missing, one line each."""
         lines = [
-            f"{name}: {kind.found} of {kind.expected}" + "".join(f"; {why}" for why in kind.missed)
+            f"{name}: {kind.found} of {kind.expected}" + "".join(f"; {why}" for why in kind.reasons)
             for name, kind in self.kinds.items()
             if not kind.complete
         ]
@@ -281,9 +289,11 @@ def _unrecognised(
 def _covered(found: int, expected: int, told: Iterable[Event], *by: str) -> Covered:
     if found == expected:
         return Covered(found, expected)
-    missed = tuple(str(e) for e in told if e.pass_name in by)
-    unknown = f"{' and '.join(by)} met nothing like it: it is spelled in a way that is not known"
-    return Covered(found, expected, missed or (unknown,))
+    missed = [event for event in told if event.pass_name in by]
+    if not missed:
+        met = f"{' and '.join(by)} met nothing like it: it is spelled in a way that is not known"
+        return Covered(found, expected, (met,), (met,))
+    return Covered(found, expected, tuple(map(str, missed)), tuple(grouped(missed)))
 
 
 def _is_gate(node: ir.Node) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from omforge.recognition.coverage import Coverage
-from omforge.rewriting.events import Event
+from omforge.rewriting.events import Event, event_kind
 
 KINDS: Mapping[str, tuple[str, ...]] = {
     "attention": ("fuse-attention",),
@@ -108,16 +108,14 @@ def explain(
         layer: Only what belongs to this layer.
         at: Only what is at a node or value whose name holds this text.
     """
-    groups: dict[tuple[str, str], list[Event]] = {}
+    groups: dict[tuple[str, bool, str], list[Event]] = {}
     for event in told:
         wanted = pass_name in (None, event.pass_name)
         wanted = wanted and (layer is None or layer_of(event) == layer)
         wanted = wanted and (at is None or at in event.where or at in event.reason)
         if wanted:
-            # Names differ from layer to layer by their numbers alone.
-            key = (event.pass_name, re.sub(r"\d+", "#", event.reason))
-            groups.setdefault(key, []).append(event)
-    misses = tuple(_miss(name, events) for (name, _), events in groups.items())
+            groups.setdefault(event_kind(event), []).append(event)
+    misses = tuple(_miss(name, events) for (name, _, _), events in groups.items())
     return Explanation(coverage, misses)
 
 

@@ -5,6 +5,8 @@ pipeline can say which norm of which layer stayed unfused, and why.
 """
 
 import logging
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,6 +66,22 @@ def events(model: ir.Model) -> tuple[Event, ...]:
     """Return the events recorded on a model, oldest first."""
     kept: Any = model.meta
     return kept.get(_KEY, ())
+
+
+def event_kind(event: Event) -> tuple[str, bool, str]:
+    """What equal events share: names differ from layer to layer by their numbers alone."""
+    return event.pass_name, event.done, re.sub(r"\d+", "#", event.reason)
+
+
+def grouped(told: Iterable[Event]) -> list[str]:
+    """Return a line for each kind of event: the first of them, and how many more there are."""
+    kinds: dict[tuple[str, bool, str], list[Event]] = {}
+    for event in told:
+        kinds.setdefault(event_kind(event), []).append(event)
+    return [
+        f"{same[0]} (and {len(same) - 1} more)" if len(same) > 1 else str(same[0])
+        for same in kinds.values()
+    ]
 
 
 def place(where: ir.Node | ir.Value | str) -> str:

@@ -10,7 +10,7 @@ from omforge import ir
 from omforge.passes import make_pipeline
 from omforge.passes.fuse_attention import FuseAttention
 from omforge.recognition.config import ModelConfig, read_config
-from omforge.recognition.coverage import measure
+from omforge.recognition.coverage import Coverage, Covered, measure
 from omforge.testing import parse
 from tests.passes import recurrent, test_dense_experts
 from tests.passes.blocks import Block, named
@@ -103,6 +103,15 @@ def test_an_unraised_softmax_is_missed_with_its_reason() -> None:
     assert not coverage.complete
     assert "attention: 0 of 1" in coverage.problems()[0]
     assert "not from a product" in coverage.problems()[0]
+
+
+def test_blocks_that_are_missed_for_one_reason_are_one_problem() -> None:
+    told = [f"fuse-attention: left Softmax {n} alone: why" for n in range(3)]
+    missed = Covered(1, 4, tuple(told), (f"{told[0]} (and 2 more)",))
+    assert Coverage({"attention": missed}).problems() == [
+        "attention: 1 of 4; fuse-attention: left Softmax 0 alone: why (and 2 more)"
+    ]
+    assert Coverage({"attention": missed}).to_json()["attention"]["missed"] == told
 
 
 TOKENS = """<ir_version: 11, opset_import: ["" : 24]>

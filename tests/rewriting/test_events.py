@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from omforge import ir
-from omforge.rewriting.events import Event, events, record
+from omforge.rewriting.events import Event, events, grouped, record
 
 TEXT = """<ir_version: 11, opset_import: ["" : 24]>
 g (float[N] x) => (float[N] y) { h = Neg (x) y = Exp (h) }"""
@@ -36,3 +36,19 @@ def test_the_same_event_is_kept_and_logged_once(caplog: pytest.LogCaptureFixture
 
 def test_a_model_without_events_has_none() -> None:
     assert events(ir.from_onnx_text(TEXT)) == ()
+
+
+def test_equal_events_are_one_line_with_the_first_place_and_a_count() -> None:
+    """Equal but for numbers, in which names differ from layer to layer."""
+    told = [
+        *(Event("a-pass", f"Add {n}", f"layers.{n} has another shape") for n in range(3)),
+        Event("a-pass", "Mul 0", "of its colour"),
+        Event("b-pass", "Add 0", "layers.0 has another shape"),
+        Event("a-pass", "Add 3", "layers.3 has another shape", done=True),
+    ]
+    assert grouped(told) == [
+        "a-pass: left Add 0 alone: layers.0 has another shape (and 2 more)",
+        "a-pass: left Mul 0 alone: of its colour",
+        "b-pass: left Add 0 alone: layers.0 has another shape",
+        "a-pass: Add 3: layers.3 has another shape",
+    ]
