@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from omforge.air.ge_types import byte_size
 from omforge.air.graph import Air, Attr, Desc, Graph, Op, Tensor
@@ -77,3 +78,38 @@ def _item(item: object) -> str:
     if isinstance(item, float):
         return f"{item:.7g}"
     return str(item)
+
+
+def to_json(air: Air) -> dict[str, Any]:
+    """A file as plain data; of a constant its type, and not its numbers."""
+    return {
+        "name": air.name,
+        "version": air.version,
+        "graphs": [
+            {"name": graph.name, "operators": [_op_json(op) for op in graph.ops]}
+            for graph in air.graphs
+        ],
+    }
+
+
+def _op_json(op: Op) -> dict[str, Any]:
+    inputs, outputs = input_names(op), output_names(op)
+    fed = [(at, edge) for at, edge in enumerate(op.edges) if edge is not None]
+    return {
+        "name": op.name,
+        "type": op.type,
+        "inputs": {inputs.get(at, str(at)): f"{edge.producer}:{edge.output}" for at, edge in fed},
+        "after": list(op.controls),
+        "attributes": {
+            name: value(item)
+            for name, item in sorted(op.attributes.items())
+            if name not in BOOKKEEPING
+        },
+        "outputs": {
+            outputs.get(at, desc.name or str(at)): {
+                "dtype": desc.dtype,
+                "shape": None if desc.shape is None else list(desc.shape),
+            }
+            for at, desc in enumerate(op.output_desc)
+        },
+    }

@@ -9,17 +9,18 @@ of its output has gone.
 
 from __future__ import annotations
 
-import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 import omforge
 from omforge.cli import console
 from omforge.cli.command_group import Commands
+from omforge.cli.ge_graph import air
+from omforge.cli.guard import guarded
 from omforge.cli.options import (
     Atc,
     AtcCached,
@@ -62,6 +63,7 @@ from omforge.cli.options import (
     Trust,
     Verbose,
     VerifyEach,
+    WhyFront,
     build_options,
     forms,
     numbers,
@@ -95,21 +97,6 @@ def _version(on: bool) -> None:
         raise typer.Exit
 
 
-def _guarded(command: Callable[..., None]) -> Callable[..., None]:
-    """Turn deliberate errors, the system's and Ctrl-C into a message and an exit status."""
-
-    @functools.wraps(command)
-    def guarded(*args: Any, **kwargs: Any) -> None:
-        try:
-            command(*args, **kwargs)
-        except (BrokenPipeError, typer.Exit, typer.Abort):
-            raise  # the reader of a pipe went away, which `Commands` ends; or the end was asked for
-        except (Exception, KeyboardInterrupt) as error:
-            raise typer.Exit(console.report(error, as_json=bool(kwargs.get("as_json")))) from None
-
-    return guarded
-
-
 @app.callback()
 def options(
     version: Annotated[
@@ -121,7 +108,7 @@ def options(
 
 
 @app.command("compile")
-@_guarded
+@guarded
 def compile_(
     source: Annotated[
         Path,
@@ -229,7 +216,7 @@ def compile_(
 
 
 @app.command()
-@_guarded
+@guarded
 def build(
     bundle: BundleFolder,
     atc: Atc = "auto",
@@ -265,7 +252,7 @@ def _given(context: typer.Context, parameters: Sequence[str]) -> list[str]:
 
 
 @app.command()
-@_guarded
+@guarded
 def run(
     context: typer.Context,
     bundle: BundleFolder,
@@ -339,7 +326,7 @@ def run(
 
 
 @app.command()
-@_guarded
+@guarded
 def opt(
     model: Model,
     pipeline: Annotated[
@@ -421,7 +408,7 @@ def _has_external(model: ir.Model) -> bool:
 
 
 @app.command()
-@_guarded
+@guarded
 def check(
     model: Model,
     target: Soc,
@@ -443,10 +430,11 @@ def check(
         ),
     ] = False,
     form: Forms = None,
+    front: WhyFront = None,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """List everything in an ONNX model that ATC would refuse or get wrong."""
+    """List everything in a model, ONNX or .air, that ATC would refuse or get wrong."""
     from omforge.api.checking import check as check_model
     from omforge.lowering.legality import report
 
@@ -454,7 +442,8 @@ def check(
         from omforge.compilation.why import explain_choices
         from omforge.lowering.target import target as find_target
 
-        graphs = explain_choices(model, find_target(target), forms=dict(forms(form)))
+        soc = find_target(target)
+        graphs = explain_choices(model, soc, forms=dict(forms(form)), front=front)
         if as_json:
             console.show_json({"graphs": [graph.to_json() for graph in graphs]})
         else:
@@ -470,7 +459,7 @@ def check(
 
 
 @app.command()
-@_guarded
+@guarded
 def explain(
     model: Model,
     pass_name: Annotated[
@@ -518,7 +507,7 @@ def explain(
 
 
 @app.command()
-@_guarded
+@guarded
 def verify(
     bundle: BundleFolder,
     source: Annotated[
@@ -555,7 +544,7 @@ def verify(
 
 
 @app.command()
-@_guarded
+@guarded
 def om(
     file: Annotated[Path, typer.Argument(metavar="FILE.om", help="What atc made.")],
     as_json: Json = False,
@@ -572,7 +561,7 @@ def om(
 
 
 @app.command()
-@_guarded
+@guarded
 def passes(as_json: Json = False, verbose: Verbose = False) -> None:
     """List the passes with their options, the pipelines, and what other packages add."""
     from omforge.cli.registry import registry_json, show_registry
@@ -583,7 +572,7 @@ def passes(as_json: Json = False, verbose: Verbose = False) -> None:
         show_registry()
 
 
-app.command()(_guarded(probe))
+app.command()(guarded(probe))
 
 
 def main() -> None:
@@ -593,3 +582,6 @@ def main() -> None:
     console.collect_seldom()
     console.return_large_blocks()
     app()
+
+
+app.command("air")(guarded(air))

@@ -68,6 +68,11 @@ Front = Annotated[
     ),
 ]
 
+WhyFront = Annotated[
+    Literal["onnx", "air"] | None,
+    typer.Option("--front", help="With --why, of an export: what atc is given."),
+]
+
 PrintAfter = Annotated[
     str,
     typer.Option(

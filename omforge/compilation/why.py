@@ -12,15 +12,18 @@ from pathlib import Path
 from typing import Any, cast
 
 from omforge import ir
+from omforge.air.lowered import written_slot
 from omforge.bundle import manifest as m
 from omforge.bundle.source import find_source
 from omforge.compilation.graph_plan import cheapest_layout
+from omforge.ir.fronts import Front
 from omforge.lowering.legalize import LEGALIZED_FROM, Decision, Refusal, legalize
 from omforge.lowering.legalize.choices import choices
 from omforge.lowering.legalize.traffic import CACHE, Traffic, bytes_moved, size
 from omforge.lowering.target import Target
 from omforge.passes import make_pipeline
 from omforge.passes.bind_shapes import BindShapes
+from omforge.passes.cache_in_place import CacheInPlace
 from omforge.passes.convert_precision import ConvertPrecision
 from omforge.passes.fuse_kv_io import FuseKvIo
 from omforge.passes.last_token_logits import LastTokenLogits
@@ -66,7 +69,7 @@ class GraphWhy:
         gears: The lengths that the traffic is counted for; one for a static graph.
         total: All bytes of a step, gear by gear.
         groups: Operators with several forms, then the others.
-        layout: Of the cache: "stacked", "per-layer" or "".
+        layout: Of the cache: "stacked", "per-layer", "in place" or "".
         cache_copied: Bytes that a step moves to take the cache apart.
         stacked_copies: Bytes that it would move for that if the cache were stacked.
     """
@@ -90,7 +93,7 @@ class GraphWhy:
             )
         if self.layout:
             yield f"  cache -> {self.layout}: copies {amount(self.cache_copied)} a step"
-            for row in choices("cache"):
+            for row in choices("cache") if self.layout != "in place" else ():
                 copies = amount(self.stacked_copies if row.form == "stacked" else 0)
                 told = f"{row.reason} [{row.certainty}: {row.source}]"
                 chosen = row.form == self.layout
@@ -166,7 +169,11 @@ def amount(count: int) -> str:
 
 
 def explain_choices(
-    path: str | Path, soc: Target, *, forms: Mapping[str, str] | None = None
+    path: str | Path,
+    soc: Target,
+    *,
+    forms: Mapping[str, str] | None = None,
+    front: Front | None = None,
 ) -> tuple[GraphWhy, ...]:
     """Say of a bundle, an export or a canonical graph how it is lowered and why.
 
@@ -174,6 +181,7 @@ def explain_choices(
         path: A bundle's folder, an export's folder or .onnx file, or a canonical graph.
         soc: The target.
         forms: Operator to form, as `legalize` takes them.
+        front: What atc is given; None for the bundle's own, and ONNX graphs of what is none.
 
     Raises:
         InputError: The path is none of these, or `forms` is wrong.
@@ -187,11 +195,18 @@ def explain_choices(
             (b.name, BindShapes(b.batch, 0 if b.gears else b.seq, b.capacity), b.gears)
             for b in bundle.buckets
         ]
-        return _explain(model, "fp32" if bundle.dtype == "float32" else "fp16", plans, soc, forms)
+        if (front or bundle.front) != bundle.front:
+            raise ir.InputError(
+                f"the bundle {path} was made for the front {bundle.front}",
+                "its canonical graph has the cache as that front wants it",
+                "Leave --front away, or give the export",
+            )
+        dtype = "fp32" if bundle.dtype == "float32" else "fp16"
+        return _explain(model, dtype, plans, soc, forms, bundle.front)
     source = find_source(path)
     model = ir.load(source.graph)
     if all(isinstance(dim, int) for value in model.graph.inputs for dim in value.shape or ("",)):
-        return (_of_graph(source.graph.name, model, (), soc, forms),)
+        return (_of_graph(source.graph.name, model, (), soc, forms, front or "onnx"),)
     context = _CONTEXT
     if all(value.name != LOGITS_INDEX for value in model.graph.inputs):
         config = read_config(source.folder)
@@ -200,11 +215,13 @@ def explain_choices(
         fuse = FuseKvIo(cheapest_layout())
         for step in (LastTokenLogits(), fuse, TabulateRotary(context)):
             step.run(model)
+        if front == "air":
+            CacheInPlace().run(model)
     plans = [
         (f"prefill_s{_PREFILL}_c{context}", BindShapes(1, _PREFILL, context), ()),
         (f"decode_c{context}", BindShapes(1, 1, context), ()),
     ]
-    return _explain(model, "fp16", plans, soc, forms)
+    return _explain(model, "fp16", plans, soc, forms, front or "onnx")
 
 
 def _explain(
@@ -213,13 +230,14 @@ def _explain(
     plans: Sequence[tuple[str, BindShapes, tuple[int, ...]]],
     soc: Target,
     forms: Mapping[str, str] | None,
+    front: Front,
 ) -> tuple[GraphWhy, ...]:
     ConvertPrecision("fp32" if dtype == "fp32" else "fp16").run(model)
     found: list[GraphWhy] = []
     for name, bind, gears in plans:
         bucket = model.clone()
         bind.run(bucket)
-        found.append(_of_graph(name, bucket, gears or (bind.seq,), soc, forms))
+        found.append(_of_graph(name, bucket, gears or (bind.seq,), soc, forms, front))
     return tuple(found)
 
 
@@ -229,15 +247,18 @@ def _of_graph(
     gears: tuple[int, ...],
     soc: Target,
     forms: Mapping[str, str] | None,
+    front: Front,
 ) -> GraphWhy:
     told: list[Decision] = []
     symbols = {"seq": gears} if len(gears) > 1 else None
-    legalize(model, soc, gears=symbols, forms=forms, told=told)
+    legalize(model, soc, front, gears=symbols, forms=forms, told=told)
     bindings = [{"seq": seq} for seq in gears] or [dict[str, int]()]
     nodes = list(model.graph)
     splits = [n for n in nodes if n.op_type == "Split" and _is_whole_cache(n.inputs[0])]
     caches = [v for v in model.graph.inputs if (v.name or "").startswith(CACHE)]
     layout = "" if not caches else "stacked" if splits else "per-layer"
+    if any(written_slot(node) is not None for node in nodes):
+        layout = "in place"
     return GraphWhy(
         name=name,
         gears=gears,

@@ -20,7 +20,7 @@ from omforge.ir.errors import InputError
 
 Array = npt.NDArray[Any]
 
-OPSET = 18
+OPSET = 21  # the first whose Cast takes int4
 
 ONNX_DTYPES: Mapping[str, int] = {
     "float32": TensorProto.FLOAT,

@@ -42,7 +42,7 @@ class Traffic:
     """Bytes moved by some kernels.
 
     Attributes:
-        weights: Read from constants.
+        weights: Read from constants, turned or cast ones too.
         cache: Read from the KV cache, or from a copy of it.
         read: Read from other tensors: activations, masks, ids.
         written: Written, whatever it is.
@@ -114,13 +114,21 @@ def _of_node(node: ir.Node, gear: Mapping[str, int]) -> Traffic:
         amount = written if partial else size(value, gear)
         if node.op_type == "Shape":
             amount = 0
-        if value.is_initializer() or value.const_value is not None:
+        if _is_weight(value):
             weights += amount
         elif is_cache(value):
             cache += amount
         else:
             read += amount
     return Traffic(weights, cache, read, written, 1)
+
+
+def _is_weight(value: ir.Value) -> bool:
+    """Say whether a value is a constant, or what atc makes of constants ahead of the run."""
+    if value.is_initializer() or value.const_value is not None:
+        return True
+    producer = value.producer()
+    return producer is not None and is_constant(producer)
 
 
 def is_view(node: ir.Node) -> bool:
