@@ -1,6 +1,6 @@
 """Fixtures that every room's tests share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +10,14 @@ from omforge.compilation.compile import compile_bundle
 from omforge.compilation.options import CompileOptions
 from omforge.runtime.bundle import Bundle
 from tests.exports import ENCODER_DECODERS, ENCODERS, export
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_facts_of_the_users(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What lies in the configuration folder of whoever runs the tests does not change them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -13,10 +13,10 @@ from omforge import ir
 from omforge.api.models import ModelLike, load
 from omforge.api.results import Result
 from omforge.lowering.air_legality import check_air_file, is_air
+from omforge.lowering.facts_file import target_with
 from omforge.lowering.legality import report
 from omforge.lowering.legality.check_file import FileCheck, check_file
 from omforge.lowering.legality.subject import Offence
-from omforge.lowering.target import target as find_target
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,12 @@ class Checked(Result):
 
 
 def check(
-    model: ModelLike, target: str, *, gears: bool = False, allow: Collection[str] = ()
+    model: ModelLike,
+    target: str,
+    *,
+    gears: bool = False,
+    allow: Collection[str] = (),
+    facts: str | os.PathLike[str] | None = None,
 ) -> Checked:
     """List everything in a model that ATC would refuse or get wrong.
 
@@ -62,12 +67,13 @@ def check(
         target: The SoC.
         gears: Symbolic dims of the inputs are meant for atc's --dynamic_dims.
         allow: Rules that are inferred, by name: their offences become advice.
+        facts: What `omforge probe` saw: a file. It goes before what is inferred.
 
     Raises:
         InputError: It is no model or a damaged one, the SoC is not known, or `allow` names no such
             rule.
     """
-    soc = find_target(target)
+    soc = target_with(target, facts)
     if isinstance(model, str | os.PathLike):
         file = Path(os.fspath(model))
         if is_air(file):

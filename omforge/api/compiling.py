@@ -23,6 +23,7 @@ from omforge.compilation.options import CompileOptions, TaskOption
 from omforge.compilation.quantize_options import KvDtype
 from omforge.compilation.work import Progress
 from omforge.ir.fronts import Front
+from omforge.lowering.facts_file import target_with
 from omforge.rewriting.instruments import CompareEach, Instrument, VerifyEach
 
 GRAPH, WEIGHTS = "exported.onnx", "exported.data"
@@ -40,7 +41,8 @@ def compile(
     batch: int = 1,
     dtype: Literal["fp16", "fp32"] = "fp16",
     layout: Literal["auto", "stacked", "per-layer"] = "auto",
-    front: Front = "onnx",
+    front: Front | Literal["auto"] = "auto",
+    facts: str | os.PathLike[str] | None = None,
     allow_partial: bool = False,
     gears: bool = False,
     quantize: str = "",
@@ -74,7 +76,9 @@ def compile(
         batch: Rows B of every bucket.
         dtype: Of the lowered graphs.
         layout: Of the cache: one tensor, or two for each layer.
-        front: What atc is given: ONNX graphs, or GE graphs (.air), which may write the cache.
+        front: What atc is given: ONNX graphs, or GE graphs (.air), which may write the cache;
+            `auto`: ONNX, until `facts` show that the device does.
+        facts: What `omforge probe` saw: a file. It goes before what tables infer.
         allow_partial: Go on although blocks were not raised.
         gears: One graph for all buckets, their lengths its gears.
         quantize: How weights are stored: `int8`, `int4:g32`, `w8a8`; "" for floats.
@@ -97,6 +101,7 @@ def compile(
         InputError: The source, the target or an option is wrong.
         CheckError: Coverage is not complete, a lowered graph has illegal nodes, or atc refuses one.
     """
+    known = target_with(target, facts).facts
     build = BuildOptions(atc, atc_jobs) if atc_cache else BuildOptions(atc, atc_jobs, cache=None)
     options = CompileOptions(
         soc=target,
@@ -106,7 +111,8 @@ def compile(
         batch=batch,
         dtype=dtype,
         layout=layout,
-        front=front,
+        front=known.front if front == "auto" else front,
+        facts=known,
         allow_partial=allow_partial,
         gears=gears,
         forms=tuple(dict(form).items()),

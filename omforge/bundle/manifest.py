@@ -242,7 +242,8 @@ class Manifest:
 
     A bundle that encodes has no cache: the sizes of `kv` are 0, `context` is its longest bucket,
     and `outputs` are what a run gives, "batch" and "seq" standing for B and S. One that generates
-    gives logits, and names no outputs.
+    gives logits, and names no outputs. `facts` is the sha256 of the facts file that it was compiled
+    by; "" for none.
     """
 
     schema_version: int
@@ -269,6 +270,7 @@ class Manifest:
     outputs: tuple[TensorSpec, ...] = ()
     embeddings: Embeddings | None = None
     front: Front = "onnx"
+    facts: str = ""
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Manifest:
@@ -355,6 +357,8 @@ class Manifest:
                 del data["kv"]["in_place"]
             if self.front == "onnx":
                 del data["front"]
+            if not self.facts:
+                del data["facts"]
             plain = sealed(data)
             text = json.dumps(plain, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
         except (TypeError, ValueError) as error:
@@ -409,6 +413,8 @@ class Manifest:
         for name, digest in self.files.items():
             _inside("files", name)
             check_hash(f"files[{name!r}]", digest)
+        if self.facts:
+            check_hash("facts", self.facts)
         self._validate_files()
         if len(self.export.states) != len(self.states):
             raise wrong(

@@ -11,6 +11,7 @@ from omforge.atc.command import AtcOptions
 from omforge.compilation.insertion import Insertion
 from omforge.compilation.quantize_options import KvDtype
 from omforge.ir.fronts import Front
+from omforge.lowering.facts import NOTHING_SEEN, Facts
 
 TaskOption = Literal["auto", "generate", "encode"]
 
@@ -45,6 +46,7 @@ class CompileOptions:
         insert: Passes of the caller's own among those that raise.
         atc: Flags of atc that may be chosen.
         build: Which atc is run, and how.
+        facts: What was seen on the target.
     """
 
     soc: str
@@ -66,6 +68,7 @@ class CompileOptions:
     insert: tuple[Insertion, ...] = ()
     atc: AtcOptions = field(default_factory=AtcOptions)
     build: BuildOptions = field(default_factory=BuildOptions)
+    facts: Facts = NOTHING_SEEN
 
     @property
     def float_name(self) -> str:

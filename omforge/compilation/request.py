@@ -82,7 +82,7 @@ def read_request(request: Request, work: Work) -> Checked:
     options = request.options
     given = request.source
     source = given if isinstance(given, Source) else find_source(given)
-    soc = target(options.soc)
+    soc = dataclasses.replace(target(options.soc), facts=options.facts)
     destination = destination_of(Path(request.output))
     config = read_config(source.folder)
     bounds = tuple(config_bounds(config))

@@ -161,4 +161,5 @@ def _manifest(lowered: Lowered, folder: Path) -> m.Manifest:
         outputs=facts.outputs,
         embeddings=facts.embeddings,
         front=options.front,
+        facts=options.facts.sha256,
     )

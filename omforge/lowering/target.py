@@ -14,10 +14,11 @@ import difflib
 import functools
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from omforge import ir
 from omforge.ir.errors import InputError
+from omforge.lowering.facts import NOTHING_SEEN, Facts
 from omforge.lowering.tables import table_rows
 from omforge.plugins import Registry
 
@@ -59,12 +60,16 @@ class Family:
 
 @dataclass(frozen=True)
 class Target:
-    """One SoC: the value of atc's --soc_version, and what may be lowered for it."""
+    """One SoC: the value of atc's --soc_version, and what may be lowered for it.
+
+    `facts` are what was seen on it, or on another of its family: tables give way to them.
+    """
 
     soc_version: str
     family: Family
     cores: int | None = None
     memory_gib: int | None = None
+    facts: Facts = field(default=NOTHING_SEEN, compare=False, repr=False)
 
     @property
     def dtypes(self) -> frozenset[str]:

@@ -12,7 +12,7 @@ from omforge import __version__
 from omforge.ir.errors import CheckError, InputError
 from omforge.ir.json_text import parse_json
 from omforge.ir.weights import replacing, writing
-from omforge.lowering.facts import SCHEMA, file_name
+from omforge.lowering.facts_file import SCHEMA, file_name
 from omforge.lowering.target import target
 from omforge.probe.questions import probes_for
 

@@ -18,7 +18,7 @@ from omforge.atc.command import check_path
 from omforge.atc.find import DEFAULT_HOMES, HOME_VARIABLES, Atc, choose_atc
 from omforge.ir.errors import InputError
 from omforge.ir.weights import writing
-from omforge.lowering.facts import file_name
+from omforge.lowering.facts_file import file_name
 from omforge.lowering.target import Target
 from omforge.probe import portable
 from omforge.probe.kit import write_kit

@@ -8,8 +8,9 @@ bucket, makes the cache that they share, and is closed with the model.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from omforge.ir.errors import InputError
 from omforge.plugins import Registry
@@ -18,25 +19,28 @@ from omforge.runtime.encode import Encoder
 from omforge.runtime.fixed import Array
 from omforge.runtime.generate import Backend, LanguageModel, Level
 
+if TYPE_CHECKING:
+    from omforge.runtime.acl_session import AclOptions
+
 BackendName = str
 """`cpu`, `sim`, `acl`, or what a plugin's session is called."""
 
 OpenBackend = Callable[[Bundle, int | None], Backend]
 
 
-def _acl(bundle: Bundle, batch: int | None) -> Backend:
+def _acl(bundle: Bundle, batch: int | None, options: AclOptions | None = None) -> Backend:
     # It takes its time to import, and the CPU does not need it.
     from omforge.runtime.acl_session import AclBackend
 
-    return AclBackend(bundle, batch)
+    return AclBackend(bundle, batch, options=options)
 
 
-def _sim(bundle: Bundle, batch: int | None) -> Backend:
+def _sim(bundle: Bundle, batch: int | None, options: AclOptions | None = None) -> Backend:
     from omforge.runtime.acl_session import AclBackend
     from omforge.runtime.acl_sim import simulated_acl
 
     module: Any = simulated_acl(strict=True)
-    return AclBackend(bundle, batch, acl=module)
+    return AclBackend(bundle, batch, acl=module, options=options)
 
 
 def _as_session(name: str, made: object) -> OpenBackend:
@@ -60,6 +64,7 @@ def open_model(
     *,
     batch: int | None = None,
     backend: BackendName = "cpu",
+    options: AclOptions | None = None,
 ) -> LanguageModel:
     """Open a bundle that generates on a backend; what the backend made is undone at the close.
 
@@ -70,6 +75,7 @@ def open_model(
         backend: `cpu` runs the graphs on ONNX Runtime, `acl` the .om files on a device, `sim` the
             .om files of the simulated atc on the simulated pyACL, where every misuse is an error;
             another is a plugin's.
+        options: What may be chosen of `acl` and `sim`; others do not look at it.
 
     Raises:
         InputError: The backend cannot run this bundle, or is not installed.
@@ -77,7 +83,7 @@ def open_model(
     """
     if backend == "cpu":
         return LanguageModel(bundle, level, batch=batch)
-    device = _device(bundle, level, batch, backend)
+    device = _device(bundle, level, batch, backend, options)
     try:
         return LanguageModel(bundle, level, batch=batch, backend=device)
     except BaseException:  # Ctrl-C too: a device that is not reset stays occupied
@@ -92,10 +98,11 @@ def open_encoder(
     batch: int | None = None,
     backend: BackendName = "cpu",
     fixed: Mapping[str, Array] | None = None,
+    options: AclOptions | None = None,
 ) -> Encoder:
     """Open a bundle that encodes on a backend, as `open_model` one that generates.
 
-    `fixed` is what `Encoder` takes.
+    `fixed` is what `Encoder` takes, `options` what `open_model` does.
 
     Raises:
         InputError: The backend cannot run this bundle, or is not installed.
@@ -103,7 +110,7 @@ def open_encoder(
     """
     if backend == "cpu":
         return Encoder(bundle, level, batch=batch, fixed=fixed)
-    device = _device(bundle, level, batch, backend)
+    device = _device(bundle, level, batch, backend, options)
     try:
         return Encoder(bundle, level, batch=batch, backend=device, fixed=fixed)
     except BaseException:  # Ctrl-C too: a device that is not reset stays occupied
@@ -111,8 +118,16 @@ def open_encoder(
         raise
 
 
-def _device(bundle: Bundle, level: Level, batch: int | None, backend: BackendName) -> Backend:
+def _device(
+    bundle: Bundle,
+    level: Level,
+    batch: int | None,
+    backend: BackendName,
+    options: AclOptions | None,
+) -> Backend:
     opener = SESSIONS.get(backend)
+    if opener in (_acl, _sim) and options is not None:
+        opener = functools.partial(_acl if opener is _acl else _sim, options=options)
     if opener is None:
         raise InputError(
             f"there is no backend {backend!r}",

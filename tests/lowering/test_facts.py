@@ -1,14 +1,22 @@
 """Facts: read, refused when they are none, and what is claimed of them."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 
+from omforge import ir
 from omforge.ir.errors import InputError
-from omforge.lowering.facts import NOTHING_SEEN, Facts, Seen, find_facts, read_facts
-from omforge.lowering.target import TARGETS
+from omforge.lowering.air_legality import check_air_file
+from omforge.lowering.facts import NOTHING_SEEN, Facts, Seen
+from omforge.lowering.facts_file import find_facts, read_facts
+from omforge.lowering.legality import Offence, check_file
+from omforge.lowering.legalize import Decision, legalize
+from omforge.lowering.target import TARGETS, Target
+from omforge.probe.kit import write_kit
 
 SOC = TARGETS["Ascend310P3"]
 
@@ -114,3 +122,101 @@ def test_facts_are_found_by_soc_in_the_users_folder(tmp_path: Path) -> None:
     found = find_facts(SOC, environment)
     assert [path.name for path in found] == ["facts-8.1.RC1-Ascend310P3.json"]
     assert find_facts(TARGETS["Ascend310P1"], environment) == ()
+
+
+# What follows: forms.
+
+ROTARY = """<ir_version: 10, opset_import: ["" : 24]>
+rotate (float16[2,4,8,64] x, float16[2,8,32] cos, float16[2,8,32] sin) => (float16[2,4,8,64] y)
+{ y = RotaryEmbedding (x, cos, sin) }"""
+FORM = "NPURotaryPositionEmbedding"
+
+
+def seeing(soc: str, **values: str) -> Target:
+    """A target on which probes have answered."""
+    seen = {name.replace("_", "-"): Seen(value, "planted") for name, value in values.items()}
+    return dataclasses.replace(TARGETS[soc], facts=Facts(soc, "8.1.RC1", seen))
+
+
+def rotary_decision(target: Target, forms: dict[str, str] | None = None) -> Decision:
+    """What becomes of a rotary embedding that NPURotaryMul does not take: heads of 64, two rows."""
+    proto = onnx.shape_inference.infer_shapes(onnx.parser.parse_model(ROTARY))
+    told: list[Decision] = []
+    legalize(ir.from_proto(proto), target, forms=forms, told=told)
+    return told[0]
+
+
+def refusals(decision: Decision) -> dict[str, str]:
+    """Why the other forms were not chosen."""
+    return {refusal.form: refusal.reason for refusal in decision.refused}
+
+
+def test_an_uncertain_form_is_in_the_running_once_its_probe_said_yes() -> None:
+    unseen = rotary_decision(TARGETS["Ascend910B4"])
+    assert unseen.form == "decomposed"
+    assert refusals(unseen)[FORM].startswith("not asked for: ")
+    seen = rotary_decision(seeing("Ascend910B4", rotary_position_embedding="right"))
+    assert seen.form == FORM  # by its bytes, not because it was asked for
+    assert refusals(seen)["decomposed"] == "it moves more bytes"
+
+
+@pytest.mark.parametrize("value", ["wrong", "refused", "no-plugin", "fails"])
+def test_a_form_is_refused_once_its_probe_said_no_even_where_it_is_asked_for(value: str) -> None:
+    target = seeing("Ascend910B4", rotary_position_embedding=value)
+    decision = rotary_decision(target, {"RotaryEmbedding": FORM})
+    assert decision.form == "decomposed"
+    assert refusals(decision)[FORM] == (
+        f"seen on Ascend910B4 with CANN 8.1.RC1: rotary-position-embedding is {value} (planted)"
+    )
+
+
+# What follows: rules.
+
+TWO_IMPORTS = """<ir_version: 8, opset_import: ["" : 16, "npu" : 1]>
+g (float16[4, 64] x) => (float16[4, 64] y) { h = npu.NPUFastGelu (x) y = Add (h, x) }"""
+
+
+@pytest.fixture
+def two_imports(tmp_path: Path) -> Path:
+    proto = onnx.parser.parse_model(TWO_IMPORTS)
+    for index, node in enumerate(proto.graph.node):
+        node.name = f"n{index}"
+    onnx.save(proto, tmp_path / "model.onnx")
+    return tmp_path / "model.onnx"
+
+
+def offence(path: Path, target: Target, allow: tuple[str, ...] = ()) -> Offence:
+    """The offence against one-opset-import."""
+    found = check_file(path, target, allow=allow).offences
+    return next(each for each in found if each.code == "one-opset-import")
+
+
+def test_a_rule_that_was_seen_not_to_hold_is_advice(two_imports: Path) -> None:
+    unseen = offence(two_imports, SOC)
+    assert (unseen.level, unseen.certainty) == ("error", "inferred")
+    relaxed = offence(two_imports, seeing("Ascend310P3", two_opset_imports="taken"))
+    assert (relaxed.level, relaxed.certainty) == ("advice", "seen")
+    assert "seen on Ascend310P3 with CANN 8.1.RC1: two-opset-imports is taken" in relaxed.why
+
+
+def test_a_rule_that_was_seen_to_hold_cannot_be_allowed_away(two_imports: Path) -> None:
+    target = seeing("Ascend310P3", two_opset_imports="refused")
+    strict = offence(two_imports, target)
+    assert (strict.level, strict.certainty) == ("error", "seen")
+    assert offence(two_imports, SOC, ("one-opset-import",)).level == "advice"
+    with pytest.raises(InputError, match="two-opset-imports is refused"):
+        check_file(two_imports, target, allow=("one-opset-import",))
+
+
+def test_facts_of_a_ge_graph_are_followed_too(tmp_path: Path) -> None:
+    kit = tmp_path / "kit"
+    write_kit(kit, SOC)
+    file = kit / "models" / "view-in-place" / "model.air"
+
+    def found(target: Target) -> tuple[str, str]:
+        each = next(o for o in check_air_file(file, target).offences if o.code == "air-ref-view")
+        return each.level, each.certainty
+
+    assert found(SOC) == ("error", "inferred")
+    assert found(seeing("Ascend310P3", view_in_place="in-place")) == ("advice", "seen")
+    assert found(seeing("Ascend310P3", view_in_place="lost")) == ("error", "seen")

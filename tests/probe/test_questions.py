@@ -103,6 +103,8 @@ BROKEN = {
     "data-in-place": "air-ref-data",
     "view-in-place": "air-ref-view",
     "expert-gating": "air-kernel",
+    "air-rotary-mul": "air-rotary-mul",
+    "air-weight-groups": "air-weight-quant-product",
     "newer-operator": "air-kernel",
     "grouped-matmul": "air-formats",
     "air-outside-prototypes": "air-prototype-dtypes",

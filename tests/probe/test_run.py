@@ -11,7 +11,7 @@ import pytest
 
 import omforge
 from omforge.ir.errors import CheckError, InputError
-from omforge.lowering.facts import read_facts
+from omforge.lowering.facts_file import read_facts
 from omforge.lowering.target import TARGETS
 from omforge.probe.results import read_result
 from omforge.probe.run import ProbeOptions, run_probes

@@ -2,11 +2,14 @@
 
 import sys
 from collections.abc import Callable
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 
 from omforge.ir.errors import InputError, OmforgeError
+from omforge.runtime.acl_device import AclDevice
+from omforge.runtime.acl_session import AclOptions
 from omforge.runtime.backends import open_model
 from omforge.runtime.bundle import Bundle
 from tests.runtime.tiny import Tiny
@@ -18,6 +21,23 @@ def test_the_backends_agree(tiny_bundle: Bundles):
     bundle = tiny_bundle(Tiny(om=True))
     with open_model(bundle) as cpu, open_model(bundle, backend="sim") as sim:
         np.testing.assert_array_equal(cpu.prefill([[1, 2, 3]]), sim.prefill([[1, 2, 3]]))
+
+
+@pytest.mark.parametrize("kv_copy", ["2d", "rows"])
+def test_a_device_is_used_as_it_is_told(
+    tiny_bundle: Bundles, kv_copy: Literal["2d", "rows"], monkeypatch: pytest.MonkeyPatch
+):
+    made: list[bool] = []
+    begin = AclDevice.__init__
+
+    def noted(self: AclDevice, *given: Any) -> None:
+        begin(self, *given)
+        made.append(self.two_d)
+
+    monkeypatch.setattr(AclDevice, "__init__", noted)
+    options = AclOptions(kv_copy=kv_copy)
+    with open_model(tiny_bundle(Tiny(om=True)), backend="sim", options=options):
+        assert made == [kv_copy == "2d"]
 
 
 def test_a_bundle_without_om_files_says_how_to_make_them(tiny_bundle: Bundles):

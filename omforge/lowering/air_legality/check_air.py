@@ -14,7 +14,7 @@ from omforge.air.graph import Air, Graph
 from omforge.lowering.air_legality.rules import AIR_RULE_IDS, AIR_RULES
 from omforge.lowering.air_legality.subject import AirSubject
 from omforge.lowering.legality.check_file import FileCheck, allowed, require_allowable
-from omforge.lowering.legality.subject import Offence, judge
+from omforge.lowering.legality.subject import Offence, as_seen, judge
 from omforge.lowering.target import Target
 
 _FIRST_BYTES = (b"\x0a", b"\x10")  # ModelDef's name or version; an ONNX model starts with others
@@ -54,7 +54,7 @@ def check_air_file(
         InputError: The file cannot be read or holds no GE graph, or `allow` names a rule that is
             not there or is no inference.
     """
-    require_allowable(allow, AIR_RULE_IDS)
+    require_allowable(allow, AIR_RULE_IDS, target)
     file = Path(path)
     size = file.stat().st_size if file.is_file() else 0
     air = Air("", (Graph("", ()),)) if size > messages.LIMIT else _read(file)
@@ -68,7 +68,8 @@ def check_air(
 ) -> list[Offence]:
     """Return all offences of a graph, which is or would be at `path`, in the order of the rules."""
     subject = AirSubject(path, size, air, target, gears)
-    return [_printable(offence) for rule in AIR_RULES for offence in judge(rule, subject)]
+    found = (offence for rule in AIR_RULES for offence in judge(rule, subject))
+    return [as_seen(_printable(offence), target) for offence in found]
 
 
 def _read(file: Path) -> Air:

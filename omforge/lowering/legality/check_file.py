@@ -26,7 +26,7 @@ from omforge.lowering.legality.file_subject import FileSubject
 from omforge.lowering.legality.interface_rules import REGISTERED_OPSETS
 from omforge.lowering.legality.message_rules import raw_size
 from omforge.lowering.legality.rules import RULES
-from omforge.lowering.legality.subject import Offence, Rule, Subject, judge
+from omforge.lowering.legality.subject import Offence, Rule, Subject, as_seen, judge, rule_seen
 from omforge.lowering.legalize.dialect import OPSET
 from omforge.lowering.plugins import attribute_types
 from omforge.lowering.target import Target
@@ -96,7 +96,7 @@ def check_file(
         InputError: The file is missing, truncated or no ONNX model, or `allow` names a rule that is
             not there or is no inference; or it is damaged and has to be whole.
     """
-    require_allowable(allow, ALL_RULES)
+    require_allowable(allow, ALL_RULES, target)
     file = Path(path)
     size = file.stat().st_size if file.is_file() else 0
     too_large = size > FILE_LIMIT
@@ -109,13 +109,19 @@ def check_file(
     if not (too_large or empty):
         found += _judge_graph(subject, target, gears)
     nodes = sum(len(graph.node) for graph in subject.graphs)
-    return FileCheck(file, target, nodes, tuple(allowed(item, allow) for item in found))
+    seen = (as_seen(item, target) for item in found)
+    return FileCheck(file, target, nodes, tuple(allowed(item, allow) for item in seen))
 
 
-def require_allowable(names: Collection[str], rules: Mapping[str, Rule[Any]]) -> None:
-    """Raise InputError unless each is the name of a rule that is inferred."""
+def require_allowable(
+    names: Collection[str], rules: Mapping[str, Rule[Any]], target: Target
+) -> None:
+    """Raise InputError unless each is the name of a rule that is inferred, and not seen to hold."""
     inferred = sorted(name for name, rule in rules.items() if rule.certainty == "inferred")
     for name in names:
+        verdict = rule_seen(name, target) if name in inferred else None
+        if verdict is not None and verdict.holds:
+            raise ir.InputError(f"--allow {name}", verdict.words, "Change the model")
         if name in inferred:
             continue
         rule = rules.get(name)

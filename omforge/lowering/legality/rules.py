@@ -16,7 +16,7 @@ from omforge.lowering.legality import (
     special_rules,
     tensor_rules,
 )
-from omforge.lowering.legality.subject import Offence, Rule, Subject, judge
+from omforge.lowering.legality.subject import Offence, Rule, Subject, as_seen, judge
 from omforge.lowering.legalize.dialect import OPSET
 from omforge.lowering.target import Target
 
@@ -53,6 +53,5 @@ def check_legal(
         what atc does and the source.
     """
     subject = Subject(model, target, opset, gears=gears, dialect=True)
-    return [
-        offence for rule in (*RULES, *tensor_rules.MEMORY_RULES) for offence in judge(rule, subject)
-    ]
+    rules = (*RULES, *tensor_rules.MEMORY_RULES)
+    return [as_seen(offence, target) for rule in rules for offence in judge(rule, subject)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 from collections import Counter
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from typing import Generic, Literal, NamedTuple, TypeVar
 
 from omforge import ir
+from omforge.lowering.facts import Verdict
 from omforge.lowering.ge_inference import GeInference, Misfit
 from omforge.lowering.target import DEFAULT_DOMAIN, Target, registered
 
@@ -103,6 +105,24 @@ def judge(rule: Rule[S], subject: S) -> Iterator[Offence]:
             certainty=rule.certainty,
             level=finding.level or rule.level,
         )
+
+
+def as_seen(offence: Offence, target: Target) -> Offence:
+    """Return an offence as it counts where the device has answered the rule's probe.
+
+    A rule that was seen to hold is no inference any more; one that was seen not to is advice.
+    """
+    verdict = rule_seen(offence.code, target)
+    if verdict is None or offence.certainty != "inferred":
+        return offence
+    level = offence.level if verdict.holds else "advice"
+    why = f"{offence.why}; {verdict.words}"
+    return dataclasses.replace(offence, level=level, why=why, certainty="seen")
+
+
+def rule_seen(rule: str, target: Target) -> Verdict | None:
+    """Whether a rule was seen to hold on a target; None where nothing was."""
+    return target.facts.of("rule", rule)
 
 
 @dataclass(frozen=True)

@@ -269,10 +269,14 @@ def _legalize_node(builder: Builder, node: ir.Node, op: str, wanted: str | None)
             reason = row.reason if not row.families else f"{family} does not have it"
             refused.append(Refusal(row.form, reason))
             continue
+        seen = builder.target.facts.of("form", f"{op}={row.form}")
+        if seen is not None and not seen.holds:
+            refused.append(Refusal(row.form, seen.words))
+            continue
         found = _try(builder, node, row)
         if isinstance(found, str):
             refused.append(Refusal(row.form, found))
-        elif row.opt_in and row.form != wanted:
+        elif row.opt_in and row.form != wanted and seen is None:
             refused.append(Refusal(row.form, f"not asked for: {row.reason}", found))
         else:
             legal.append((row, found))

@@ -3,7 +3,9 @@
 Rows of one operator are in order of preference. Of the forms that a node can take, the one that
 moves the fewest bytes is chosen, and among equals the first. A row that is `opt_in` is out of the
 running unless it is asked for by name (`forms={"Attention": "NPUPromptFlashAttention"}`): there the
-sources are uncertain or contradict each other, and the default is the conservative reading.
+sources are uncertain or contradict each other, and the default is the conservative reading. What
+was seen on a device (`target.facts`, by `data/claims.tsv`) goes before both: a form that was seen
+to be right is in the running, one that was seen not to be is refused.
 A row without `families` is never emitted; it says why.
 
 The conditions in `when` are checked by the function that makes the form; what it refuses, it

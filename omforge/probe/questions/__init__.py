@@ -11,6 +11,7 @@ from omforge.probe.questions import (
     device,
     ge_loader,
     graphs,
+    layers,
     operators,
     parser,
     standard,
@@ -28,6 +29,7 @@ PROBES: Mapping[str, Probe] = {
         cache,
         attention,
         graphs,
+        layers,
         ge_loader,
     )
     for probe in subject.PROBES

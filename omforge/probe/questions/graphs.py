@@ -1,10 +1,10 @@
-"""Other operators and files of GE graphs: norms, gates, rotation, weights, experts."""
+"""Weights, files, experts and dtypes of GE graphs."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from omforge.air.graph import boolean, integer, number
+from omforge.air.graph import boolean, integer
 from omforge.probe.air_models import AirModel
 from omforge.probe.onnx_models import exact, numbers
 from omforge.probe.questions.controls import AIR, DEVICE
@@ -22,75 +22,10 @@ from omforge.probe.record import (
     once,
     run,
 )
-from omforge.probe.reference import rotated, softmax
+from omforge.probe.reference import softmax
 
 _NPU = frozenset(("310p", "910b", "910_93", "950"))
 _A2 = frozenset(("910b", "910_93", "950"))
-
-
-def _rms_norm(_: str) -> Experiment:
-    """At an epsilon that matters: 0.1, where the ONNX plugin always takes 1e-6."""
-    air = AirModel()
-    x, gamma = air.data("x", "float16", 4, 64), numbers(64, seed=1)
-    y, _rstd = air.op(
-        "RmsNorm",
-        "norm",
-        {"x": x, "gamma": air.const("gamma", gamma)},
-        {"y": ("float16", (4, 64)), "rstd": ("float32", (4, 1))},
-        epsilon=number(0.1),
-    )
-    given = numbers(4, 64)
-
-    def normed(epsilon: float) -> Array:
-        wide = exact(given)
-        mean = (wide**2).mean(-1, keepdims=True)
-        return (wide / np.sqrt(mean + epsilon) * exact(gamma)).astype(np.float16)
-
-    values = {RIGHT: normed(0.1), "ignored": normed(1e-6)}
-    return once(air.air([y]), {"x": given}, given, values=values)
-
-
-def _swiglu(_: str) -> Experiment:
-    air = AirModel()
-    x = air.data("x", "float16", 4, 128)
-    (y,) = air.op("SwiGlu", "gate", {"x": x}, {"y": ("float16", (4, 64))}, dim=integer(-1))
-    given = numbers(4, 128)
-    gate, up = np.split(exact(given), 2, axis=-1)
-    left = (gate / (1 + np.exp(-gate)) * up).astype(np.float16)
-    right = (up / (1 + np.exp(-up)) * gate).astype(np.float16)
-    return once(air.air([y]), {"x": given}, left, values={RIGHT: left, "other-half": right})
-
-
-def _apply_rotary(_: str) -> Experiment:
-    """[B, S, N, D] as layout 1 (BSND) has it."""
-    q_shape, k_shape, table = (1, 8, 4, 128), (1, 8, 2, 128), (1, 8, 1, 128)
-    air = AirModel()
-    q, k = air.data("q", "float16", *q_shape), air.data("k", "float16", *k_shape)
-    cos, sin = air.data("cos", "float16", *table), air.data("sin", "float16", *table)
-    # Ref inputs that are no RefData: what they are made of must not be the model's own buffers.
-    (q_own,) = air.op("Muls", "q_own", {"x": q}, {"y": ("float16", q_shape)}, value=number(1.0))
-    (k_own,) = air.op("Muls", "k_own", {"x": k}, {"y": ("float16", k_shape)}, value=number(1.0))
-    q_out, k_out = air.op(
-        "ApplyRotaryPosEmb",
-        "rotate",
-        {"query": q_own, "key": k_own, "cos": cos, "sin": sin},
-        {"query": ("float16", q_shape), "key": ("float16", k_shape)},
-        layout=integer(1),
-    )
-    feeds = {
-        "q": numbers(*q_shape),
-        "k": numbers(*k_shape, seed=1),
-        "cos": numbers(*table, seed=2),
-        "sin": numbers(*table, seed=3),
-    }
-    (y,) = air.op("Muls", "y", {"x": q_out}, {"y": ("float16", q_shape)}, value=number(1.0))
-    (z,) = air.op("Muls", "z", {"x": k_out}, {"y": ("float16", k_shape)}, value=number(1.0))
-    wanted = {name: rotated(feeds[name], feeds["cos"], feeds["sin"]) for name in "qk"}
-    return Experiment(
-        (Build("model", air.air([y, z])),),
-        (*load("model"), *fill(**feeds), run("model", tuple(feeds), ("y", "z"))),
-        {RIGHT: {"y": wanted["q"], "z": wanted["k"]}},
-    )
 
 
 def _weight_groups(_: str) -> Experiment:
@@ -217,36 +152,6 @@ _MEANS = {
 _AFTER = (AIR, DEVICE)
 
 PROBES = (
-    Probe(
-        "rms-norm-epsilon",
-        "Does RmsNorm take its epsilon?",
-        _rms_norm,
-        _MEANS | {"ignored": "it takes 1e-6 whatever it is told: x is scaled first, as in ONNX"},
-        expected=RIGHT,
-        families=_NPU,
-        after=_AFTER,
-        settles="RmsNorm in the front `air`",
-    ),
-    Probe(
-        "swiglu",
-        "Is SwiGlu right, and which half does it activate?",
-        _swiglu,
-        _MEANS | {RIGHT: "it activates the left half", "other-half": "it activates the right half"},
-        expected=RIGHT,
-        families=_NPU,
-        after=_AFTER,
-        settles="SwiGlu in the front `air`",
-    ),
-    Probe(
-        "apply-rotary",
-        "Is ApplyRotaryPosEmb right for [B, S, N, D] and heads of 128?",
-        _apply_rotary,
-        _MEANS,
-        expected=RIGHT,
-        families=_NPU,
-        after=_AFTER,
-        settles="rotary embedding in the front `air`",
-    ),
     Probe(
         "air-weight-groups",
         "Does WeightQuantBatchMatmulV2 take a scale for each 32 rows (310P's sources disagree)?",

@@ -236,7 +236,6 @@ _FORM = {
     REFUSED: "atc has no kernel for it: the form is refused",
     NO_PLUGIN: "this release has no ONNX plugin for it: the form is refused",
 }
-_A2 = frozenset(("910b", "910_93"))
 _FUSED = frozenset(("310p", "910b", "910_93"))
 _QUANT = frozenset(("310p", "910b", "910_93", "950"))
 _ON_DEVICE = (ATC, DEVICE)
