@@ -36,6 +36,7 @@ from omforge.cli.options import (
     CheckHashes,
     CompareEach,
     Context,
+    Facts,
     Forms,
     Front,
     Give,
@@ -72,7 +73,7 @@ from omforge.cli.probe import probe
 from omforge.cli.watch import WatchFlags, comparer, export_comparison, watch
 
 if TYPE_CHECKING:
-    from omforge import ir
+    pass
 
 app = typer.Typer(
     name="omforge",
@@ -86,9 +87,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # boxes are for terminals, and help is piped into pagers
 )
-
-EXTERNAL_ABOVE = 1 << 30
-"""Bytes of weights from which `opt` writes them beside the graph: protobuf ends at twice that."""
 
 
 def _version(on: bool) -> None:
@@ -124,7 +122,8 @@ def compile_(
     dtype: Annotated[
         Literal["fp16", "fp32"], typer.Option(help="Dtype of the lowered graphs.")
     ] = "fp16",
-    front: Front = "onnx",
+    front: Front = "auto",
+    facts: Facts = None,
     layout: Annotated[
         Literal["auto", "stacked", "per-layer"],
         typer.Option(
@@ -163,6 +162,7 @@ def compile_(
     """Compile an exported LLM for one SoC into a bundle."""
     from omforge.api.compiling import compile as compile_model
     from omforge.cli import reports
+    from omforge.cli.facts import chosen_facts
     from omforge.passes import ALL_PASSES
 
     flags = WatchFlags(
@@ -189,6 +189,7 @@ def compile_(
             dtype=dtype,
             layout=layout,
             front=front,
+            facts=chosen_facts(facts, target),
             allow_partial=allow_partial,
             gears=gears,
             quantize=quantize,
@@ -271,6 +272,7 @@ def run(
     seed: Annotated[int, typer.Option(help="The same seed draws the same tokens.")] = 0,
     backend: Backend = "cpu",
     give: Give = None,
+    facts: Facts = None,
     check: CheckHashes = True,
     as_json: Json = False,
     verbose: Verbose = False,
@@ -278,6 +280,7 @@ def run(
     """Generate text from a bundle; it streams to stdout. Of an encoder: vectors and scores."""
     from omforge.cli import generated
     from omforge.cli.encoded import asks_to_encode, run_encoder
+    from omforge.cli.facts import options_of_device
     from omforge.runtime.backends import open_model
     from omforge.runtime.bundle import Bundle
     from omforge.runtime.fixed import read_fixed
@@ -291,11 +294,14 @@ def run(
         if bar is not None:
             bar("load the tokenizer", 0, 0)
         tokenizer = opened.tokenizer()
+    ways = options_of_device(facts, opened.manifest, backend)
     if encodes:
-        run_encoder(opened, tokenizer, prompt, pair, level, backend, save, give, as_json=as_json)
+        where = (level, backend, ways)
+        run_encoder(opened, tokenizer, prompt, pair, where, save, give, as_json=as_json)
         return
     tokens = chat_tokens(tokenizer, prompt) if chat else tokenizer.encode(prompt)
-    with open_model(opened, level, batch=opened.batches[0], backend=backend) as model:
+    rows = opened.batches[0]
+    with open_model(opened, level, batch=rows, backend=backend, options=ways) as model:
         model.give(read_fixed(opened.manifest.fixed, give))
         with console.progress() as bar:
             started = time.perf_counter()
@@ -362,8 +368,7 @@ def opt(
     from omforge import ir
     from omforge.api.raising import Pipeline
     from omforge.cli import reports
-    from omforge.cli.model_output import ModelOutput
-    from omforge.recognition.feeds import weight_bytes
+    from omforge.cli.model_output import ModelOutput, wants_external
 
     steps = Pipeline.parse(pipeline)
     destination = ModelOutput(output)
@@ -380,7 +385,7 @@ def opt(
     )
     names = [step.name for step in steps.passes]
     loaded = ir.load(model)
-    external = _has_external(loaded) or weight_bytes(loaded) > EXTERNAL_ABOVE
+    external = wants_external(loaded)
     with destination.alone(as_json=as_json):
         with console.progress() as bar:
             watching = watch(flags, names, lambda: comparer(loaded, 2048), bar)
@@ -399,12 +404,6 @@ def opt(
             console.show(watching.remark)
         if timing:
             watching.show_time()
-
-
-def _has_external(model: ir.Model) -> bool:
-    from omforge import ir
-
-    return any(isinstance(tensor, ir.ExternalTensor) for _, tensor in ir.all_tensors(model))
 
 
 @app.command()
@@ -431,25 +430,28 @@ def check(
     ] = False,
     form: Forms = None,
     front: WhyFront = None,
+    facts: Facts = None,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
     """List everything in a model, ONNX or .air, that ATC would refuse or get wrong."""
     from omforge.api.checking import check as check_model
+    from omforge.cli.facts import chosen_facts
+    from omforge.lowering.facts_file import target_with
     from omforge.lowering.legality import report
 
+    known = chosen_facts(facts, target)
     if why:
         from omforge.compilation.why import explain_choices
-        from omforge.lowering.target import target as find_target
 
-        soc = find_target(target)
+        soc = target_with(target, known)
         graphs = explain_choices(model, soc, forms=dict(forms(form)), front=front)
         if as_json:
             console.show_json({"graphs": [graph.to_json() for graph in graphs]})
         else:
             console.show("\n".join(line for graph in graphs for line in graph.lines()))
         return
-    checked = check_model(model, target, gears=gears, allow=allow or ())
+    checked = check_model(model, target, gears=gears, allow=allow or (), facts=known)
     if as_json:
         console.show_json(checked.to_json())
     else:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,9 @@ from omforge.runtime.encode import Encoded
 from omforge.runtime.fixed import read_fixed
 from omforge.runtime.generate import Level
 from omforge.runtime.text_stream import Tokenizer, text_inputs
+
+if TYPE_CHECKING:
+    from omforge.runtime.acl_session import AclOptions
 
 Array = npt.NDArray[Any]
 
@@ -151,14 +154,15 @@ def run_encoder(
     tokenizer: Tokenizer,
     prompt: str,
     pair: str,
-    level: Level,
-    backend: BackendName,
+    place: tuple[Level, BackendName, AclOptions | None],
     save: Path | None,
     give: Path | None,
     *,
     as_json: bool,
 ) -> None:
     """Encode one text, and show what came out.
+
+    `place` is the level, the backend, and how a device is used.
 
     Raises:
         InputError: The text does not fit, or the file cannot be written.
@@ -167,7 +171,10 @@ def run_encoder(
     tokens, numbers = text_inputs(tokenizer, prompt, pair, further)
     given = read_fixed(bundle.manifest.fixed, give)
     rows = bundle.batches[0]
-    with open_encoder(bundle, level, batch=rows, backend=backend, fixed=given) as model:
+    level, backend, options = place
+    with open_encoder(
+        bundle, level, batch=rows, backend=backend, fixed=given, options=options
+    ) as model:
         started = time.perf_counter()
         (outputs,) = model.encode([tokens], token_inputs={n: [row] for n, row in numbers.items()})
         seconds = time.perf_counter() - started

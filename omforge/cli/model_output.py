@@ -14,8 +14,19 @@ from typing import Any
 from omforge import ir
 from omforge.ir.errors import InputError
 from omforge.ir.weights import write_error
+from omforge.recognition.feeds import weight_bytes
 
 STDOUT = "-"
+
+EXTERNAL_ABOVE = 1 << 30
+"""Bytes of weights from which `opt` writes them beside the graph: protobuf ends at twice that."""
+
+
+def wants_external(model: ir.Model) -> bool:
+    """Whether weights are written beside the graph: they were, or they are large."""
+    loaded = (tensor for _, tensor in ir.all_tensors(model))
+    external = any(isinstance(tensor, ir.ExternalTensor) for tensor in loaded)
+    return external or weight_bytes(model) > EXTERNAL_ABOVE
 
 
 class ModelOutput:

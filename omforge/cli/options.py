@@ -61,10 +61,18 @@ Forms = Annotated[
 ]
 
 Front = Annotated[
-    Literal["onnx", "air"],
+    Literal["auto", "onnx", "air"],
     typer.Option(
         help="What atc is given: ONNX graphs, or GE graphs (.air), which may write the cache in "
-        "place."
+        "place; auto: ONNX, until facts show that the device does."
+    ),
+]
+Facts = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE|none",
+        help="What `probe` saw: it goes before what the tables infer. The one in the user's "
+        "configuration folder if absent.",
     ),
 ]
 
