@@ -19,6 +19,9 @@ from omforge.air.graph import LIST_TYPES, Air, Attr, Desc, Graph, Item, Op, Tens
 from omforge.ir.errors import InputError
 from omforge.ir.weights import replacing, write_error
 
+MOST_OPERATORS = 1_000_000
+"""A file with more is damaged, or made to fill the memory of whoever reads it."""
+
 _VAL_TYPES = {kind: number for number, kind in LIST_TYPES.items()}
 
 
@@ -57,6 +60,9 @@ def decode(data: bytes, where: str) -> Air:
         raise _no_graph(where, "its bytes are no protobuf message of GE's") from error
     if not message.graph:
         raise _no_graph(where, "it holds no graph")
+    count = sum(len(graph.op) for graph in message.graph)
+    if count > MOST_OPERATORS:
+        raise _no_graph(where, f"it has {count} operators, and one of a model has some thousands")
     return _air(message)
 
 

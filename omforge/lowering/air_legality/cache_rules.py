@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from omforge.air.graph import NET_OUTPUT, Op
-from omforge.lowering.air_legality.subject import AirSubject, Body, Call, Operand
+from omforge.lowering.air_legality.subject import AirSubject, Body, Call, Operand, describe
 from omforge.lowering.legality.subject import Finding, Rule
 
 _VIEWS = ("Reshape", "Identity", "Squeeze", "Unsqueeze", "ExpandDims", "TensorMove", "TransData")
@@ -41,13 +41,9 @@ def caches_are_references(subject: AirSubject) -> Iterator[Finding]:
 def writers_get_the_cache_itself(subject: AirSubject) -> Iterator[Finding]:
     """A writer reads its RefData itself, not what another operator made of it."""
     body = subject.root
+    made = _made_of_references(body)
     for call, operand in _written(body):
-        producer, seen = body.by_name.get(operand.edge.producer), 0
-        while producer is not None and producer.type in _VIEWS and seen < len(body.by_name):
-            first = next(iter(producer.edges), None)
-            producer = None if first is None else body.by_name.get(first.producer)
-            seen += 1
-        if seen and producer is not None and producer.type == "RefData":
+        if operand.edge.producer in made:
             yield Finding(
                 call.where,
                 f"it writes {operand.name}, which an operator made of a RefData",
@@ -56,24 +52,64 @@ def writers_get_the_cache_itself(subject: AirSubject) -> Iterator[Finding]:
             )
 
 
+def _made_of_references(body: Body) -> set[str]:
+    """The operators that only reshape a RefData, or such a shape of it."""
+    left = [call.op.name for call in body.typed("RefData")]
+    made: set[str] = set()
+    while left:
+        for op in body.readers.get(left.pop(), ()):
+            first = next(iter(op.edges), None)
+            if op.type in _VIEWS and first is not None and op.name not in made:
+                made.add(op.name)
+                left.append(op.name)
+    return made
+
+
+_MOST_STEPS = 20_000_000
+"""What is spent on ordering; a model of 7B takes about a million."""
+
+
 def caches_are_read_behind_their_writers(subject: AirSubject) -> Iterator[Finding]:
     """All that reads or writes one RefData is ordered with each of its writers."""
-    body = subject.root
-    before = _Order(body)
+    body, spent = subject.root, 0
     for name, users in _users(body).items():
         writers = [op for op, writes in users if writes]
-        for op, writes in users:
-            for writer in writers:
-                if op is writer or before.joined(op.name, writer.name):
-                    continue
-                if writes and op.name > writer.name:
-                    continue  # one finding for two writers
+        settled: set[str] = set()
+        for writer in writers:
+            ordered = _ordered_with(body, writer.name)
+            spent += len(ordered) + len(users)
+            if spent > _MOST_STEPS:
+                yield Finding("", "the caches have too many users to be put in order", "", _REMEDY)
+                return
+            settled.add(writer.name)
+            for op, writes in users:
+                if op.name in ordered or op.name in settled:
+                    continue  # two writers are one finding
                 yield Finding(
-                    f"{op.type} {op.name}",
+                    describe(op),
                     f"it {'writes' if writes else 'reads'} {name}, and {writer.name} writes it",
                     "nothing says which comes first",
                     "read the writer's output, or add a control edge",
                 )
+
+
+def _ordered_with(body: Body, name: str) -> set[str]:
+    """The operators that come behind one, or before it, by data or by control."""
+    found: set[str] = set()
+    left = [name]
+    while left:
+        for op in body.readers.get(left.pop(), ()):
+            if op.name not in found:
+                found.add(op.name)
+                left.append(op.name)
+    left = [name]
+    while left:
+        op = body.by_name.get(left.pop())
+        for producer in () if op is None else (*body.producers[op.name],):
+            if producer not in found:
+                found.add(producer)
+                left.append(producer)
+    return found
 
 
 def caches_are_no_outputs(subject: AirSubject) -> Iterator[Finding]:
@@ -121,21 +157,20 @@ def _written(body: Body) -> Iterator[tuple[Call, Operand]]:
 def _caches(body: Body) -> Mapping[tuple[str, int], str]:
     """The RefData behind each output that is one: its own, and those of its writers."""
     found = {(call.op.name, 0): call.op.name for call in body.typed("RefData")}
-    waiting = list(_written(body))
-    while waiting:
-        left: list[tuple[Call, Operand]] = []
-        for call, operand in waiting:
-            cache = found.get((operand.edge.producer, operand.edge.output))
-            if cache is None:
-                left.append((call, operand))
-                continue
-            at = [one.slot for one in call.inputs[operand.name]].index(operand.slot)
-            results = call.outputs.get(operand.name, ())
-            if at < len(results):
-                found[call.op.name, results[at].slot] = cache
-        if len(left) == len(waiting):
-            break
-        waiting = left
+    writers: dict[tuple[str, int], list[tuple[Call, Operand]]] = {}
+    for call, operand in _written(body):
+        source = (operand.edge.producer, operand.edge.output)
+        writers.setdefault(source, []).append((call, operand))
+    left = [*found]
+    while left:
+        source = left.pop()
+        for call, operand in writers.get(source, ()):
+            places = [one.slot for one in call.inputs[operand.name]]
+            results = dict(zip(places, call.outputs.get(operand.name, ()), strict=False))
+            result = results.get(operand.slot)
+            if result is not None and (call.op.name, result.slot) not in found:
+                found[call.op.name, result.slot] = found[source]
+                left.append((call.op.name, result.slot))
     return found
 
 
@@ -153,30 +188,6 @@ def _users(body: Body) -> Mapping[str, list[tuple[Op, bool]]]:
         for cache, writes in found.items():
             users.setdefault(cache, []).append((op, writes))
     return users
-
-
-class _Order:
-    """Which operators come before which, by data and by control edges."""
-
-    def __init__(self, body: Body) -> None:
-        self._body = body
-        self._behind: dict[str, frozenset[str]] = {}
-
-    def joined(self, one: str, other: str) -> bool:
-        """Whether a path leads from one to the other, in either direction."""
-        return other in self._after(one) or one in self._after(other)
-
-    def _after(self, name: str) -> frozenset[str]:
-        if name not in self._behind:
-            seen: set[str] = set()
-            left = [name]
-            while left:
-                for reader in self._body.readers.get(left.pop(), ()):
-                    if reader.name not in seen:
-                        seen.add(reader.name)
-                        left.append(reader.name)
-            self._behind[name] = frozenset(seen)
-        return self._behind[name]
 
 
 _CONFLICT = "hicann/ge:compiler/graph/optimize/mem_rw_conflict_optimize.cc"

@@ -11,6 +11,7 @@ from omforge import ir
 from omforge.air import messages
 from omforge.air.files import read_air
 from omforge.air.graph import Air, Graph
+from omforge.lowering.air_legality.file_rules import RULES as FILE_RULES
 from omforge.lowering.air_legality.rules import AIR_RULE_IDS, AIR_RULES
 from omforge.lowering.air_legality.subject import AirSubject
 from omforge.lowering.legality.check_file import FileCheck, allowed, require_allowable
@@ -68,7 +69,8 @@ def check_air(
 ) -> list[Offence]:
     """Return all offences of a graph, which is or would be at `path`, in the order of the rules."""
     subject = AirSubject(path, size, air, target, gears)
-    found = (offence for rule in AIR_RULES for offence in judge(rule, subject))
+    rules = FILE_RULES if size > messages.LIMIT else AIR_RULES  # such a file is not read
+    found = (offence for rule in rules for offence in judge(rule, subject))
     return [as_seen(_printable(offence), target) for offence in found]
 
 

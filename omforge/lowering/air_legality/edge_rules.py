@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from omforge.air.graph import Op, parse_edge
+from omforge.air.graph import Edge, Op, parse_edge
 from omforge.air.show import typed
 from omforge.lowering.air_legality.subject import AirSubject, Body, Call, describe, known
 from omforge.lowering.legality.subject import Finding, Rule
@@ -47,10 +47,10 @@ def edges_make_no_circle(subject: AirSubject) -> Iterator[Finding]:
 
 def _unordered(body: Body) -> list[Op]:
     """The operators that lie on circles."""
+    names = body.by_name.keys()
     needs: dict[str, set[str]] = {
-        name: ({edge.producer for edge in op.edges if edge is not None} | {*op.controls})
-        & set(body.by_name)
-        for name, op in body.by_name.items()
+        name: {producer for producer in producers if producer in names}
+        for name, producers in body.producers.items()
     }
     # From both ends: what is only behind a circle, or only before one, is none of it.
     for _ in range(2):
@@ -90,12 +90,10 @@ def both_ends_of_an_edge_agree(subject: AirSubject) -> Iterator[Finding]:
         for call in body.calls:
             for at, edge in enumerate(call.op.edges):
                 if edge is not None and at < len(call.op.input_desc):
-                    yield from _disagreement(body, call, at)
+                    yield from _disagreement(body, call, at, edge)
 
 
-def _disagreement(body: Body, call: Call, at: int) -> Iterator[Finding]:
-    edge = call.op.edges[at]
-    assert edge is not None
+def _disagreement(body: Body, call: Call, at: int, edge: Edge) -> Iterator[Finding]:
     desc, there = call.op.input_desc[at], body.produced(edge)
     here = known(desc)
     if desc.dtype == "undefined" and not desc.layout:

@@ -13,7 +13,7 @@ from omforge.lowering.air_legality.kernel_table import (
     is_inferred,
     kernel_for,
 )
-from omforge.lowering.air_legality.subject import AirSubject, Call, Operand, Result
+from omforge.lowering.air_legality.subject import AirSubject, Body, Call, Operand, Result
 from omforge.lowering.legality.subject import Finding, Rule
 
 _CPU = "; the AI CPU has one, which may take it, slowly"
@@ -157,7 +157,7 @@ def prototypes_take_the_dtypes(subject: AirSubject) -> Iterator[Finding]:
                     )
 
 
-_ONE_FORMAT = ("FRACTAL_NZ",)
+_PLAIN = ("ND", "NCHW", "NHWC", "", None)
 _SPREAD = "_enable_storage_format_spread"
 
 
@@ -169,21 +169,27 @@ def private_formats_are_stated(subject: AirSubject) -> Iterator[Finding]:
             if kernel is None or not call.named or call.prototype is None:
                 continue
             for slot, wanted in zip(call.prototype.inputs, kernel.inputs, strict=False):
-                formats = set(wanted.formats)
-                if len(formats) != 1 or not formats <= set(_ONE_FORMAT):
-                    continue
-                (only,) = formats
-                for operand in call.inputs.get(slot.name, ()):
-                    producer = body.by_name.get(operand.edge.producer)
-                    spread = producer is not None and _SPREAD in producer.attributes
-                    trans = producer is not None and producer.type == "TransData"
-                    if operand.tensor.layout != only and not spread and not trans:
-                        yield Finding(
-                            call.where,
-                            f"{slot.name} is {operand.tensor.layout or 'of no layout'}",
-                            f"its kernel takes {only} alone{note}",
-                            f"describe it as {only}, or put a TransData before it",
-                        )
+                if set(wanted.formats) == {"FRACTAL_NZ"}:
+                    for operand in call.inputs.get(slot.name, ()):
+                        yield from _unformatted(body, call, operand, note)
+
+
+def _unformatted(body: Body, call: Call, operand: Operand, note: str) -> Iterator[Finding]:
+    producer, layout = body.by_name.get(operand.edge.producer), operand.tensor.layout
+    stated = producer is not None and (
+        _SPREAD in producer.attributes or producer.type == "TransData"
+    )
+    if layout == "FRACTAL_NZ" or stated:
+        return
+    plain = layout in _PLAIN
+    yield Finding(
+        call.where,
+        f"{operand.name} is {layout or 'of no layout'}",
+        f"its kernel takes FRACTAL_NZ alone{note}"
+        + ("; GE puts a TransData in front of it" if plain else ""),
+        "put a TransData before it, or describe an input that is stored so as FRACTAL_NZ",
+        level="advice" if plain else None,
+    )
 
 
 _INFO = "CANN 8.1.RC1:opp/built-in/op_impl/ai_core/tbe/config"
@@ -216,8 +222,9 @@ RULES = (
     ),
     Rule(
         "air-formats",
-        "EZ3003, or a TransData in front of the operator at each run",
-        _INFO,
+        "a TransData in front of the operator, or EZ3003",
+        "hicann/ge:compiler/engines/nn_engine/optimizer/graph_optimizer/shape_format_transfer/"
+        "trans_node_implementation/trans_node_transdata_generator.cc",
         private_formats_are_stated,
         certainty="inferred",
     ),

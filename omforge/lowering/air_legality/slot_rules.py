@@ -91,14 +91,14 @@ def what_is_left_out_is_undefined(subject: AirSubject) -> Iterator[Finding]:
     for call in subject.calls:
         if call.op.type in (*DATA_TYPES, NET_OUTPUT):
             continue
-        edges = call.op.edges
+        edges, names = call.op.edges, input_names(call.op)
         for at, desc in enumerate(call.op.input_desc):
             if (at >= len(edges) or edges[at] is None) and (
                 desc.dtype != "undefined" or desc.layout
             ):
                 yield Finding(
                     call.where,
-                    f"input {input_names(call.op).get(at, at)} is not connected, and described",
+                    f"input {names.get(at, at)} is not connected, and described",
                     "GE takes it for one that is there, and counts the later ones wrongly",
                     "give it dtype undefined and an empty layout",
                 )

@@ -204,10 +204,18 @@ class Body:
     def readers(self) -> Mapping[str, tuple[Op, ...]]:
         """The operators that read from, or wait for, each operator."""
         found: dict[str, list[Op]] = {}
-        for op in self.graph.ops:
-            for name in {edge.producer for edge in op.edges if edge is not None} | {*op.controls}:
-                found.setdefault(name, []).append(op)
+        for name, producers in self.producers.items():
+            for producer in producers:
+                found.setdefault(producer, []).append(self.by_name[name])
         return {name: tuple(ops) for name, ops in found.items()}
+
+    @functools.cached_property
+    def producers(self) -> Mapping[str, frozenset[str]]:
+        """What each operator reads from, or waits for."""
+        return {
+            name: frozenset((*(edge.producer for edge in op.edges if edge), *op.controls))
+            for name, op in self.by_name.items()
+        }
 
     def typed(self, *op_types: str) -> Iterator[Call]:
         """The operators of these types."""

@@ -293,6 +293,7 @@ KERNELS = (
     Illegal("air-kernel-inferred", "an operator that 950 lost", "decode", lambda air: air, "Ascend910_95"),
     Illegal("air-dtypes", "float32 queries", "decode", lambda air: described(described(air, "q", dtype="float32"), "attention", dtype="float32")),
     Illegal("air-dtypes", "an int32 mask", "decode", lambda air: described(air, "mask", dtype="int32")),
+    Illegal("air-formats", "weights in a format of convolutions", "experts", lambda air: described(edit(air, "nz", lambda op: replace(op, type="Identity", attributes=naming(("x",), ("y",)))), "nz", layout="FRACTAL_Z")),
     Illegal("air-formats", "weights of 310P in ND", "experts", lambda air: fed(air, "product", 1, "w:0")),
     Illegal("air-prototype-dtypes", "an operator without a table", "layer", lambda air: added(air, replace(reader("odd", "rows:0", "int64", 2), type="Erfinv", attributes=naming(("input_x",), ("output_y",))))),
     Illegal("air-dtypes-inferred", "int32 into a norm on 950", "layer", lambda air: described(air, "x", dtype="int32"), "Ascend910_95"),

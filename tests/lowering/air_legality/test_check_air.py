@@ -1,15 +1,19 @@
 """Legal GE graphs give nothing; each illegal one breaks exactly its rule."""
 
+import os
+import random
 from pathlib import Path
 
 import pytest
 
 from omforge.air.files import write_air
+from omforge.air.graph import Attr, Desc, Tensor
 from omforge.api.checking import check
 from omforge.ir.errors import InputError
-from omforge.lowering.air_legality import AIR_RULE_IDS, check_air_file
+from omforge.lowering.air_legality import AIR_RULE_IDS, cache_rules, check_air, check_air_file
 from omforge.lowering.target import target
-from tests.lowering.air_legality.illegal import ILLEGAL, Illegal
+from tests.lowering.air_legality.graphs import described, told
+from tests.lowering.air_legality.illegal import ILLEGAL, Illegal, table
 from tests.lowering.air_legality.legal import EVERYWHERE, GRAPHS, SOCS
 
 SAMPLES = sorted((Path(__file__).parents[2] / "air" / "samples").glob("*.air"))
@@ -67,3 +71,89 @@ def test_an_inferred_rule_may_be_allowed(folder):
     assert check(path, "Ascend910_95", allow=["air-kernel-inferred"]).legal
     with pytest.raises(InputError, match="not inferred"):
         check(path, "Ascend910_95", allow=["air-kernel"])
+
+
+# Damaged and hostile files
+
+
+def test_damaged_bytes_are_told_or_judged_and_nothing_is_written(tmp_path):
+    rng = random.Random(3)
+    whole = [sample.read_bytes() for sample in SAMPLES]
+    path = tmp_path / "broken.air"
+    judged = 0
+    for _ in range(250):
+        data = bytearray(rng.choice(whole))
+        if rng.random() < 0.3:
+            del data[rng.randrange(len(data)) :]
+        for _ in range(rng.choice((1, 3))):
+            if data:
+                data[rng.randrange(len(data))] = rng.randrange(256)
+        path.write_bytes(data)
+        try:
+            check(path, "Ascend310P3").to_json()
+            judged += 1
+        except InputError:
+            pass
+    assert 10 < judged < 240
+    assert list(tmp_path.iterdir()) == [path]
+
+
+ODD = (
+    Attr("raw", b"?"),
+    Attr("none"),
+    Attr("s", "\udc80"),
+    Attr("i", 2**63 - 1),
+    Attr("f", float("nan")),
+    Attr("t", Tensor(Desc("", "int64", (2**62, 2**62)), b"")),
+    Attr("i", items=(2**62, -5)),
+    Attr("s", items=("\udc80",)),
+)
+ODD_SHAPES = (None, (), (0,), (-1,), (-2,), (2**62,) * 3, (1,) * 12)
+
+
+@pytest.mark.parametrize("name", ["layer", "decode", "moved"])
+def test_odd_values_anywhere_are_judged(name, folder):
+    air = GRAPHS[name]()
+    for op in air.graph.ops:
+        changed = [told(air, op.name, **{key: odd}) for key in op.attributes for odd in ODD]
+        if op.output_desc:
+            changed += [described(air, op.name, shape=shape) for shape in ODD_SHAPES]
+        for odd in changed:
+            for offence in check_air(odd, target("Ascend910B4"), path=folder / "graph.air"):
+                str(offence).encode()  # bytes that are no text are spelled out
+
+
+def test_a_file_of_2_gib_is_not_read(tmp_path):
+    path = tmp_path / "large.air"
+    with path.open("wb") as file:
+        file.truncate(1 << 31)
+    (offence,) = check(path, "Ascend310P3").errors
+    assert offence.code == "air-file-size"
+    assert offence.atc == "E10041"
+
+
+def test_what_is_no_file_is_said(tmp_path):
+    os.mkfifo(tmp_path / "pipe.air")
+    for path, why in ((tmp_path, "no file"), (tmp_path / "pipe.air", "no file")):
+        with pytest.raises(InputError, match=why):
+            check_air_file(path, target("Ascend310P3"))
+    with pytest.raises(InputError, match="cannot read"):
+        check_air_file(tmp_path / "none.air", target("Ascend310P3"))
+
+
+def test_a_circle_is_named_and_what_hangs_on_it_is_not(folder):
+    (case,) = (case for case in ILLEGAL if case.how == "two wait for each other")
+    (offence,) = case.offences(folder)
+    assert offence.what == "4 operators need each other in a circle"  # not x, cast or NetOutput
+
+
+def test_many_users_of_a_cache_do_not_take_forever(folder, monkeypatch):
+    monkeypatch.setattr(cache_rules, "_MOST_STEPS", 10)
+    found = check_air(GRAPHS["decode"](), target("Ascend310P3"), path=folder / "graph.air")
+    assert [offence.what for offence in found] == [
+        "the caches have too many users to be put in order"
+    ]
+
+
+def test_the_table_of_illegal_graphs_has_each_of_them():
+    assert len(table().splitlines()) == len(ILLEGAL) + 2 > 100
