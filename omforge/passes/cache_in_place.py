@@ -142,11 +142,9 @@ def _write(model: ir.Model, past: ir.Value, present: ir.Value, indices: ir.Value
     owner = _ends(past)[0][0]
     present.name = fresh_name(model.graph, f"{name}_new")
     readers = list(past.uses())
-    producer = present.producer()
     with Builder(model) as op:
         whole = op.TensorScatter(past, present, indices, axis=-2, mode="linear")
-        anchor = producer if producer is not None else next(iter(model.graph))
-        insert(op, anchor, by=by, matched=[owner])
+        insert(op, owner, by=by)  # ahead of what makes the new keys: the graph is sorted later
     for node, slot in readers:
         node.replace_input_with(slot, whole)
     whole.name = name

@@ -19,6 +19,7 @@ from omforge.air.prototypes import prototype
 from omforge.lowering.emit.emission import AttributeValue, Emission, NotEmittedError, Place
 from omforge.lowering.emit.standard import STANDARD
 from omforge.lowering.emit.target_ops import TARGET
+from omforge.lowering.legalize.builder import NOT_LEGALIZED
 
 __all__ = ["INLINE", "Emitted", "emit", "ref_inputs"]
 
@@ -67,13 +68,14 @@ def emit(model: ir.Model, name: str, place: Place) -> Emitted:
         try:
             _emit_node(to, node)
         except NotEmittedError as fault:
-            faults.append(f"{node.op_type} {node.name}: {fault}")
+            reason = node.metadata_props.get(NOT_LEGALIZED) or fault
+            faults.append(f"{node.op_type} {node.name}: {reason}")
             lost.update(node.outputs)
     if faults:
         raise ir.CheckError(
             f"{name} has {len(faults)} nodes that the front air cannot say",
             "\n" + "\n".join(f"- {fault}" for fault in faults) + "\n",
-            "Compile with --front onnx, or report the export",
+            "Choose what the lines above allow, or compile with --front onnx",
         )
     writers = {id(node.outputs[0]): node for node in graph if written_slot(node) is not None}
     outputs = [value for value in graph.outputs if id(value) not in writers]

@@ -2,7 +2,9 @@
 
 Letters as in `attention`. The cache, keys [B, K, C, D] and values [B, K, C, D], is one operand as
 it lies: nothing is joined, repeated or copied. The mask is boolean, true where a key is hidden,
-made of the additive one that the runtime feeds once for all layers.
+made of the additive one that the runtime feeds once for all layers. An int8 cache, whose scales
+quantize-kv has put into queries and results, is read as it is with scales of 1: the kernel makes
+floats of it where it needs them.
 """
 
 from __future__ import annotations
@@ -49,18 +51,11 @@ def incre_flash_attention_grouped(op: Builder, node: ir.Node) -> Results:
     keys = _common(op, node, size)
     if size.batch > 256 or keys > 65536:
         raise NotLegal(f"{size.batch} rows and {keys} keys, must be up to 256 and 65,536")
-    if size.head % 16:
-        raise NotLegal(f"heads of {size.head}, must be multiples of 16")
     if op.target.family.name == "310p" and size.group > 1 and (size.group > 32 or size.head > 128):
         raise NotLegal("310P takes groups of up to 32 with heads of up to 128")
     query, key, value = (required_input(node, index) for index in range(3))
     query = heads_first(op, query, size.query_heads)
-    operands = {
-        "query": query,
-        "key": key,
-        "value": value,
-        "atten_mask": hidden_keys(op, node),
-    }
+    operands = _operands(op, node, query, key, value)
     (y,) = op.ge(
         "IncreFlashAttention",
         operands,
@@ -69,7 +64,7 @@ def incre_flash_attention_grouped(op: Builder, node: ir.Node) -> Results:
         scale_value=float(scale(node, size)),
         input_layout="BNSD",
         num_key_value_heads=size.kv_heads,
-        inner_precise=1,
+        inner_precise=0 if "antiquant_scale" in operands else 1,
     )
     return (as_output(op, y, size, len(dims(required_input(node, 0)))),)
 
@@ -82,18 +77,11 @@ def fused_infer_attention_score(op: Builder, node: ir.Node) -> Results:
     """
     size = _sizes(node)
     _common(op, node, size)
-    if size.head % 16:
-        raise NotLegal(f"heads of {size.head}, must be multiples of 16")
     if size.query_heads > 256 or size.group > 64:
         raise NotLegal(f"{size.query_heads} heads in groups of {size.group}: up to 256 and 64")
     query, key, value = (required_input(node, index) for index in range(3))
     query = heads_first(op, query, size.query_heads)
-    operands = {
-        "query": query,
-        "key": key,
-        "value": value,
-        "atten_mask": hidden_keys(op, node),
-    }
+    operands = _operands(op, node, query, key, value)
     y, _ = op.ge(
         "FusedInferAttentionScore",
         operands,
@@ -116,6 +104,30 @@ def _sizes(node: ir.Node) -> Sizes:
     return check(node)
 
 
+def _operands(
+    op: Builder, node: ir.Node, query: ir.Value, key: ir.Value, value: ir.Value
+) -> dict[str, ir.Value]:
+    found = {
+        "query": query,
+        "key": _stored(key),
+        "value": _stored(value),
+        "atten_mask": hidden_keys(op, node),
+    }
+    if found["key"] is not key:
+        # One for keys and one for values, of the whole tensor.
+        found["antiquant_scale"] = op.constant([1.0, 1.0], query.dtype or ir.DataType.FLOAT16)
+    return found
+
+
+def _stored(value: ir.Value) -> ir.Value:
+    """What an int8 cache holds, where a value is those integers as floats; else itself."""
+    producer = value.producer()
+    if producer is None or producer.op_type != "Cast" or producer.domain != "":
+        return value
+    source = producer.inputs[0]
+    return source if source is not None and source.dtype == ir.DataType.INT8 else value
+
+
 def _common(op: Builder, node: ir.Node, size: Sizes) -> int:
     """What both refuse; the number of keys."""
     if any(used_output(node, index) for index in (1, 2)):
@@ -125,6 +137,12 @@ def _common(op: Builder, node: ir.Node, size: Sizes) -> int:
         raise NotLegal(f"queries are {query.dtype} and keys {key.dtype}, must be float16 alike")
     if len(dims(key)) != 4:
         raise NotLegal("keys are not by head")
+    integers = [_stored(value) is not value for value in (key, required_input(node, 2))]
+    if integers[0] != integers[1]:
+        raise NotLegal("keys or values alone are int8")
+    step = 32 if integers[0] else 16
+    if size.head % step:
+        raise NotLegal(f"heads of {size.head}, must be multiples of {step}")
     if float_attribute(node, "softcap", 0.0) > 0:
         raise NotLegal("it has no softcap")
     if size.head != size.value_head or size.head > 512:
