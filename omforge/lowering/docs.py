@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from omforge.ir.weights import replacing
+from omforge.lowering.air_legality import AIR_RULES, AirSubject
 from omforge.lowering.facts import Table, claims, row_key
 from omforge.lowering.ge_inference import sizes_by_value
 from omforge.lowering.legality import FILE_RULES, RULES, Rule
@@ -24,7 +25,7 @@ from omforge.lowering.target import TARGETS, Fact, Family, all_registrations
 # The words of `choices` in those of this page.
 _CERTAINTY = {"parser": "seen", "documented": "source", "uncertain": "inferred"}
 
-AnyRule = Rule[FileSubject] | Rule[Subject]
+AnyRule = Rule[FileSubject] | Rule[Subject] | Rule[AirSubject]
 
 _INTRO = """# What omforge knows about ATC
 
@@ -112,14 +113,26 @@ def _choices() -> Iterator[str]:
     yield _table(("operator", "form", *names, "front", "when", "why", "certainty", "source"), rows)
 
 
+_AIR = """
+GE's loader and its verification take nearly anything: what is wrong dies late, or never. `--allow`
+makes an inferred rule advice here, too. 950 has no operator table in CANN 8.1.RC1: 910_93's is read
+for it.
+"""
+
+
 def _rules() -> Iterator[str]:
     yield "## Rules\n"
     yield (
         "What `omforge check` looks for. *Advice* fails no check of a foreign model; a graph that\n"
         "omforge lowers has to follow it too.\n"
     )
-    for heading, rules in (("The file and its message", FILE_RULES), ("The graph", RULES)):
-        yield f"### {heading}\n"
+    sections: Sequence[tuple[str, str, Sequence[AnyRule]]] = (
+        ("The file and its message", "", FILE_RULES),
+        ("The graph", "", RULES),
+        ("GE graphs (.air)", _AIR, AIR_RULES),
+    )
+    for heading, introduction, rules in sections:
+        yield f"### {heading}\n{introduction}"
         yield _table(
             ("rule", "demands", "atc otherwise", "level", "certainty", "source"),
             [_rule_row(rule) for rule in rules],
@@ -138,7 +151,7 @@ def _uncertain() -> Iterator[str]:
         "`omforge probe` asks them: `PROBE=VALUE` is the answer that a row stands on.\n"
     )
     rows: list[Sequence[str]] = []
-    for rule in (*FILE_RULES, *RULES):
+    for rule in (*FILE_RULES, *RULES, *AIR_RULES):
         if rule.certainty == "inferred":
             name, demand, _, _, _, source = _rule_row(rule)
             rows.append(

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from omforge.lowering import docs
+from omforge.lowering.air_legality import AIR_RULE_IDS
 from omforge.lowering.ge_inference import sizes_by_value
 from omforge.lowering.legality import ALL_RULES
 from omforge.lowering.legalize.choices import CHOICES
@@ -21,7 +22,7 @@ def test_the_page_has_all_of_every_table(tmp_path: Path) -> None:
     docs.write(tmp_path / "page.md")
     page = (tmp_path / "page.md").read_text(encoding="utf-8")
     assert all(soc in page for soc in TARGETS)
-    assert all(f"| `{name}` |" in page for name in ALL_RULES)
+    assert all(f"| `{name}` |" in page for name in (*ALL_RULES, *AIR_RULE_IDS))
     assert all(f"### {name}\n" in page for name in llm_ops())
     assert all(f"| {choice.op} | {choice.form} |" in page for choice in CHOICES)
     assert all(
@@ -44,5 +45,5 @@ def test_every_row_of_a_table_has_its_columns() -> None:
 
 def test_what_is_inferred_is_among_the_uncertain() -> None:
     section = docs.page().partition("## What is uncertain")[2].partition("\n## ")[0]
-    for name, rule in ALL_RULES.items():
+    for name, rule in (*ALL_RULES.items(), *AIR_RULE_IDS.items()):
         assert (f"`--allow {name}`" in section) == (rule.certainty == "inferred")
