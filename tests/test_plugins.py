@@ -294,6 +294,24 @@ def test_a_pass_that_is_not_installed_is_named_by_its_place(here: Path) -> None:
             make_pipeline(place)
 
 
+def test_a_pattern_that_cannot_be_read_is_the_fault_of_its_pass(here: Path) -> None:
+    (here / "unwritten.py").write_text(
+        "from omforge.passes import RewritePass\n"
+        "class Bare(RewritePass):\n"
+        "    name = 'bare'\n"
+        "class Fails(RewritePass):\n"
+        "    name = 'fails'\n"
+        "    def pattern(self, op, x):\n"
+        "        return {}['gone']\n"
+    )
+    for name, why in (("Bare", "NotImplementedError: Bare.pattern"), ("Fails", "KeyError: 'gone'")):
+        said = omforge("opt", "-p", f"unwritten:{name}", MODEL / "model.onnx", status=2)
+        assert f"unwritten:{name} cannot be made: " in said
+        assert why in said
+        assert "next: Mend it, or tell who made it" in said
+        assert "fault of omforge" not in said
+
+
 def test_what_options_have_to_be_is_also_for_the_pass_to_say(here: Path) -> None:
     my_passes, *_ = re.findall(r"```python\n(.*?)```", DOCS, re.DOTALL)
     (here / "choosy.py").write_text(my_passes)

@@ -14,11 +14,9 @@ import gc
 import json
 import logging
 import os
-import re
 import signal
 import sys
 import threading
-import traceback
 import warnings
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
@@ -33,8 +31,6 @@ _UNLIMITED = 1000  # columns, where nobody looks at a window
 
 _M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 _LARGE_BLOCK = 4 << 20
-
-_ELSEWHERE = re.compile(r", which is ([\w.]+):([\w.<>]+)$")  # in the note of `rewriting.pipeline`
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_SUCH = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM)
@@ -290,6 +286,7 @@ def problem(error: BaseException) -> Problem:
     if isinstance(error, KeyboardInterrupt) or interrupts.interrupted():
         return Problem(interrupts.TOLD, "", "", (), interrupts.STATUS)
     from omforge.ir.errors import OmforgeError  # loads onnx-ir, so only once there is an error
+    from omforge.rewriting.pass_error import place
 
     notes = tuple(getattr(error, "__notes__", ()))
     if isinstance(error, OmforgeError):
@@ -299,39 +296,13 @@ def problem(error: BaseException) -> Problem:
     if isinstance(error, OSError):
         return _system_problem(error, notes)
     what = f"{type(error).__name__}: {error}"
-    for module, name in (found.groups() for note in notes if (found := _ELSEWHERE.search(note))):
-        return Problem(
-            f"a pass failed with {what}",
-            f"that is a fault of {module}:{name}, at {_place_in(error, module)}",
-            "Mend the pass, or tell who made it; --verbose shows how it came about",
-            notes,
-            1,
-        )
     return Problem(
         f"omforge failed with {what}",
-        f"that is a fault of omforge, at {_place(error)}",
+        f"that is a fault of omforge, at {place(error)}",
         "Report the command, with what it says under --verbose",
         notes,
         1,
     )
-
-
-def _place(error: BaseException) -> str:
-    """The innermost function of ours, and where it is."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if f"{os.sep}omforge{os.sep}" in frame.filename] or frames
-    if not own:
-        return "an unknown place"
-    file = own[-1].filename.rpartition(f"{os.sep}omforge{os.sep}")[2]
-    return f"{file}:{own[-1].lineno} in {own[-1].name}"
-
-
-def _place_in(error: BaseException, module: str) -> str:
-    """The innermost function of a module, and where it is; else the innermost of ours."""
-    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
-        if frame.f_globals.get("__name__") == module:
-            return f"{os.path.basename(frame.f_code.co_filename)}:{line} in {frame.f_code.co_name}"
-    return _place(error)
 
 
 def report(error: BaseException, *, as_json: bool) -> int:

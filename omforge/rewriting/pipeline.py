@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from omforge import ir
-from omforge.ir.errors import CheckError, OmforgeError
+from omforge.ir.errors import CheckError
 from omforge.rewriting.base import Pass
 from omforge.rewriting.fingerprint import Fingerprint, fingerprint
 from omforge.rewriting.instruments import Instrument, VerifyEach
+from omforge.rewriting.pass_error import meant, pass_error
 from omforge.rewriting.pass_run import PassRun
 
 log = logging.getLogger(__name__)
@@ -82,11 +83,7 @@ def _run_watched(
     try:
         for watch in instruments:
             watch.before(run, model)
-        start = time.perf_counter()
-        run.rewrites = run.step.run(model)
-        run.seconds = time.perf_counter() - start
-        run.nodes_after = _count(model)
-        log.debug("%s: %d rewrites in %.3f s", run.step, run.rewrites, run.seconds)
+        _run(run, model)
         if state is not None:
             state = _checked_count(run, state, fingerprint(model))
         for watch in instruments:
@@ -94,10 +91,22 @@ def _run_watched(
     except Exception as error:  # whatever it is, instruments are told and it goes on up
         for watch in instruments:
             watch.failed(run, model, error)
-        where = "" if isinstance(error, OmforgeError) else _from_elsewhere(run.step)
-        error.add_note(f"in pass {run.index} of {run.count}, {run.step}{where}")
+        error.add_note(f"in pass {run.index} of {run.count}, {run.step}")
         raise
     return state
+
+
+def _run(run: PassRun, model: ir.Model) -> None:
+    start = time.perf_counter()
+    try:
+        run.rewrites = run.step.run(model)
+    except Exception as error:
+        if meant(error):
+            raise
+        raise pass_error(run.step, error) from error
+    run.seconds = time.perf_counter() - start
+    run.nodes_after = _count(model)
+    log.debug("%s: %d rewrites in %.3f s", run.step, run.rewrites, run.seconds)
 
 
 def _checked_count(run: PassRun, before: Fingerprint, after: Fingerprint) -> Fingerprint:
@@ -110,13 +119,6 @@ def _checked_count(run: PassRun, before: Fingerprint, after: Fingerprint) -> Fin
             "Return the number of rewrites from its run(): 0 says that the model is untouched",
         )
     return after
-
-
-def _from_elsewhere(step: Pass) -> str:
-    """Where a pass stands that is not of omforge: its faults are not for us to mend."""
-    kind = type(step)
-    ours = kind.__module__.partition(".")[0] == "omforge"
-    return "" if ours else f", which is {kind.__module__}:{kind.__qualname__}"
 
 
 def _count(model: ir.Model) -> int:

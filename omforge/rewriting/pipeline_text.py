@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
-from omforge.ir.errors import InputError
+from omforge.ir.errors import InputError, OmforgeError
 from omforge.rewriting.base import Option, Pass, convert, options
 from omforge.rewriting.pipeline import Pipeline
 
@@ -117,6 +117,12 @@ class _Parser:
             return pass_type(**given)
         except (TypeError, ValueError) as error:  # of its own __post_init__
             self._fail(start, f"{pass_type.name}: {error}", _listed(pass_type, known))
+        except OmforgeError:
+            raise
+        except Exception as error:  # of a pattern that is not written, or fails
+            kind = f"{pass_type.__module__}:{pass_type.__qualname__}"
+            what = f"{type(error).__name__}: {error}".removesuffix(": ")
+            self._fail(start, f"{kind} cannot be made: {what}", "Mend it, or tell who made it")
 
     def _option(
         self, pass_type: type[Pass], known: Mapping[str, Option], given: dict[str, Any]

@@ -18,6 +18,7 @@ from omforge import ir
 from omforge.rewriting.base import Pass
 from omforge.rewriting.instruments import CompareEach, Feeds, Instrument
 from omforge.rewriting.padding import StepFeeds
+from omforge.rewriting.pass_error import PassError
 from omforge.rewriting.pass_run import PassRun
 from omforge.rewriting.pipeline_text import parse_pipeline
 
@@ -70,7 +71,7 @@ class Reproducer(Instrument):
 
     def failed(self, run: PassRun, model: ir.Model, error: Exception) -> None:
         """Save it, and add the command to the error."""
-        on_purpose = isinstance(error, ir.OmforgeError)
+        on_purpose = isinstance(error, ir.OmforgeError) and not isinstance(error, PassError)
         if self._before is None or (self._folder is None and on_purpose):
             return
         size = sum(tensor.nbytes for _, tensor in ir.all_tensors(self._before))

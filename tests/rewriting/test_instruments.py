@@ -21,6 +21,7 @@ from omforge.rewriting.instruments import (
     Timing,
     VerifyEach,
 )
+from omforge.rewriting.pass_error import PassError
 from omforge.rewriting.pass_run import PassRun
 from omforge.rewriting.pipeline import Pipeline
 from omforge.rewriting.rewrite import Builder, Match, Pat, PatternOps, RewritePass
@@ -146,9 +147,9 @@ def test_instruments_are_called_around_each_pass_in_order() -> None:
             calls.append(f"{self.tag} after {run.name} {run.rewrites}")
 
         def failed(self, run: PassRun, model: ir.Model, error: Exception) -> None:
-            calls.append(f"{self.tag} failed {run.name} {error}")
+            calls.append(f"{self.tag} failed {run.name} {error.__cause__}")
 
-    with pytest.raises(ValueError, match="a bug"):
+    with pytest.raises(PassError, match="ValueError: a bug"):
         run([NegToSub(), Crash()], Log("1"), Log("2"))
     assert calls == [
         "1 before neg-to-sub 0",

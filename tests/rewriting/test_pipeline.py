@@ -8,6 +8,7 @@ import pytest
 from omforge import ir
 from omforge.ir.errors import InputError
 from omforge.rewriting.base import Pass
+from omforge.rewriting.pass_error import PassError
 from omforge.rewriting.pipeline import Pipeline
 from omforge.rewriting.pipeline_text import parse_pipeline
 
@@ -158,6 +159,22 @@ def test_a_run_reports_each_pass() -> None:
 
 
 def test_a_failure_says_in_which_pass() -> None:
-    with pytest.raises(ValueError, match="a bug") as caught:
+    with pytest.raises(PassError) as caught:
         parse("plain,broken").run(ir.from_onnx_text(MODEL))
-    assert caught.value.__notes__ == [f"in pass 2 of 2, broken, which is {__name__}:Broken"]
+    assert caught.value.what == "the pass broken failed with ValueError: a bug"
+    assert f"that is a fault of {__name__}:Broken, at test_pipeline.py:" in caught.value.why
+    assert "Mend the pass" in caught.value.next_step
+    assert isinstance(caught.value.__cause__, ValueError)
+    assert caught.value.__notes__ == ["in pass 2 of 2, broken"]
+
+
+@pytest.mark.parametrize("error", [ir.CheckError("no"), FileNotFoundError("no"), MemoryError("no")])
+def test_what_says_by_itself_what_is_wrong_goes_up_as_it_is(error: Exception) -> None:
+    class Says(Pass):
+        name = "says"
+
+        def run(self, model: ir.Model) -> int:
+            raise error
+
+    with pytest.raises(type(error), match="no"):
+        Pipeline((Says(),)).run(ir.from_onnx_text(MODEL))

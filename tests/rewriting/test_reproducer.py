@@ -19,6 +19,7 @@ from omforge.passes import PASSES, RewritePass
 from omforge.rewriting.base import Pass
 from omforge.rewriting.instruments import CompareEach
 from omforge.rewriting.padding import StepFeeds
+from omforge.rewriting.pass_error import PassError
 from omforge.rewriting.pipeline import Pipeline
 from omforge.rewriting.reproducer import KEPT_UNASKED, Reproducer, save_feeds, saved_feeds
 from omforge.testing import parse, several_feeds
@@ -73,11 +74,13 @@ def test_an_unexpected_failure_names_pass_and_site_and_leaves_a_command(tmp_path
     first, *others = done.stderr.splitlines()
     assert (done.exit_code, first) == (
         1,
-        "error: a pass failed with IndexError: list index out of range",
+        "error: the pass crash failed with IndexError: list index out of range",
     )
-    assert f"a fault of {__name__}:Crash, at test_reproducer.py:41 in rewrite" in others[0]
-    assert "  at Neg -> h" in others
-    assert f"  in pass 2 of 2, crash{{depth=3}}, which is {__name__}:Crash" in others
+    assert others[0] == (
+        f"  why:  at Neg -> h; that is a fault of {__name__}:Crash, at test_reproducer.py:42 in rewrite"
+    )
+    assert "  in pass 2 of 2, crash{depth=3}" in others
+    assert "Traceback" not in done.stderr
     command, again = reproduced(done.stderr)
     assert command.endswith("/before-crash.onnx -p 'crash{depth=3}'")
     assert again.stderr.splitlines()[0] == first
@@ -103,9 +106,9 @@ def test_without_a_folder_a_failure_on_purpose_keeps_nothing() -> None:
 def test_nothing_large_is_kept_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("omforge.rewriting.reproducer.KEPT_UNASKED", 3)
     assert KEPT_UNASKED == 1 << 30
-    with pytest.raises(IndexError) as caught:
+    with pytest.raises(PassError) as caught:
         Pipeline((Crash(),)).run(parse(MODEL), [Reproducer()])
-    assert "was not kept: it has 0 MiB of weights" in caught.value.__notes__[1]
+    assert "was not kept: it has 0 MiB of weights" in caught.value.__notes__[0]
 
 
 def test_the_graph_that_is_kept_is_the_one_ahead_of_the_pass(tmp_path: Path) -> None:
@@ -116,7 +119,7 @@ def test_the_graph_that_is_kept_is_the_one_ahead_of_the_pass(tmp_path: Path) -> 
             model.graph.remove(model.graph[0])
             raise ValueError("a bug")
 
-    with pytest.raises(ValueError, match="a bug") as caught:
+    with pytest.raises(PassError, match="a bug") as caught:
         Pipeline((Halve(), Half())).run(parse(MODEL), [Reproducer(tmp_path, registry=PASSES)])
     kept = ir.load(tmp_path / "before-half.onnx")
     assert [node.op_type for node in kept.graph] == ["Neg", "Mul"]

@@ -12,6 +12,7 @@ from omforge.ir.errors import CheckError, InputError
 from omforge.ir.values import dims
 from omforge.rewriting import pattern, rewrite
 from omforge.rewriting.events import events
+from omforge.rewriting.pass_error import PassError
 from omforge.rewriting.pipeline import Pipeline
 from omforge.rewriting.rewrite import (
     ANY,
@@ -621,11 +622,12 @@ def test_what_a_rewrite_raises_names_pass_and_place() -> None:
         def rewrite(self, op: Builder, m: Match) -> ir.Value:
             raise KeyError("a bug")
 
-    with pytest.raises(KeyError) as caught:
+    with pytest.raises(PassError) as caught:
         Pipeline((Fails(),)).run(parse(HEADER + "{ y = Mul (a, a) }"))
-    at, where = caught.value.__notes__
-    assert at == "at Mul -> y"
-    assert where.startswith(f"in pass 1 of 1, fails, which is {__name__}:")
+    assert caught.value.what == "the pass fails failed with KeyError: 'a bug'"
+    assert caught.value.why.startswith(f"at Mul -> y; that is a fault of {__name__}:test_what_a_")
+    assert caught.value.why.endswith(" in rewrite")
+    assert caught.value.__notes__ == ["in pass 1 of 1, fails"]
 
 
 def code_of(text: str) -> str:
