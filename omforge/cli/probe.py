@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from omforge.cli import console
-from omforge.cli.options import Atc, Json, Verbose
+from omforge.cli.options import Atc, Facts, Json, Verbose
 
 if TYPE_CHECKING:
     from omforge.probe.results import Outcome
@@ -51,6 +51,16 @@ def probe(
         Path | None,
         typer.Option(metavar="RESULT", help="Only turn a kit's result.json into a facts file."),
     ] = None,
+    bench: Annotated[
+        Path | None,
+        typer.Option(metavar="BUNDLE", help="Only measure a bundle: first token, tokens a second."),
+    ] = None,
+    prompt_tokens: Annotated[
+        int, typer.Option(min=0, help="Of --bench; 0: 128, or half of the context.")
+    ] = 0,
+    steps: Annotated[int, typer.Option(min=0, help="Decode steps of --bench; 0: 64.")] = 0,
+    facts: Facts = None,
+    unprofiled: Annotated[bool, typer.Option("--unprofiled", hidden=True)] = False,
     show: Annotated[bool, typer.Option("--list", help="Only list the probes.")] = False,
     as_json: Json = False,
     verbose: Verbose = False,
@@ -64,6 +74,9 @@ def probe(
     if read is not None:
         found = read_result(read)
         _tell(found, found.write(output), as_json=as_json)
+        return
+    if bench is not None:
+        _bench(bench, backend, prompt_tokens, steps, facts, profile=not unprofiled, as_json=as_json)
         return
     if show:
         _list(target, as_json=as_json)
@@ -105,6 +118,34 @@ def _tell(found: Outcome, file: Path, *, as_json: bool) -> None:
             console.show(f"not as expected: {answer.probe} is {answer.value}: {answer.meaning}")
     of = "the simulator: no facts of a device" if found.simulated else found.soc
     console.show(f"{file}: {found.seen} of {len(found.answers)} questions answered by {of}")
+
+
+def _bench(
+    folder: Path,
+    backend: str,
+    prompt: int,
+    steps: int,
+    facts: Path | None,
+    *,
+    profile: bool,
+    as_json: bool,
+) -> None:
+    from omforge.bundle.manifest import Manifest
+    from omforge.cli.facts import options_of_device
+    from omforge.ir.errors import InputError
+    from omforge.probe.bench import BenchOptions, measure
+
+    if backend == "none":
+        raise InputError(
+            "--bench --backend none", "a bundle is measured where it runs", "Take acl, or sim"
+        )
+    ways = options_of_device(facts, Manifest.load(folder), backend)
+    with console.progress() as bar:
+        found = measure(folder, BenchOptions(backend, prompt, steps, ways, profile), bar)
+    if as_json:
+        console.show_json(found.to_json())
+    else:
+        console.show("\n".join(found.lines()))
 
 
 def _list(target: str, *, as_json: bool) -> None:

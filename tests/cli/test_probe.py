@@ -14,8 +14,11 @@ from omforge.air.files import read_air
 from omforge.bundle.manifest import Manifest
 from omforge.cli.facts import options_of_device
 from omforge.ir.errors import InputError
+from omforge.runtime.bundle import Bundle
 from tests.cli.test_app import Result
 from tests.probe.conftest import PLANTED_ATC
+from tests.runtime.conftest import tiny_bundle as tiny_bundle
+from tests.runtime.tiny import Tiny
 
 SOC = "Ascend310P3"
 
@@ -185,3 +188,13 @@ def test_run_uses_the_device_as_the_facts_say(tmp_path: Path) -> None:
         options_of_device(tmp_path / "absent", manifest, "acl")
     elsewhere = cast("Manifest", SimpleNamespace(target="Mine1"))
     assert options_of_device(None, elsewhere, "acl") is None
+
+
+def test_bench_measures_a_bundle(tiny_bundle: Callable[[Tiny], Bundle]) -> None:
+    folder = tiny_bundle(Tiny(om=True)).folder
+    done = Result("probe", "--bench", folder, "--backend", "sim", "--steps", "2")
+    assert done.status == 0, done.err
+    assert done.out.startswith("first token")
+    assert "tokens a second" in done.out
+    assert done.out.endswith("measured on the simulator: this says nothing of a device\n")
+    assert Result("probe", "--bench", folder, "--backend", "none").status == 2
