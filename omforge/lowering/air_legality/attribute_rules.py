@@ -88,7 +88,8 @@ def lists_are_typed(subject: AirSubject) -> Iterator[Finding]:
                 and _is_list(attribute)
                 and attribute.type in _KINDS
             )
-            if name not in BOOKKEEPING and (not given.typed or mixed):
+            own = name in BOOKKEEPING or name in _RECOVERED or name in _BESIDE  # read untyped
+            if not own and (not given.typed or mixed):
                 yield Finding(
                     call.where,
                     f"the list {name} does not say what it holds",
@@ -158,18 +159,36 @@ def attributes_are_read(subject: AirSubject) -> Iterator[Finding]:
                 )
 
 
-_RECOVERED = ("_ir_inputs_", "_ir_outputs_", "_ir_attr_names", "_opt_input")
+_RECOVERED: Mapping[str, str] = {
+    "_ir_inputs_key": "inputs",
+    "_ir_outputs_key": "outputs",
+    "_ir_attr_names": "attributes",
+}
+_BESIDE = ("_ir_inputs_value", "_ir_outputs_value", "_opt_input")
 
 
 def recovery_is_left_to_ge(subject: AirSubject) -> Iterator[Finding]:
-    """The attributes that GE recovers from the prototype are not written."""
+    """What GE recovers from the prototype is not written, or is as CANN 8.1.RC1 has it."""
     for call in subject.calls:
-        for name in call.op.attributes:
-            if name.startswith(_RECOVERED):
+        for name, side in _RECOVERED.items():
+            if call.prototype is None or name not in call.op.attributes:
+                continue
+            wanted = [item.name for item in getattr(call.prototype, side)]
+            given = list(call.op.attributes[name].items or ())
+            common = min(len(given), len(wanted))
+            if given[:common] == wanted[:common]:
                 yield Finding(
                     call.where,
                     f"it says {name}",
                     "where another release's prototype differs, the file is refused",
+                    "leave it out: GE fills it in",
+                    level="advice",
+                )
+            else:
+                yield Finding(
+                    call.where,
+                    f"{name} is {', '.join(map(str, given))}",
+                    f"the prototype has {', '.join(wanted)}",
                     "leave it out: GE fills it in",
                 )
 

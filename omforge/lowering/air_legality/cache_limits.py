@@ -16,6 +16,8 @@ def scatter(call: Call, target: Target) -> Iterator[str]:
     """Scatter: updates has var's rank, and its dims but for rows and the axis; axis is -2 or -1."""
     yield from _along_an_axis(call, at_least=2)
     axis = _axis(call)
+    if (call.integer("axis") or 0) < -2:
+        yield f"the axis is {call.integer('axis')}: from behind, -1 and -2 are taken"
     var = call.tensor("var")
     if axis is None or var.static is None:
         return

@@ -6,7 +6,14 @@ from collections.abc import Iterator
 
 from omforge.air.graph import Edge, Op, parse_edge
 from omforge.air.show import typed
-from omforge.lowering.air_legality.subject import AirSubject, Body, Call, describe, known
+from omforge.lowering.air_legality.subject import (
+    AirSubject,
+    Body,
+    Call,
+    describe,
+    is_left_out,
+    known,
+)
 from omforge.lowering.legality.subject import Finding, Rule
 
 
@@ -96,7 +103,7 @@ def both_ends_of_an_edge_agree(subject: AirSubject) -> Iterator[Finding]:
 def _disagreement(body: Body, call: Call, at: int, edge: Edge) -> Iterator[Finding]:
     desc, there = call.op.input_desc[at], body.produced(edge)
     here = known(desc)
-    if desc.dtype == "undefined" and not desc.layout:
+    if is_left_out(desc):
         yield Finding(
             call.where,
             f"input {at} is connected, and described as one that is not",

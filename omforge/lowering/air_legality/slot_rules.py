@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from omforge.air.graph import DATA_TYPES, NET_OUTPUT
 from omforge.air.names import by_slot, input_names
 from omforge.air.prototypes import prototypes
-from omforge.lowering.air_legality.subject import AirSubject, naming_fault
+from omforge.lowering.air_legality.subject import AirSubject, is_left_out, naming_fault
 from omforge.lowering.legality.subject import Finding, Rule
 
 NEWER: Mapping[str, str] = {
@@ -93,9 +93,7 @@ def what_is_left_out_is_undefined(subject: AirSubject) -> Iterator[Finding]:
             continue
         edges, names = call.op.edges, input_names(call.op)
         for at, desc in enumerate(call.op.input_desc):
-            if (at >= len(edges) or edges[at] is None) and (
-                desc.dtype != "undefined" or desc.layout
-            ):
+            if (at >= len(edges) or edges[at] is None) and not is_left_out(desc):
                 yield Finding(
                     call.where,
                     f"input {names.get(at, at)} is not connected, and described",

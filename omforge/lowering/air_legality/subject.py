@@ -45,13 +45,29 @@ class Known:
 
 
 def known(desc: Desc) -> Known:
-    """Read a description.
+    """Read the description of an operator's input or output.
 
-    One of float32 without a shape says nothing: TorchAir writes it for whatever it does not know.
+    One of float32 without dims says nothing: TorchAir writes it for whatever it does not know, and
+    GE saves it as a scalar's.
     """
-    silent = desc.dtype == "undefined" or (desc.shape is None and desc.dtype == "float32")
+    silent = desc.dtype == "undefined" or (not desc.shape and desc.dtype == "float32")
+    if silent:
+        return Known(None, desc.shape or None, desc.layout or None)
+    return stated(desc)
+
+
+def stated(desc: Desc) -> Known:
+    """Read a description that is meant as it is: an input's of the model, or a constant's."""
     shape = None if desc.shape == (-2,) else desc.shape
-    return Known(None if silent else desc.dtype, shape, desc.layout or None)
+    return Known(None if desc.dtype == "undefined" else desc.dtype, shape, desc.layout or None)
+
+
+_RESERVED = ("", "RESERVED", "FORMAT_RESERVED", "UNDEFINED")
+
+
+def is_left_out(desc: Desc) -> bool:
+    """Whether an input is described as one that is not there: no dtype, and a reserved format."""
+    return desc.dtype == "undefined" and desc.layout in _RESERVED
 
 
 @dataclass(frozen=True)
@@ -230,7 +246,8 @@ class Body:
         producer = self.by_name.get(edge.producer)
         if producer is None or not 0 <= edge.output < len(producer.output_desc):
             return Known()
-        return known(producer.output_desc[edge.output])
+        literal = producer.type in (*DATA_TYPES, *CONST_TYPES)
+        return (stated if literal else known)(producer.output_desc[edge.output])
 
     def values(self, edge: Edge) -> tuple[int, ...] | None:
         """The numbers of a constant of int32 or int64, where it is small."""
@@ -274,12 +291,12 @@ class Body:
 
     def _operand(self, op: Op, at: int, edge: Edge) -> Known:
         """What the producer states; of what it leaves open, what the reader's own slot does."""
-        stated = self.produced(edge)
+        made = self.produced(edge)
         own = known(op.input_desc[at]) if at < len(op.input_desc) else Known()
         return Known(
-            stated.dtype or own.dtype,
-            own.shape if stated.shape is None else stated.shape,
-            own.layout or stated.layout,
+            made.dtype or own.dtype,
+            own.shape if made.shape is None else made.shape,
+            own.layout or made.layout,
         )
 
 

@@ -68,6 +68,7 @@ ATTENTION = (
 WRITERS = (
     Illegal("air-scatter", "updates of more heads", "decode", lambda air: described(air, "k", shape=(1, 8, 1, 64))),
     Illegal("air-scatter", "an index for no row", "decode", lambda air: described(air, "at", shape=(2,))),
+    Illegal("air-scatter", "an axis too far from behind", "decode", lambda air: told(air, "write_k", axis=-3)),
     Illegal("air-scatter", "an axis that is none", "decode", lambda air: told(air, "write_k", axis=4)),
     Illegal("air-scatter-axis", "the axis is left out", "decode", lambda air: told(air, "write_k", axis=None)),
     Illegal("air-quant-update-scatter", "quantised along the heads", "decode_int8", lambda air: told(air, "write_k", quant_axis=1)),

@@ -266,7 +266,7 @@ ATTRIBUTES = (
     Illegal("air-attribute-dtypes", "a number that is no dtype", "layer", lambda air: told(air, "cast", dst_type=99)),
     Illegal("air-attribute-values", "a reduction that the kernel has not", "decode", lambda air: told(air, "write_k", reduce="add")),
     Illegal("air-attributes-read", "an attribute of another operator", "layer", lambda air: told(air, "norm", axis=-1)),
-    Illegal("air-ir-attributes", "what GE recovers is written", "layer", lambda air: told(air, "norm", _ir_inputs_key=graph.texts(("x", "gamma")))),
+    Illegal("air-ir-attributes", "what GE recovers is written in another order", "layer", lambda air: told(air, "norm", _ir_inputs_key=graph.texts(("gamma", "x"), typed=False))),
 )  # fmt: skip
 
 CONSTANTS = (

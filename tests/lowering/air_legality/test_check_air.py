@@ -2,12 +2,15 @@
 
 import os
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from omforge.air import graph
 from omforge.air.files import write_air
-from omforge.air.graph import Attr, Desc, Tensor
+from omforge.air.graph import Attr, Desc, Op, Tensor
+from omforge.air.prototypes import prototype
 from omforge.api.checking import check
 from omforge.ir.errors import InputError
 from omforge.lowering.air_legality import AIR_RULE_IDS, cache_rules, check_air, check_air_file
@@ -71,6 +74,41 @@ def test_an_inferred_rule_may_be_allowed(folder):
     assert check(path, "Ascend910_95", allow=["air-kernel-inferred"]).legal
     with pytest.raises(InputError, match="not inferred"):
         check(path, "Ascend910_95", allow=["air-kernel"])
+
+
+def saved(op: Op) -> Op:
+    """An operator as GE saves it: TorchAir's exports are saved so."""
+    found = prototype(op.type)
+    unknown = op.type in ("Add", "MatMulV2", "Reshape")  # of which TorchAir knows nothing
+    attributes = dict(op.attributes)
+    if found is not None:
+        inputs = [slot.name for slot in found.inputs]
+        attributes["_ir_inputs_key"] = graph.texts(inputs, typed=False)
+        kinds = tuple(range(len(inputs)))
+        attributes["_ir_inputs_value"] = Attr("i", items=kinds, typed=False)
+        names = [item.name for item in found.attributes]
+        attributes["_ir_attr_names"] = graph.texts(names, typed=False)
+        optional = [slot.name for slot in found.inputs if slot.optional]
+        attributes["_opt_input"] = graph.texts(optional, typed=False)
+    return replace(
+        op,
+        attributes=attributes,
+        input_desc=tuple(
+            replace(desc, layout="FORMAT_RESERVED") if desc.dtype == "undefined" else desc
+            for desc in op.input_desc
+        ),
+        output_desc=(Desc("y", "float32", ()),) if unknown else op.output_desc,
+    )
+
+
+@pytest.mark.parametrize("name", ["layer", "decode"])
+def test_a_graph_as_ge_saves_it_is_legal(name, folder):
+    air = GRAPHS[name]()
+    body = replace(air.graph, ops=tuple(map(saved, air.graph.ops)))
+    air = replace(air, version=0, graphs=(body,))
+    found = check_air(air, target("Ascend310P3"), path=folder / "graph.air")
+    assert {offence.code for offence in found} == {"air-ir-attributes"}
+    assert {offence.level for offence in found} == {"advice"}
 
 
 # Damaged and hostile files
