@@ -34,11 +34,11 @@ _SMALL = 1024
 class ConvertPrecision(Pass):
     """Convert float weights, inputs, outputs and arithmetic to `dtype`.
 
-    Towards half precision, three things stay in float32, with a Cast behind them: what rotary
+    Towards half precision, four things stay in float32, with a Cast behind them: what rotary
     angles are computed from, up to the cosine; what counts (integers that are computed with as
-    floats, and become integers again); and what a half-precision model computes in float32 between
-    two casts. Weights are converted when they are written, one at a time. A weight outside the
-    range of float16 is clipped to it, and is an event.
+    floats, and become integers again); a LayerNormalization, scale and bias included; and what a
+    half-precision model computes in float32 between two casts. Weights are converted when they are
+    written, one at a time. A weight outside the range of float16 is clipped to it, and is an event.
     """
 
     name: ClassVar[str] = "convert-precision"
@@ -67,7 +67,7 @@ class ConvertPrecision(Pass):
         old = {_FLOAT, _HALF, _BRAIN} - {to}
         kept = set[ir.Value]()
         if to == _HALF:
-            kept = _exact_values(model) | _counts(model) | _islands(model)
+            kept = _exact_values(model) | _counts(model) | _norms(model) | _islands(model)
         changed = _cast_behind(model, kept, to, self.name)
         changed += _cast_ahead(model, kept, self.name)
         for value in model.graph.initializers.values():
@@ -144,6 +144,22 @@ def _is_whole(value: ir.Value) -> bool:
 
 def _is_integer(dtype: ir.DataType | None) -> bool:
     return dtype is not None and (dtype.is_integer() or dtype == ir.DataType.BOOL)
+
+
+def _norms(model: ir.Model) -> set[ir.Value]:
+    """Layer norms in float32, and their scales and biases: a few numbers, and in every product.
+
+    No target has a kernel for one, so that most of it is in float32 already: what is added is the
+    scale and the bias, which are then rounded once, with the sum, and not each and at each step.
+    """
+    found: set[ir.Value] = set()
+    for node in model.graph:
+        y = node.outputs[0]
+        if node.op_type != "LayerNormalization" or y.dtype != _FLOAT or y.is_graph_output():
+            continue
+        found.add(y)
+        found.update(v for v in node.inputs[1:] if v is not None and v.is_initializer())
+    return found
 
 
 def _islands(model: ir.Model) -> set[ir.Value]:

@@ -165,6 +165,30 @@ def test_a_norm_goes_on_to_sum_in_float() -> None:
     assert norm.attributes["stash_type"].as_int() == FLOAT
 
 
+def test_a_layer_norm_stays_in_float_with_its_scale_and_bias() -> None:
+    text = """g (float[N, 2] x) => (float[N, 2] y)
+    <float[2] scale = {1, 2}, float[2] bias = {3, 4}> {
+        a = LayerNormalization (x, scale, bias) b = Neg (a) y = Mul (a, b) }"""
+    model = converted(text)
+    assert outline(model) == [
+        "input x: FLOAT16[N,2]",
+        "%2 = Cast<to=1>(x)",
+        "%3 = LayerNormalization(%2, float[2]{1, 2}, float[2]{3, 4})",
+        "%4 = Cast<to=10>(%3)",
+        "%5 = Neg(%4)",
+        "y = Mul(%4, %5)",
+        "output y: FLOAT16[N,2]",
+    ]
+    assert ConvertPrecision().run(model) == 0
+
+
+def test_a_layer_norm_that_leaves_the_graph_is_converted() -> None:
+    model = converted("""g (float[N, 2] x) => (float[N, 2] y) <float[2] scale = {1, 2}> {
+        y = LayerNormalization (x, scale) }""")
+    (norm,) = model.graph
+    assert [value.dtype for value in (*norm.inputs, *norm.outputs) if value] == [HALF] * 3
+
+
 def test_converts_the_numbers_that_nodes_hold() -> None:
     model = converted("""g (float[N, 2] x, int64[1] n) => (float[N, 2] y) {
         a = ConstantOfShape (n) b = ConstantOfShape <value = float[1] {3.0}> (n)

@@ -6,6 +6,7 @@ import math
 
 from omforge import ir
 from omforge.ir.ops import RMS_NORM_EPSILON
+from omforge.ir.values import constant
 from omforge.lowering.legalize.builder import (
     Builder,
     NotLegal,
@@ -103,7 +104,7 @@ def _is_fixed(epsilon: float) -> bool:
 
 
 def rms_decomposed(op: Builder, node: ir.Node) -> Results:
-    """RMSNormalization in standard operators; the mean in the stash type (fp32)."""
+    """RMSNormalization in standard operators, in the stash type (fp32) up to its one rounding."""
     x, gamma = required_input(node, 0), required_input(node, 1)
     dtype = _dtype(x)
     axis = int_attribute(node, "axis", -1) % len(dims(x))
@@ -111,13 +112,14 @@ def rms_decomposed(op: Builder, node: ir.Node) -> Results:
     mean = op.mean(op.mul(wide, wide), axis)
     shifted = op.add(mean, float_attribute(node, "epsilon", 1e-5))
     normal = op.div(wide, op.unary("Sqrt", shifted))
-    return (op.mul(op.cast(normal, dtype), op.cast(gamma, dtype)),)
+    return (op.cast(op.mul(normal, _in(op, gamma, _dtype(wide))), dtype),)
 
 
 def legalize_layer_normalization(op: Builder, node: ir.Node) -> Results:
     """LayerNormalization: ATC registers it at opsets 17 and 18 only.
 
-    The mean and the variance are taken in the stash type (fp32), scale and bias in x's.
+    All of it is in the stash type (fp32), scale and bias too: y is rounded once, at the end, as by
+    the kernels of other runtimes.
     """
     x, scale, bias = required_input(node, 0), required_input(node, 1), optional_input(node, 2)
     dtype = _dtype(x)
@@ -127,11 +129,19 @@ def legalize_layer_normalization(op: Builder, node: ir.Node) -> Results:
     centred = op.sub(wide, mean)
     variance = op.mean(op.mul(centred, centred), axis)
     deviation = op.unary("Sqrt", op.add(variance, float_attribute(node, "epsilon", 1e-5)))
-    y = op.mul(op.cast(op.div(centred, deviation), dtype), op.cast(scale, dtype))
+    stash = _dtype(wide)
+    y = op.mul(op.div(centred, deviation), _in(op, scale, stash))
     if bias is not None:
-        y = op.add(y, op.cast(bias, dtype))
+        y = op.add(y, _in(op, bias, stash))
+    y = op.cast(y, dtype)
     inverse = op.unary("Reciprocal", deviation) if used_output(node, 2) else None
     return y, mean if used_output(node, 1) else None, inverse
+
+
+def _in(op: Builder, weight: ir.Value, dtype: ir.DataType) -> ir.Value:
+    """A scale or a bias in another dtype: a constant is stored so, and no step casts it."""
+    numbers = None if weight.dtype == dtype else constant(weight)
+    return op.cast(weight, dtype) if numbers is None else op.constant(numbers, dtype)
 
 
 def _dtype(x: ir.Value) -> ir.DataType:
