@@ -21,6 +21,14 @@ def _by_output_shape(twin: Twin, call: Call) -> list[str]:
     return [twin.reshape(call.input("x"), call.result_shape())]
 
 
+def _triangle(upper: int) -> Body:
+    def body(twin: Twin, call: Call) -> list[str]:
+        diagonal = twin.constant(np.int64(call.integer("diagonal", 0)))
+        return [twin.op("Trilu", call.input("x"), diagonal, upper=upper)]
+
+    return body
+
+
 def _unsqueeze(twin: Twin, call: Call) -> list[str]:
     return [twin.op("Unsqueeze", call.input("x"), twin.integers(call.integers("axes")))]
 
@@ -254,5 +262,7 @@ BODIES: Mapping[str, Body] = {
     "TopKV2": _top_k_v2,
     "Transpose": _transpose,
     "TransposeD": _transpose_d,
+    "Tril": _triangle(0),
+    "Triu": _triangle(1),
     "Unsqueeze": _unsqueeze,
 }

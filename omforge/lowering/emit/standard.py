@@ -166,6 +166,13 @@ def _reshape(to: Emission, node: ir.Node) -> None:
     _one(to, node, "Reshape", {"x": to.edge(node.inputs[0]), "shape": to.constant(list(shape))})
 
 
+def _trilu(to: Emission, node: ir.Node) -> None:
+    """GE's Tril and Triu take the diagonal as an attribute."""
+    diagonal = _known(node, 1, "diagonal")[0] if len(node.inputs) > 1 else 0
+    op_type = "Triu" if _integer(node, "upper", 1) else "Tril"
+    _one(to, node, op_type, {"x": to.edge(node.inputs[0])}, {"diagonal": diagonal})
+
+
 def _unsqueeze(to: Emission, node: ir.Node) -> None:
     axes = _known(node, 1, "axes")
     _one(to, node, "Unsqueeze", {"x": to.edge(node.inputs[0])}, {"axes": axes})
@@ -415,6 +422,7 @@ STANDARD: Mapping[str, Emit] = {
     "Tile": _tile,
     "TopK": _top_k,
     "Transpose": _transpose,
+    "Trilu": _trilu,
     "Unsqueeze": _unsqueeze,
     "Where": _where,
 }

@@ -38,6 +38,7 @@ from omforge.lowering.legalize.ge_attention import (
     incre_flash_attention_grouped,
 )
 from omforge.lowering.legalize.ge_cache import scatter, scatter_nd_update
+from omforge.lowering.legalize.ge_convolution import sum_of_taps
 from omforge.lowering.legalize.ge_norms import add_rms_norm, rms_norm
 from omforge.lowering.legalize.int8_products import (
     ASCEND_QUANT,
@@ -95,6 +96,7 @@ LEGALIZATIONS: Mapping[str, Mapping[str, Legalization]] = {
         "NPUScaledMaskedSoftmax": attention_scaled_masked_softmax,
         "NPUPromptFlashAttention": attention_prompt_flash,
     },
+    "Conv": {"sum of taps": sum_of_taps},
     "DequantizeLinear": {DECOMPOSED: dequantize},
     "Gelu": {"GeluV2": gelu_v2, DECOMPOSED: legalize_gelu},
     INT8_MATMUL: INT8_FORMS,
@@ -185,6 +187,7 @@ def legalize(
     graph = model.graph
     dialect.constants_to_initializers(graph)
     builder = Builder(graph, target, gears, front)
+    with_forms = {row.op for row in CHOICES if front in row.fronts} & set(LEGALIZATIONS)
     replaced = 0
     for node in list(graph.all_nodes()):
         if node.domain not in ("", "ai.onnx"):
@@ -192,7 +195,7 @@ def legalize(
         if node.op_type in STANDARD:
             replaced += _respell(builder, node)
         op = _subject(node)
-        if op not in LEGALIZATIONS or (op == "DequantizeLinear" and _goes_with_products(node)):
+        if op not in with_forms or (op == "DequantizeLinear" and _goes_with_products(node)):
             continue
         decision = _legalize_node(builder, node, op, forms.get(op))
         replaced += bool(decision.form)

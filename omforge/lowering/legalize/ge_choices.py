@@ -106,6 +106,17 @@ GE_CHOICES: tuple[Choice, ...] = (
         fronts=AIR,
     ),
     Choice(
+        "Conv",
+        "sum of taps",
+        ALL,
+        "over time, channel by channel, of up to 8 taps; static sizes",
+        "StridedSlice, Mul and Add are kernels everywhere; Conv2D wants images in formats of its "
+        "own, and how an .air says them was not read",
+        f"{_OPS_INFO}",
+        "source",
+        fronts=AIR,
+    ),
+    Choice(
         "Gelu",
         "GeluV2",
         ALL,

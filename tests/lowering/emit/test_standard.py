@@ -92,6 +92,8 @@ CASES = {
     "TopK": (X, "TopK <axis = 1> (x, count)"),
     "Transpose": (X, "Transpose <perm = [2, 0, 1]> (x)"),
     "Transpose whole": (X, "Transpose (x)"),
+    "Trilu": (X, "Trilu <upper = 0> (x, one)"),
+    "Trilu above": (X, "Trilu (x)"),
     "Unsqueeze": (X, "Unsqueeze (x, axes2)"),
     "Where": (f"bool[2, 3, 4] c, {X}, float16[4] y", "Where (c, x, y)"),
 }

@@ -192,7 +192,15 @@ def test_attention_over_a_cache(
 
 
 def test_every_form_is_tried() -> None:
-    tried = {"Scatter", "ScatterNdUpdate", "RmsNorm", "AddRmsNorm", "Swish", "GeluV2"}
+    tried = {
+        "Scatter",
+        "ScatterNdUpdate",
+        "RmsNorm",
+        "AddRmsNorm",
+        "Swish",
+        "GeluV2",
+        "sum of taps",
+    }
     tried |= {form for form, _, _ in ATTENTION}
     assert {row.form for row in GE_CHOICES if row.families} <= tried
 
@@ -220,3 +228,16 @@ def test_where_incre_flash_attention_does_not_reach(
     refused = {refusal.form: refusal.reason for refusal in found.refused}
     assert reason in refused["IncreFlashAttention"]
     assert found.form == "MatMul-Softmax"
+
+
+@settings(max_examples=8, deadline=None)
+@given(sizes, sizes, st.integers(1, 4), st.booleans(), st.sampled_from(list(SOCS)))
+def test_a_short_convolution(batch: int, channels: int, taps: int, pad: bool, family: str) -> None:
+    pads = [taps - 1, 1] if pad else [0, 0]
+    length = 6 + sum(pads) - taps + 1
+    text = f"""<ir_version: 11, opset_import: ["" : 24]>
+        g (float16[{batch}, {channels}, 6] x) => (float16[{batch}, {channels}, {length}] y)
+        <float16[{channels}, 1, {taps}] w = {{{", ".join(["15360"] * (channels * taps))}}},
+         float16[{channels}] b = {{{", ".join(["14336"] * channels)}}}>
+        {{ y = Conv <group = {channels}, pads = {pads}> (x, w, b) }}"""
+    _check(text, "Conv", "sum of taps", SOCS[family], {"x": random(1, (batch, channels, 6))})
