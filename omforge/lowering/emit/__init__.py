@@ -80,7 +80,8 @@ def emit(model: ir.Model, name: str, place: Place) -> Emitted:
     writers = {id(node.outputs[0]): node for node in graph if written_slot(node) is not None}
     outputs = [value for value in graph.outputs if id(value) not in writers]
     to.end(outputs, [node.name or "" for node in writers.values()])
-    air = Air(name, (Graph(name, tuple(to.ops)),))
+    fed = tuple(to.edge(value) for value in inputs)
+    air = Air(name, (Graph(name, tuple(to.ops), fed),))
     return Emitted(air, tuple(inputs), tuple(outputs))
 
 
