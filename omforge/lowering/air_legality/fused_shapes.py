@@ -103,6 +103,46 @@ def dynamic_quant(call: Call) -> Shapes:
     return None if not x else {"y": [x], "scale": [x[:-1]]}
 
 
+def gating(call: Call) -> Shapes:
+    """MoeGatingTopKSoftmax, V2: k of each token."""
+    x, k = call.tensor("x").static, call.integer("k")
+    if not x or k is None:
+        return None
+    found = {"y": [(*x[:-1], k)], "expert_idx": [(*x[:-1], k)]}
+    return found if call.op.type.endswith("V2") else {**found, "row_idx": [(*x[:-1], k)]}
+
+
+def routing(call: Call) -> Shapes:
+    """MoeInitRouting, V2 without drops: a row for each token of each expert."""
+    x, chosen = call.tensor("x").static, call.tensor("expert_idx").static
+    active = call.integer("active_num") or 0
+    if x is None or chosen is None or len(x) != 2 or len(chosen) != 2 or x[0] != chosen[0]:
+        return None
+    every = x[0] * chosen[1]
+    if call.op.type == "MoeInitRouting":
+        rows = [(every,)]
+        made = [(min(x[0], active) * chosen[1], x[1])]
+        return {"expanded_x": made, "expanded_row_idx": rows, "expanded_expert_idx": rows}
+    if call.integer("drop_pad_mode"):
+        return None
+    found: dict[str, list[Shape]] = {
+        "expanded_x": [(min(every, active) if active > 0 else every, x[1])],
+        "expanded_row_idx": [(every,)],
+    }
+    experts = call.integer("expert_num") or 0
+    if call.integer("expert_tokens_count_or_cumsum_flag") and experts > 0:
+        found["expert_tokens_count_or_cumsum"] = [(experts,)]
+    return found
+
+
+def putting_together(call: Call) -> Shapes:
+    """MoeFinalizeRoutingV2: a row for each token."""
+    x, scales = call.tensor("expanded_x").static, call.tensor("scales").static
+    if not x or scales is None or len(scales) != 2:
+        return None
+    return {"y": [(scales[0], x[-1])]}
+
+
 FUSED: Mapping[str, Infer] = {
     **dict.fromkeys(("RmsNorm", "AddRmsNorm", "LayerNorm", "LayerNormV3", "LayerNormV4"), norm),
     **dict.fromkeys(("SwiGlu", "GeGluV2"), halved),
@@ -113,7 +153,10 @@ FUSED: Mapping[str, Infer] = {
         ),
         written,
     ),
-    "RotaryMul": of_first,
+    **dict.fromkeys(("RotaryMul", "RotaryPositionEmbedding"), of_first),
+    **dict.fromkeys(("MoeGatingTopKSoftmax", "MoeGatingTopKSoftmaxV2"), gating),
+    **dict.fromkeys(("MoeInitRouting", "MoeInitRoutingV2"), routing),
+    "MoeFinalizeRoutingV2": putting_together,
     **dict.fromkeys(
         ("IncreFlashAttention", "PromptFlashAttention", "FusedInferAttentionScore"), attention
     ),

@@ -11,6 +11,7 @@ from omforge.lowering.air_legality.kernel_table import (
     ON_THE_CPU,
     has_none,
     is_inferred,
+    is_newer,
     kernel_for,
 )
 from omforge.lowering.air_legality.subject import AirSubject, Body, Call, Operand, Result
@@ -50,7 +51,8 @@ def kernels_are_inferred(subject: AirSubject) -> Iterator[Finding]:
 
 def _kernelless(subject: AirSubject) -> Iterator[Finding]:
     for call in subject.calls:
-        if has_none(call.op.type, subject.target):
+        newer = is_newer(call.op.type, subject.target)  # which is another rule's
+        if not newer and has_none(call.op.type, subject.target):
             _, note = kernel_for(call.op.type, subject.target)
             slow = call.op.type in ON_THE_CPU
             yield Finding(

@@ -8,12 +8,23 @@ from omforge.lowering.target import Target
 INFERRED_FROM = {"950": "910_93"}
 """Families whose tables 8.1 does not have, and the one that they are inferred from."""
 
-ABSENT = {"950": frozenset(("IncreFlashAttention", "PromptFlashAttention"))}
+_ABSENT_ON_950 = (
+    "DequantRopeQuantKvcache FFN FatreluMul IncreFlashAttention InterleaveRope MoeFinalizeRouting "
+    "PromptFlashAttention SplitD"
+)
+ABSENT = {"950": frozenset(_ABSENT_ON_950.split())}
 """Operators of the other family's table that the newest definitions do not add for this one.
 
-Source: mirror-cann/ops-transformer:attention/incre_flash_attention/op_host/
-incre_flash_attention_def.cpp (AddConfig).
+Source: mirror-cann/ops-transformer, hicann/ops-nn and hicann/ops-math (op_host/*_def.cpp,
+AddConfig).
 """
+
+_NEWER_ON_310P = (
+    "DynamicQuant DynamicQuantV2 MoeFinalizeRoutingV2 MoeGatingTopKSoftmax MoeInitRoutingV2 "
+    "RotaryPositionEmbedding"
+)
+NEWER_KERNELS = {"310p": frozenset(_NEWER_ON_310P.split())}
+"""Operators that the newest definitions add for a family, where CANN 8.1.RC1 has no kernel."""
 
 _LOCAL = (
     "Data RefData Const Constant FileConstant NetOutput Reshape Squeeze SqueezeV2 SqueezeV3 "
@@ -65,3 +76,8 @@ def has_none(op_type: str, target: Target) -> bool:
     if table_family(target) is None or op_type in LOCAL or not listed(op_type):
         return False
     return kernel_for(op_type, target)[0] is None
+
+
+def is_newer(op_type: str, target: Target) -> bool:
+    """Whether releases behind CANN 8.1.RC1 have a kernel that it has not."""
+    return op_type in NEWER_KERNELS.get(target.family.name, ())

@@ -40,6 +40,23 @@ def rotary_mul(call: Call, target: Target) -> Iterator[str]:
         yield from rotary_problems(x, r1, r2)
 
 
+def rotary_position(call: Call, target: Target) -> Iterator[str]:
+    """RotaryPositionEmbedding: 4 dims, an even D up to 896, cos and sin of D that broadcast."""
+    newest = target.family.name == "950"
+    if call.integer("mode") not in ((0, 1, 2, 3) if newest else (0, 1)):
+        yield f"mode is {call.integer('mode')}, not 0 or 1"
+    x, cos, sin = (call.tensor(name).static for name in ("x", "cos", "sin"))
+    if x is None or cos is None or sin is None:
+        return
+    if len(x) != 4 or len(cos) != 4 or cos != sin or cos[3] != x[3]:
+        yield f"x {list(x)}, cos {list(cos)}, sin {list(sin)}: 4 dims of one D"
+        return
+    if x[3] % 2 or x[3] > (1024 if newest else 896):
+        yield f"the head size is {x[3]}: even, and at most {1024 if newest else 896}"
+    if any(own not in (1, dim) for own, dim in zip(cos, x, strict=True)):
+        yield f"cos {list(cos)} does not broadcast to x {list(x)}"
+
+
 def swiglu(call: Call, target: Target) -> Iterator[str]:
     """SwiGlu: the dim along which x is halved is even."""
     x, dim = call.tensor("x").static, call.integer("dim")
@@ -85,6 +102,12 @@ RULES = (
         "hiascend:torch_npu npu_rotary_mul",
         rotary_mul,
         certainty="inferred",
+    ),
+    limit(
+        "air-rotary-position",
+        ("RotaryPositionEmbedding",),
+        f"{TRANSFORMER}:posembedding/rotary_position_embedding/op_host/rope_rotate_half_tiling.cpp",
+        rotary_position,
     ),
     limit("air-swiglu", ("SwiGlu",), f"{NN}:activation/swi_glu/op_host/swi_glu_tiling.cpp", swiglu),
     limit(

@@ -11,6 +11,7 @@ from omforge.lowering.air_legality import (
     cache_rules,
     constant_rules,
     edge_rules,
+    expert_limits,
     file_rules,
     interface_rules,
     kernel_rules,
@@ -38,6 +39,7 @@ AIR_RULES: tuple[Rule[AirSubject], ...] = (
     *cache_limits.RULES,
     *layer_limits.RULES,
     *product_limits.RULES,
+    *expert_limits.RULES,
 )
 
 AIR_RULE_IDS: Mapping[str, Rule[AirSubject]] = {rule.id: rule for rule in AIR_RULES}

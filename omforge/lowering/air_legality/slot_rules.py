@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from omforge.air.graph import DATA_TYPES, NET_OUTPUT
 from omforge.air.names import by_slot, input_names
 from omforge.air.prototypes import prototypes
+from omforge.lowering.air_legality.kernel_table import is_newer
 from omforge.lowering.air_legality.subject import AirSubject, is_left_out, naming_fault
 from omforge.lowering.legality.subject import Finding, Rule
 
@@ -36,16 +37,22 @@ def operators_are_known(subject: AirSubject) -> Iterator[Finding]:
 
 
 def newer_operators_are_there(subject: AirSubject) -> Iterator[Finding]:
-    """The operator is not newer than CANN 8.1.RC1."""
+    """The operator, and its kernel on the SoC, are not newer than CANN 8.1.RC1."""
     for call in subject.calls:
-        if call.prototype is None and call.op.type in NEWER:
-            yield Finding(
-                call.where,
-                f"{call.op.type} is newer than CANN 8.1.RC1",
-                "",
-                "settle it with a probe on the CANN that compiles it",
-                source=NEWER[call.op.type],
-            )
+        kind, family = call.op.type, subject.target.family.name
+        if call.prototype is None and kind in NEWER:
+            what, source = f"{kind} is newer than CANN 8.1.RC1", NEWER[kind]
+        elif is_newer(kind, subject.target):
+            what, source = f"{family} has {kind} in releases behind CANN 8.1.RC1 alone", None
+        else:
+            continue
+        yield Finding(
+            call.where,
+            what,
+            "",
+            "settle it with a probe on the CANN that compiles it",
+            source=source,
+        )
 
 
 def inputs_are_named(subject: AirSubject) -> Iterator[Finding]:

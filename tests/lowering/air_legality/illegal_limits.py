@@ -101,4 +101,15 @@ PRODUCTS = (
     Illegal("air-grouped-product", "weights of another k", "experts", lambda air: described(resized(air, "w", 2, 32, 32), "nz", shape=(2, 32, 32))),
 )  # fmt: skip
 
-LIMITS: tuple[Illegal, ...] = (*SHAPES, *ATTENTION, *WRITERS, *LAYERS, *PRODUCTS)
+EXPERTS = (
+    Illegal("air-expert-gating", "more experts chosen than there are", "routed", lambda air: shaped(air, {"scores": (4, 1)}), A2),
+    Illegal("air-expert-gating", "scores of one token", "routed", lambda air: shaped(told(air, "choose", k=0), {"choose": (4, 0), "choose:1": (4, 0), "choose:2": (4, 0), "send": (0, 64), "send:1": (0,), "product": (0, 32)}), A2),
+    Illegal("air-expert-routing", "experts of other tokens", "routed", lambda air: shaped(air, {"x": (2, 64)}), A2),
+    Illegal("air-expert-routing", "counts of no experts", "routed", lambda air: told(air, "send", expert_num=0), A2),
+    Illegal("air-expert-results", "rows of another number", "routed", lambda air: fed(air, "whole", 1, "choose:1"), A2),
+    Illegal("air-dynamic-quant", "smooth scales of another width", "small", lambda air: resized(air, "smooth", 32), A2),
+    Illegal("air-rotary-position", "a mode of 950 alone", "turned", lambda air: told(air, "turn", mode=2), A2),
+    Illegal("air-rotary-position", "an odd head size", "turned", lambda air: shaped(air, {"x": (1, 4, 2, 63), "cos": (1, 4, 1, 63), "sin": (1, 4, 1, 63), "turn": (1, 4, 2, 63)}), A2),
+)  # fmt: skip
+
+LIMITS: tuple[Illegal, ...] = (*SHAPES, *ATTENTION, *WRITERS, *LAYERS, *PRODUCTS, *EXPERTS)

@@ -289,6 +289,7 @@ CONSTANTS = (
 
 KERNELS = (
     Illegal("air-target-dtypes", "bfloat16 on 310P", "layer", lambda air: described(air, "x", dtype="bfloat16")),
+    Illegal("air-op-release", "a kernel newer than 8.1 on 310P", "turned", lambda air: air),
     Illegal("air-kernel", "a fused operator on 310B", "decode", lambda air: air, "Ascend310B4"),
     Illegal("air-kernel-inferred", "an operator that 950 lost", "decode", lambda air: air, "Ascend910_95"),
     Illegal("air-dtypes", "float32 queries", "decode", lambda air: described(described(air, "q", dtype="float32"), "attention", dtype="float32")),

@@ -342,15 +342,87 @@ def moved() -> Air:
     return b.air(less)
 
 
+def routed() -> Air:
+    """Tokens that are sent to two experts each, and put together again."""
+    b = Builder()
+    x, scores = b.data("x", HALF, 4, 64), b.data("scores", HALF, 4, 8)
+    chosen = b.op(
+        "MoeGatingTopKSoftmax",
+        "choose",
+        {"x": scores},
+        {"y": (HALF, (4, 2)), "expert_idx": ("int32", (4, 2)), "row_idx": ("int32", (4, 2))},
+        k=2,
+    )
+    sent = b.op(
+        "MoeInitRoutingV2",
+        "send",
+        {"x": x, "expert_idx": f"{chosen}:1"},
+        {
+            "expanded_x": (HALF, (8, 64)),
+            "expanded_row_idx": ("int32", (8,)),
+            "expert_tokens_count_or_cumsum": ("int32", (8,)),
+            "expert_tokens_before_capacity": ("int32", (8,)),
+        },
+        expert_num=8,
+        expert_tokens_count_or_cumsum_flag=1,
+    )
+    rows = b.op("Cast", "rows", {"x": f"{sent}:2"}, {"y": ("int64", (8,))}, dst_type=9)
+    product = b.op(
+        "GroupedMatmul",
+        "product",
+        {"x": [sent], "weight": [b.const("w", HALF, 8, 64, 32)], "group_list": rows},
+        {"y0": (HALF, (8, 32))},
+        split_item=3,
+        group_type=0,
+    )
+    whole = b.op(
+        "MoeFinalizeRoutingV2",
+        "whole",
+        {"expanded_x": product, "expanded_row_idx": f"{sent}:1", "scales": chosen},
+        {"y": (HALF, (4, 32))},
+    )
+    return b.air(whole)
+
+
+def turned() -> Air:
+    """A tensor turned by its positions, and quantised by its rows."""
+    b = Builder()
+    x = b.data("x", HALF, 1, 4, 2, 64)
+    cos, sin = (b.data(name, HALF, 1, 4, 1, 64) for name in ("cos", "sin"))
+    y = b.op(
+        "RotaryPositionEmbedding",
+        "turn",
+        {"x": x, "cos": cos, "sin": sin},
+        {"y": (HALF, (1, 4, 2, 64))},
+        mode=0,
+    )
+    return b.air(y)
+
+
+def small() -> Air:
+    """Rows that are quantised by what is in them."""
+    b = Builder()
+    x = b.data("x", HALF, 4, 64)
+    outputs = {"y": ("int8", (4, 64)), "scale": ("float32", (4,))}
+    y = b.op(
+        "DynamicQuant",
+        "quantise",
+        {"x": x, "smooth_scales": b.const("smooth", HALF, 64)},
+        outputs,
+        dst_type=2,
+    )
+    return b.air(y, f"{y}:1")
+
+
 GRAPHS = {
     graph.__name__: graph
     for graph in (
         *(layer, decode, decode_int8, prefill, infer, pages, rotary, gated, quantised, experts),
-        *(scatters, moved),
+        *(scatters, moved, routed, turned, small),
     )
 }
 SOCS = {
-    "infer": ("Ascend910B4",),
+    **dict.fromkeys(("infer", "routed", "turned", "small"), ("Ascend910B4",)),
     "scatters": (*EVERYWHERE, "Ascend310B4"),
     "moved": (*EVERYWHERE, "Ascend310B4"),
 }
