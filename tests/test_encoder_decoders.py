@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from omforge.cli.app import app
 from omforge.compilation.compile import compile_bundle
+from omforge.compilation.footprint import memory_text
 from omforge.compilation.options import CompileOptions
 from omforge.runtime.bundle import Bundle
 from omforge.runtime.compare import verify_bundle
@@ -36,6 +37,34 @@ def test_keys_and_values_of_the_encoder_are_fixed_inputs(whisper: Bundle) -> Non
     assert whisper.manifest.model.layers == 2
     told = whisper.manifest.coverage["attention"]
     assert (told["found"], told["expected"]) == (4, 4)
+
+
+def test_they_are_no_cache_of_the_bundle(whisper: Bundle) -> None:
+    """Though their names begin as a cache's do."""
+    layers, heads, slots, size, bytes_of = 2, 2, 32, 16, 2
+    counted = whisper.manifest.quantization.cache_bytes
+    assert counted == 2 * layers * heads * slots * size * bytes_of
+    assert "+ given inputs 0.37 MiB = " in memory_text(whisper.manifest)
+
+
+def test_an_int8_cache_beside_them(decoder: Decoders, tmp_path: Path) -> None:
+    """The text is longer than the model has positions, and is cut."""
+    np.save(tmp_path / "text.npy", np.arange(1, 201)[None])
+    options = CompileOptions(
+        "Ascend310P3",
+        context=32,
+        prefill=(4,),
+        layout="per-layer",
+        kv_dtype="int8",
+        calibration=tmp_path / "text.npy",
+    )
+    source = decoder("optimum", "whisper")
+    bundle = Bundle.open(compile_bundle(source, tmp_path / "b", options).folder)
+    dtypes = {spec.name: spec.dtype for spec in bundle.manifest.buckets[0].inputs}
+    assert dtypes["past_key_values.0.key"] == "int8"
+    assert dtypes["past_key_values.0.encoder.key"] == "float16"
+    report = verify_bundle(bundle, steps=2)
+    assert report.ok, report.failures
 
 
 def test_every_step_reads_them(whisper: Bundle) -> None:

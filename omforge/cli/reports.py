@@ -12,8 +12,8 @@ from omforge.atc.command import find_atc
 from omforge.bundle.manifest import Manifest
 from omforge.cli.console import show, show_table
 from omforge.compilation.compile import CompileResult
-from omforge.compilation.footprint import budget_text
-from omforge.compilation.quantize_options import memory_text, quantization_text
+from omforge.compilation.footprint import budget_text, memory_text
+from omforge.compilation.quantize_options import quantization_text
 from omforge.compilation.task import task_text
 from omforge.compilation.writing import SCRIPT
 from omforge.recognition.coverage import Coverage

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
+
+import numpy.typing as npt
 
 from omforge import ir
 from omforge.recognition.lengths.bounds import Bound
+
+Array = npt.NDArray[Any]
 
 DEFAULT_CONTEXT = 2048
 DEFAULT_PREFILL = 128
@@ -59,3 +64,14 @@ def choose_prefill(
             "sample",
         )
     return chosen
+
+
+def cut_pieces(pieces: Sequence[Array], longest: int | None) -> tuple[Array, ...]:
+    """Cut pieces of a calibration text [S] into ones of at most so many tokens, and at least two.
+
+    A model of few positions ends at a piece that is longer, in a Gather.
+    """
+    if longest is None:
+        return tuple(pieces)
+    cut = (piece[at : at + longest] for piece in pieces for at in range(0, len(piece), longest))
+    return tuple(part for part in cut if len(part) > 1)

@@ -1,9 +1,12 @@
-"""How many bytes of constants a graph has once it is lowered: what a budget for weights counts."""
+"""How many bytes a lowered graph takes: its constants, which a budget counts, and what it reads."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+
+import numpy as np
 
 from omforge import ir
 from omforge.bundle import manifest as m
@@ -72,6 +75,30 @@ def check_budget(budget: str, graph_bytes: int, name: str) -> None:
             f"the budget is {size_text(parse_size(budget))}",
             f"Give --budget {2 * parse_size(budget) - graph_bytes}",
         )
+
+
+def spec_bytes(spec: m.TensorSpec) -> int:
+    """Return the bytes of an input or output."""
+    sizes = [dim for dim in spec.shape if isinstance(dim, int)]
+    return math.prod(sizes) * np.dtype(spec.dtype).itemsize
+
+
+def memory_text(made: m.Manifest) -> str:
+    """Return one line for a report: what a device holds for one graph, for all of its rows.
+
+    Those are the constants, the cache, and what is given once for a text.
+    """
+    given = {spec.name for spec in made.fixed}
+    counted = {"weights": made.quantization.graph_bytes}
+    if made.task != "encode":
+        counted[f"cache of {made.context} tokens"] = made.quantization.cache_bytes
+    if given:
+        inputs = made.buckets[-1].inputs
+        counted["given inputs"] = sum(spec_bytes(spec) for spec in inputs if spec.name in given)
+    total = sum(counted.values())
+    unit, size = ("GiB", 2**30) if total >= 2**30 else ("MiB", 2**20)
+    parts = [f"{what} {number / size:.2f} {unit}" for what, number in counted.items()]
+    return " + ".join(parts) + (f" = {total / size:.2f} {unit}" if len(parts) > 1 else "")
 
 
 def budget_text(quantization: m.Quantization) -> str:

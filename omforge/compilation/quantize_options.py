@@ -8,7 +8,6 @@ the names: `int4:g32:gptq:asym:keep=*down_proj*+lm_head`. `w8a8` is in `activati
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from omforge.compilation.activation_options import (
     check_activations,
     parse_activations,
 )
+from omforge.compilation.footprint import spec_bytes
 from omforge.ir.errors import InputError
 from omforge.lowering.legalize.choices import choices
 from omforge.lowering.legalize.quantized import LARGEST, OP, QUANTIZED_MATMUL
@@ -36,7 +36,7 @@ from omforge.passes.turn_weights import TurnWeights
 from omforge.quantization.budget import parse_size
 from omforge.quantization.report import budget_plan, quantized_layers
 from omforge.quantization.token_file import leading_tokens, read_tokens
-from omforge.recognition.step_names import PAST
+from omforge.recognition.step_names import is_cache
 from omforge.rewriting.base import Pass
 
 Array = npt.NDArray[Any]
@@ -310,7 +310,7 @@ def measure_quantization(
         graph_bytes: Its constants.
     """
     layers, plan = quantized_layers(model), budget_plan(model)
-    caches = [spec for spec in bucket.inputs if spec.name.startswith(PAST)]
+    caches = [spec for spec in bucket.inputs if is_cache(spec.name)]
     integers = any(spec.dtype == "int8" for spec in caches)
     return m.Quantization(
         weights="" if options is None else str(options),
@@ -320,7 +320,7 @@ def measure_quantization(
         bytes_after=sum(layer.bytes_after for layer in layers),
         kv="int8" if integers else "",
         graph_bytes=graph_bytes,
-        cache_bytes=sum(_nbytes(spec) for spec in caches),
+        cache_bytes=sum(map(spec_bytes, caches)),
         budget=0 if plan is None else plan.budget,
         kinds=() if plan is None else tuple(plan.counts.items()),
     )
@@ -344,23 +344,6 @@ def quantization_text(made: m.Manifest) -> str:
     ] * bool(found.weights)
     parts += ["int8 cache"] * bool(found.kv)
     return "; ".join(parts)
-
-
-def memory_text(made: m.Manifest) -> str:
-    """Return one line for a report: the constants of one graph and the cache of all rows."""
-    weights, cache = made.quantization.graph_bytes, made.quantization.cache_bytes
-    unit, size = ("GiB", 2**30) if weights + cache >= 2**30 else ("MiB", 2**20)
-    if made.task == "encode":
-        return f"weights {weights / size:.2f} {unit}"
-    return (
-        f"weights {weights / size:.2f} {unit} + cache of {made.context} tokens "
-        f"{cache / size:.2f} {unit} = {(weights + cache) / size:.2f} {unit}"
-    )
-
-
-def _nbytes(spec: m.TensorSpec) -> int:
-    sizes = [dim for dim in spec.shape if isinstance(dim, int)]
-    return math.prod(sizes) * np.dtype(spec.dtype).itemsize
 
 
 def read_calibration(path: str | Path | None, folder: Path) -> tuple[Array, ...]:

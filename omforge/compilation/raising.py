@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from omforge import ir
 from omforge.bundle.manifest import Task
-from omforge.compilation.context import choose_context
+from omforge.compilation.context import Array, choose_context, cut_pieces
 from omforge.compilation.first_step import Chosen, choose_graph
 from omforge.compilation.graph_plan import GraphPlan, plan_graphs, with_sizes
 from omforge.compilation.insertion import inserted
@@ -77,6 +77,12 @@ class Raised:
     call: Bound | None
     coverage: Coverage
     trail: Trail
+
+    @property
+    def calibration(self) -> tuple[Array, ...]:
+        """The calibration text in pieces that the graph can run at once."""
+        limits = [bound.tokens for bound in (*self.bounds, self.call) if bound is not None]
+        return cut_pieces(self.checked.tokens, min(limits, default=None))
 
 
 def load(checked: Checked, work: Work) -> Loaded:

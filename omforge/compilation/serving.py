@@ -102,7 +102,7 @@ def serve(raised: Raised, work: Work) -> Canonical:
     weights = weight_passes(
         checked.scheme,
         checked.soc,
-        checked.tokens,
+        raised.calibration,
         work.meter("quantise weights"),
         budget=options.budget,
         footprint=_footprint(raised, spare_bytes(options.kv_dtype, reading, sizes)),
@@ -150,7 +150,7 @@ def _cache_passes(raised: Raised, work: Work) -> tuple[Pass, ...]:
     return (
         LastTokenLogits(),
         FuseKvIo(options.layout),
-        *kv_passes(options.kv_dtype, raised.checked.tokens, capacity, meter),
+        *kv_passes(options.kv_dtype, raised.calibration, capacity, meter),
         TabulateRotary(capacity),
         # ATC's ONNX parser has no operator that writes an input.
         *((CacheInPlace(),) if options.front == "air" else ()),

@@ -53,7 +53,7 @@ from omforge.quantization.blockwise import storable
 from omforge.quantization.token_file import read_tokens
 from omforge.recognition.feeds import token_feeds
 from omforge.recognition.interface import find_interface
-from omforge.recognition.step_names import PAST, PRESENT
+from omforge.recognition.step_names import PAST, PRESENT, is_cache
 from omforge.rewriting.base import Pass
 from omforge.rewriting.builder import Builder
 from omforge.rewriting.splice import Names, insert
@@ -174,7 +174,7 @@ class _Cache:
 def _caches(model: ir.Model) -> Iterator[_Cache]:
     inputs = {value.name or "": value for value in model.graph.inputs}
     outputs = {value.name or "": value for value in model.graph.outputs}
-    pasts = {name: value for name, value in inputs.items() if name.startswith(PAST)}
+    pasts = {name: value for name, value in inputs.items() if is_cache(name)}
     for name, value in pasts.items():
         if value.dtype == ir.DataType.INT8:
             raise ir.InputError(f"the cache {name} is int8 already", "quantize-kv ran before")

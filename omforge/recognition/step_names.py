@@ -3,8 +3,12 @@
 `alibi.KEY_POSITIONS` is one more.
 """
 
+import re
+
 PAST, PRESENT = "past_key_values", "present_key_values"
 """The cache of C slots, and the new tokens' keys and values."""
+
+_CACHE = re.compile(rf"{PAST}(\.\d+\.(key|value))?")
 
 INPUT_IDS, INPUTS_EMBEDS, LOGITS = "input_ids", "inputs_embeds", "logits"
 
@@ -19,3 +23,11 @@ LOGITS_INDEX = "logits_index"
 
 WRITE_INDICES = "write_indices"
 """Of a cache that the graph writes: the slot [B] of the step's first token."""
+
+
+def is_cache(name: str) -> bool:
+    """Whether an input of this name is the cache, or a layer's part of it.
+
+    An encoder's keys and values keep their own names, such as `past_key_values.0.encoder.key`.
+    """
+    return _CACHE.fullmatch(name) is not None

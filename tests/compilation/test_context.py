@@ -1,9 +1,10 @@
 """context: how long a text and a prefill may be."""
 
+import numpy as np
 import pytest
 
 from omforge import ir
-from omforge.compilation.context import choose_context, choose_prefill
+from omforge.compilation.context import choose_context, choose_prefill, cut_pieces
 from omforge.recognition.lengths.bounds import Bound
 
 BOUNDS = (Bound(4096, "config.json says n_ctx = 4096"), Bound(100, "the table t has 100 rows"))
@@ -40,3 +41,13 @@ def test_a_prefill_is_no_longer_than_the_export_can_run() -> None:
         choose_prefill((16, 128), 4096, call)
     assert told.value.why == call.why
     assert "Choose --prefill 64 or less" in told.value.next_step
+
+
+def test_a_calibration_text_is_cut_into_pieces_that_fit() -> None:
+    pieces = (np.arange(5), np.arange(2), np.arange(4))
+    assert [piece.tolist() for piece in cut_pieces(pieces, 2)] == [
+        *([0, 1], [2, 3]),  # one token is no text
+        [0, 1],
+        *([0, 1], [2, 3]),
+    ]
+    assert [len(piece) for piece in cut_pieces(pieces, None)] == [5, 2, 4]

@@ -1,10 +1,19 @@
 """What a budget counts, and what is said of it."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from omforge import ir
-from omforge.bundle.manifest import LayerSizes, Quantization
-from omforge.compilation.footprint import Footprint, budget_text, check_budget, spare_bytes
+from omforge.bundle.manifest import FixedInput, LayerSizes, Quantization, TensorSpec
+from omforge.compilation.footprint import (
+    Footprint,
+    budget_text,
+    check_budget,
+    memory_text,
+    spare_bytes,
+)
 from omforge.lowering.target import target
 from omforge.passes.convert_precision import ConvertPrecision
 from omforge.passes.quantize_weights import QuantizeWeights
@@ -56,3 +65,38 @@ def test_the_text_says_kinds_and_bytes() -> None:
     assert budget_text(made) == (
         "3 int4:g64, 1 fp16; 1.50 KiB (1,536 bytes) of 2.00 KiB (2,048 bytes), 75.0%"
     )
+
+
+STATES = FixedInput("encoder_hidden_states", "float16", ("batch", 1024, 512), "memory")
+READ = TensorSpec("encoder_hidden_states", "float16", (2, 1024, 512))
+
+
+@pytest.mark.parametrize(
+    ("task", "fixed", "text"),
+    [
+        ("generate", (), "weights 300.00 MiB + cache of 4096 tokens 12.00 MiB = 312.00 MiB"),
+        ("encode", (), "weights 300.00 MiB"),
+        (
+            "generate",
+            (STATES,),
+            "weights 300.00 MiB + cache of 4096 tokens 12.00 MiB + given inputs 2.00 MiB = 314.00 MiB",
+        ),
+    ],
+)
+def test_what_a_device_holds_is_one_line(
+    task: str, fixed: tuple[FixedInput, ...], text: str
+) -> None:
+    made: Any = SimpleNamespace(
+        task=task,
+        quantization=Quantization(graph_bytes=300 << 20, cache_bytes=12 << 20),
+        context=4096,
+        fixed=fixed,
+        buckets=(SimpleNamespace(inputs=(TensorSpec("input_ids", "int32", (2, 1)), READ)),),
+    )
+    assert memory_text(made) == text
+
+
+def test_a_device_of_gigabytes_is_told_in_gigabytes() -> None:
+    counted = Quantization(graph_bytes=3_669_988_352, cache_bytes=1 << 30)
+    made: Any = SimpleNamespace(task="generate", quantization=counted, context=4096, fixed=())
+    assert memory_text(made) == "weights 3.42 GiB + cache of 4096 tokens 1.00 GiB = 4.42 GiB"

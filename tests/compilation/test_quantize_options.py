@@ -1,18 +1,15 @@
 """What --quantize and its companions say, and what a SoC refuses."""
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from omforge.bundle.manifest import Quantization
 from omforge.compilation.quantize_options import (
     QuantizeOptions,
     check_quantize,
     kv_passes,
-    memory_text,
     parse_quantize,
     read_calibration,
     weight_passes,
@@ -158,23 +155,3 @@ def test_a_text_without_a_tokenizer_or_without_tokens_is_refused(tmp_path: Path)
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(InputError, match="tokenizers cannot load"):
         read_calibration(tmp_path / "t.txt", tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("weights", "cache", "text"),
-    [
-        (
-            3_669_988_352,
-            1 << 30,
-            "weights 3.42 GiB + cache of 4096 tokens 1.00 GiB = 4.42 GiB",
-        ),
-        (300 << 20, 12 << 20, "weights 300.00 MiB + cache of 4096 tokens 12.00 MiB = 312.00 MiB"),
-    ],
-)
-def test_what_a_device_holds_is_one_line(weights: int, cache: int, text: str) -> None:
-    made: Any = SimpleNamespace(
-        task="generate",
-        quantization=Quantization(graph_bytes=weights, cache_bytes=cache),
-        context=4096,
-    )
-    assert memory_text(made) == text
