@@ -122,7 +122,8 @@ CHOICES: tuple[Choice, ...] = (
         ALL,
         "any mask, window, softcap and head grouping; with and without a past",
         "parses everywhere; grouped heads are rows of one matrix, so that nothing is repeated, and "
-        "scores against past and new keys are joined, so that the cache is never copied",
+        "scores against past and new keys are joined, so that the cache is never copied; all C "
+        "slots are read, valid or not",
         _STANDARD,
         "parser",
     ),

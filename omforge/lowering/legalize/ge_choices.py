@@ -64,7 +64,8 @@ GE_CHOICES: tuple[Choice, ...] = (
         frozenset(("910b", "910_93", "950")),
         "a cache in place; float16 or bfloat16; heads of equal key and value size, multiples of 16 "
         "up to 512; a mask that the runtime makes; no softcap, no sinks",
-        "one kernel for prefill and decode: no scores in memory, grouped heads as they are",
+        "one kernel for prefill and decode: no scores in memory, grouped heads as they are; all C "
+        "slots are read, valid or not, since lengths that change would be tiled anew at every step",
         f"{_TRANSFORMER}:attention/fused_infer_attention_score/docs/"
         "aclnnFusedInferAttentionScoreV3.md",
         "documented",
@@ -76,7 +77,8 @@ GE_CHOICES: tuple[Choice, ...] = (
         frozenset(("310p", "910b", "910_93")),
         "the same for one query a row; up to 65,536 keys; on 310P as many heads of keys as of "
         "queries",
-        "one kernel, which reads the cache once",
+        "one kernel, which reads the cache once: all C slots, valid or not, since lengths that "
+        "change would be tiled anew at every step",
         f"{_TRANSFORMER}:attention/incre_flash_attention/op_host/"
         "incre_flash_attention_tiling_check.cpp",
         "source",
