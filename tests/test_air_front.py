@@ -4,6 +4,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from omforge import ir
 from omforge.air.files import read_air
 from omforge.air.graph import Air
 from omforge.bundle.manifest import Manifest
+from omforge.compilation.canonical import float_canonical
 from omforge.compilation.compile import compile_bundle
 from omforge.compilation.options import CompileOptions
 from omforge.ir.errors import InputError
@@ -19,6 +21,7 @@ from omforge.lowering.air_legality import check_air_file
 from omforge.lowering.target import target
 from omforge.runtime.bundle import Bundle
 from omforge.runtime.compare import verify_bundle
+from omforge.runtime.quality import measure_quality
 
 Exported = Callable[[str, str], Path]
 
@@ -112,6 +115,73 @@ def test_the_same_input_gives_the_same_bytes(exported: Exported, tmp_path: Path)
     assert files == sorted(file.name for file in (tmp_path / "b").iterdir())
     same = [(tmp_path / "a" / f).read_bytes() == (tmp_path / "b" / f).read_bytes() for f in files]
     assert all(same)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Token numbers to calibrate on."""
+    path = tmp_path_factory.mktemp("text") / "tokens.npy"
+    np.save(path, np.random.default_rng(0).integers(3, 300, (24, 40)))
+    return path
+
+
+ONE = dataclasses.replace(SMALL, prefill=(4,), batch=1)
+UNROUNDED = ("lowered, unrounded", "canonical, unrounded")
+SAME_CACHE = ("lowered", "canonical, same cache")
+
+
+@pytest.mark.parametrize(
+    ("soc", "quantize", "kv", "ops", "judged"),
+    [
+        ("Ascend310P3", "w8a8", "fp16", "AscendDequant", {UNROUNDED}),
+        ("Ascend910B4", "int4:g32", "int8", "WeightQuantBatchMatmulV2", {UNROUNDED, SAME_CACHE}),
+    ],
+)
+def test_a_quantised_bundle_is_judged_as_one_of_onnx_graphs(
+    exported: Exported,
+    tmp_path: Path,
+    text: Path,
+    soc: str,
+    quantize: str,
+    kv: Literal["fp16", "int8"],
+    ops: str,
+    judged: set[tuple[str, str]],
+) -> None:
+    options = dataclasses.replace(ONE, soc=soc, quantize=quantize, kv_dtype=kv, calibration=text)
+    result = compile_bundle(exported("optimum", "llama_gqa"), tmp_path / "b", options)
+    assert result.manifest.kv.in_place
+    for graph in _graphs(tmp_path / "b").values():
+        assert _types(graph)[ops] == 15
+        caches = [op.output_desc[0].dtype for op in graph.graph.ops if op.type == "RefData"]
+        assert caches == [result.manifest.kv.dtype] * 4
+    report = verify_bundle(Bundle.open(tmp_path / "b", verify_hashes=True), steps=3)
+    assert report.ok, report.failures
+    assert {
+        (each.level, each.reference)
+        for each in report.comparisons
+        if each.judged and each.level != "exported, in pieces"
+    } == judged
+
+
+def test_the_quality_of_a_bundle_that_writes_its_cache(
+    exported: Exported, tmp_path: Path, text: Path
+) -> None:
+    options = dataclasses.replace(ONE, quantize="int8")
+    made = compile_bundle(exported("optimum", "llama_gqa"), tmp_path / "b", options).manifest
+    bundle = Bundle.open(tmp_path / "b")
+    report = measure_quality(
+        bundle,
+        np.load(text)[0].tolist(),
+        float_canonical=float_canonical(bundle.export, made),
+        piece_tokens=20,
+        new_tokens=4,
+    )
+    assert report.layers is not None
+    assert len(report.layers.layers) == 15
+    assert report.level("lowered").perplexity == pytest.approx(
+        report.level("canonical").perplexity, rel=1e-2
+    )
+    assert report.level("canonical").kl_mean > 0
 
 
 def test_stacked_layers_are_written_by_the_runtime(exported: Exported, tmp_path: Path) -> None:

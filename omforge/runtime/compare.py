@@ -10,14 +10,13 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from omforge import ir
-from omforge.bundle.manifest import TensorSpec
+from omforge.bundle.manifest import Bucket, TensorSpec
 from omforge.ir.errors import CheckError, InputError, OmforgeError
 from omforge.ir.numerics import Tolerance, tolerance
 from omforge.runtime.bundle import Bundle, Progress
@@ -45,7 +44,8 @@ from omforge.runtime.om_files import check_om
 from omforge.runtime.routing import first_other_choice
 from omforge.runtime.run_cases import Decoder, chosen_for_pieces, run_cases
 from omforge.runtime.same_cache import Follower, Recorder, Written
-from omforge.runtime.session import OrtSession
+from omforge.runtime.session import OrtSession, Session
+from omforge.runtime.twin import open_twin
 from omforge.runtime.unrounded import without_rounding
 from omforge.runtime.verify_report import Comparison, Failure, VerifyReport
 
@@ -239,8 +239,8 @@ def _opened(bundle: Bundle, name: str, batch: int, written: Written | None) -> D
         _with_a_float_cache(bundle),
         level,
         batch=batch,
-        open_session=lambda bucket: _without_rounding(bundle.graph(bucket), lowered=True),
-        open_canonical=lambda: _without_rounding(bundle.canonical, lowered=False),
+        open_session=lambda bucket: _without_rounding(bundle, bucket),
+        open_canonical=lambda: _without_rounding(bundle, None),
         chunks=LanguageModel(bundle, "lowered", batch=batch).chunk_sizes,
     )
 
@@ -264,10 +264,15 @@ def _judged(level: str, reference: str, *, quantized: bool, rounds: bool) -> boo
     return not rounds and not (quantized and reference == EXPORT)
 
 
-def _without_rounding(path: Path, *, lowered: bool) -> OrtSession:
-    name = f"{path.name}{UNROUNDED}"
+def _without_rounding(bundle: Bundle, bucket: Bucket | None) -> Session:
+    """A bucket's graph, or the canonical one."""
+    path = bundle.canonical if bucket is None else bundle.graph(bucket)
     try:
-        session = OrtSession(without_rounding(ir.load(path)), lowered=lowered, name=name)
+        if bucket is not None:
+            session = open_twin(bundle, bucket, rounding=False)
+        else:
+            model = without_rounding(ir.load(path))
+            session = OrtSession(model, name=f"{path.name}{UNROUNDED}")
         left = [spec.name for spec in (*session.inputs, *session.outputs) if spec.dtype == "int8"]
         why = f"{', '.join(left)} stays int8" if left else ""
     except OmforgeError as error:
@@ -285,10 +290,12 @@ def _without_rounding(path: Path, *, lowered: bool) -> OrtSession:
 def _with_a_float_cache(bundle: Bundle) -> Bundle:
     """The bundle as its graphs without rounding are: an int8 cache holds floats."""
     manifest = bundle.manifest
+    # The reference of a GE graph keeps what is between two integers in float32.
+    floats = manifest.dtype if manifest.front == "onnx" else "float32"
 
     def wide(specs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
         return tuple(
-            dataclasses.replace(spec, dtype=manifest.dtype) if spec.dtype == "int8" else spec
+            dataclasses.replace(spec, dtype=floats) if spec.dtype == "int8" else spec
             for spec in specs
         )
 

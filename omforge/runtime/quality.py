@@ -33,6 +33,7 @@ from omforge.runtime.generate import KEY_POSITIONS, LanguageModel, Level
 from omforge.runtime.quality_layers import LayerErrors, compare_layers
 from omforge.runtime.sampling import Sampler, Sampling, greedy
 from omforge.runtime.session import OrtSession, Session
+from omforge.runtime.twin import open_twin
 
 Array = npt.NDArray[Any]
 EXPORT = "exported"
@@ -380,8 +381,7 @@ class _BundleTexts(_Texts):
         self._runs: list[tuple[Mapping[str, Array], Array]] = []
 
         def lowered(bucket: Bucket) -> Session:
-            graph = with_every_row(ir.load(bundle.graph(bucket)))
-            session = OrtSession(graph, lowered=True, name=bucket.name)
+            session = open_twin(bundle, bucket, change=with_every_row)
             return _EveryRow(session, bucket.inputs, bucket.outputs, self._runs)
 
         def canonical() -> Session:
@@ -411,15 +411,19 @@ class _BundleTexts(_Texts):
         self._model.close()
 
     def feeds(self, tokens: Sequence[int]) -> dict[str, Array]:
-        """Return the canonical graph's inputs of a piece's first step, with one slot of cache."""
+        """Return the canonical graph's inputs of a piece's first step, with as little of the cache.
+
+        That is one slot, or those that the step itself writes.
+        """
         self.prefill(tokens)
         kv, given = self._model.manifest.kv, dict(self._runs[0][0])
-        spare = kv.capacity - 1
+        ids = "input_ids" if self._model.manifest.embeddings is None else "inputs_embeds"
+        kept = slice(0, given[ids].shape[1]) if kv.in_place else slice(kv.capacity - 1, None)
         for tensor in cache_tensors(kv, self._model.batch):
-            given[tensor.past] = given[tensor.past][:, :, spare:]
+            given[tensor.past] = given[tensor.past][:, :, kept]
         for name in (*(mask.name for mask in self._model.manifest.masks), KEY_POSITIONS):
             if name in given:
-                given[name] = given[name][..., spare:]
+                given[name] = given[name][..., kept]
         return given
 
 
@@ -435,7 +439,7 @@ class _EveryRow:
 
     def __init__(
         self,
-        session: OrtSession,
+        session: Session,
         inputs: tuple[TensorSpec, ...],
         outputs: tuple[TensorSpec, ...],
         runs: list[tuple[Mapping[str, Array], Array]],

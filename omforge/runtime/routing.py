@@ -8,24 +8,24 @@ Such a difference stays a failure; what is found here says whether a tie is behi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from pathlib import Path
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from omforge import ir
-from omforge.bundle.manifest import TensorSpec
+from omforge.bundle.manifest import Bucket, TensorSpec
 from omforge.ir.files import load
-from omforge.ir.ops import reference_model
 from omforge.ir.values import constant
 from omforge.runtime.bundle import Bundle
 from omforge.runtime.generate import LanguageModel, Level
 from omforge.runtime.sampling import greedy
 from omforge.runtime.session import OrtSession, Session
+from omforge.runtime.twin import Change, open_twin
 
 Array = npt.NDArray[Any]
 
@@ -48,12 +48,14 @@ _COMPARISONS = ("Greater", "GreaterOrEqual", "Less", "LessOrEqual")
 
 
 def _limit(node: ir.Node) -> float | None:
-    """The number that a node compares floats with."""
+    """The number that a node compares floats with that the graph computed."""
     if node.op_type not in _COMPARISONS:
         return None
     scores, limit = node.inputs
+    if scores is None or scores.is_graph_input():  # a mask
+        return None
     array = constant(limit, limit=1)
-    if scores is None or array is None or array.size != 1 or array.dtype.kind != "f":
+    if array is None or array.size != 1 or array.dtype.kind != "f":
         return None
     return float(array.ravel()[0]) if constant(scores) is None else None
 
@@ -61,22 +63,24 @@ def _limit(node: ir.Node) -> float | None:
 class _Watched:
     """A session that keeps what its routers saw and chose."""
 
-    def __init__(self, path: Path, routers: list[_Router], *, lowered: bool) -> None:
-        model = load(path)
-        nodes = [n for n in model.graph if n.op_type in _CHOICES or _limit(n) is not None]
-        names = [(node.inputs[0], node.outputs[-1]) for node in nodes]
-        self._pairs = [(str(a.name), str(b.name)) for a, b in names if a is not None]
-        if not routers:
-            routers += [_Router(str(node.name), _limit(node)) for node in nodes]
+    def __init__(self, open_: Callable[[Change], Session], routers: list[_Router]) -> None:
+        self._extra: set[str] = set()
+        self._pairs: list[tuple[str, str]] = []
         self._routers = routers
-        proto = ir.to_proto(reference_model(model) if lowered else model)
-        shown = {output.name for output in proto.graph.output}
-        extra = dict.fromkeys(name for pair in self._pairs for name in pair if name not in shown)
-        for name in extra:
-            proto.graph.output.add(name=name)
-        content = proto.SerializeToString()
-        self._session = OrtSession(content, folder=path.parent, name=str(path))
-        self._shown = shown
+        self._session = open_(self._show)
+
+    def _show(self, model: ir.Model) -> ir.Model:
+        """Let a graph hand out what its routers see and choose."""
+        nodes = [n for n in model.graph if n.op_type in _CHOICES or _limit(n) is not None]
+        values = [(node.inputs[0], node.outputs[-1]) for node in nodes]
+        pairs = [(a, b) for a, b in values if a is not None]
+        self._pairs = [(str(a.name), str(b.name)) for a, b in pairs]
+        if not self._routers:
+            self._routers += [_Router(str(node.name), _limit(node)) for node in nodes]
+        extra = [x for x in dict.fromkeys(chain(*pairs)) if not x.is_graph_output()]
+        model.graph.outputs.extend(extra)
+        self._extra = {str(value.name) for value in extra}
+        return model
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -84,7 +88,7 @@ class _Watched:
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        return tuple(spec for spec in self._session.outputs if spec.name in self._shown)
+        return tuple(spec for spec in self._session.outputs if spec.name not in self._extra)
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         found = self._session.run(feeds)
@@ -94,7 +98,7 @@ class _Watched:
             for kept, name in ((router.scores, scores), (router.choices, choices)):
                 if found[name].size % (batch * seq) == 0:
                     kept.append(found[name].reshape(batch, seq, -1)[:, :count])
-        return {name: array for name, array in found.items() if name in self._shown}
+        return {name: array for name, array in found.items() if name not in self._extra}
 
     def close(self) -> None:
         self._session.close()
@@ -186,15 +190,19 @@ def _run(
 ) -> list[_Router]:
     routers: list[_Router] = []
 
-    def opened(path: Path) -> Session:
-        return _Watched(path, routers, lowered=level == "lowered")
+    def lowered(bucket: Bucket) -> Session:
+        return _Watched(lambda show: open_twin(bundle, bucket, change=show), routers)
+
+    def canonical() -> Session:
+        file = bundle.canonical
+        return _Watched(lambda show: OrtSession(show(load(file)), name=str(file)), routers)
 
     opened_model = LanguageModel(
         bundle,
         level,
         batch=len(prompts),
-        open_session=lambda bucket: opened(bundle.graph(bucket)),
-        open_canonical=lambda: opened(bundle.canonical),
+        open_session=lowered,
+        open_canonical=canonical,
     )
     with closing(opened_model) as model:
         model.prefill(prompts)

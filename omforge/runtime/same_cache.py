@@ -19,11 +19,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from omforge import ir
 from omforge.bundle.manifest import KvCache as KvSpec
 from omforge.ir.errors import CheckError
 from omforge.runtime.bundle import Bundle
 from omforge.runtime.cache import KvCache, States
 from omforge.runtime.generate import LanguageModel
+from omforge.runtime.session import OrtSession
 
 Array = npt.NDArray[Any]
 Prompts = tuple[tuple[int, ...], ...]
@@ -129,6 +131,7 @@ class Follower:
             bundle,
             "canonical",
             batch=batch,
+            open_canonical=lambda: _reading_the_input(bundle),
             make_cache=self._make_cache,
             chunks=LanguageModel(bundle, "lowered", batch=batch).chunk_sizes,
         )
@@ -180,11 +183,34 @@ class Follower:
             for name, array in chunk.items():
                 array[:] = given[name]
 
-        return _TappedCache(spec, batch, dtype, states, tap=replace)
+        def given() -> Chunk:
+            return self._given[0] if self._given else {}
+
+        ahead = given if spec.in_place else None
+        return _TappedCache(spec, batch, dtype, states, tap=replace, ahead=ahead)
+
+
+def _reading_the_input(bundle: Bundle) -> OrtSession:
+    """The canonical graph; one that writes its cache reads it as it was given, and still writes.
+
+    So a step whose integers are in the cache already reads those, and not what it rounds itself.
+    """
+    if not bundle.manifest.kv.in_place:
+        return OrtSession(bundle.canonical)
+    model = ir.load(bundle.canonical)
+    for node in model.graph:
+        past = node.inputs[0] if node.op_type == "TensorScatter" else None
+        if past is not None and past.is_graph_input():
+            for reader, at in list(node.outputs[0].uses()):  # being an output is no use
+                reader.replace_input_with(at, past)
+    return OrtSession(model, name=str(bundle.canonical))
 
 
 class _TappedCache(KvCache):
-    """A cache that shows each chunk, as a view of its buffers, when it has been written."""
+    """A cache that shows each chunk, as a view of its buffers, when it has been written.
+
+    With `ahead` the chunk that comes next is in its slots already when a step reads them.
+    """
 
     def __init__(
         self,
@@ -194,9 +220,22 @@ class _TappedCache(KvCache):
         states: States,
         *,
         tap: Callable[[Chunk], None],
+        ahead: Callable[[], Chunk] | None = None,
     ) -> None:
         super().__init__(spec, batch, dtype, states)
         self._tap = tap
+        self._ahead = ahead
+
+    @property
+    def feeds(self) -> dict[str, Array]:
+        """As `KvCache.feeds`."""
+        found = super().feeds
+        chunk_ahead = {} if self._ahead is None else self._ahead()
+        for name, chunk in chunk_ahead.items():
+            end = self.length + chunk.shape[2]
+            if name in found and end <= self.capacity:
+                found[name][:, :, self.length : end] = chunk
+        return found
 
     def append(self, outputs: Mapping[str, Array], count: int) -> None:
         """As `KvCache.append`."""

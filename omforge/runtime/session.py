@@ -208,11 +208,16 @@ def _onnxruntime() -> Any:
     return onnxruntime
 
 
+_LARGE = 1 << 12
+"""Bytes of a constant that is not kept in two dtypes."""
+
+
 def _widens(node: ir.Node) -> bool:
-    """Whether a node, or its reference body, makes floats of integers that are stored."""
+    """Whether a node, or its reference body, makes wider numbers of a weight that is stored."""
     if node.op_type == "Cast":
         given = node.inputs[0]
-        return given is not None and given.const_value is not None
+        tensor = None if given is None else given.const_value
+        return tensor is not None and tensor.nbytes >= _LARGE
     return node.op_type == "NPUWeightQuantBatchMatmulV2"
 
 

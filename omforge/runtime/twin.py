@@ -2,28 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from omforge import ir
 from omforge.air.files import read_air
 from omforge.air.reference import reference
 from omforge.bundle.manifest import Bucket, TensorSpec
 from omforge.runtime.bundle import Bundle
 from omforge.runtime.session import Array, OrtSession, Session
+from omforge.runtime.unrounded import without_rounding
+
+Change = Callable[[ir.Model], ir.Model]
+"""What is made of the graph that ONNX Runtime gets; it may be changed, and is returned."""
 
 _PAST, _PRESENT = "past_key_values", "present"
 
 
-def open_twin(bundle: Bundle, bucket: Bucket) -> Session:
+def open_twin(
+    bundle: Bundle, bucket: Bucket, *, rounding: bool = True, change: Change | None = None
+) -> Session:
     """Open a bucket's graph, whatever front it was made for.
+
+    Args:
+        bundle: The bundle.
+        bucket: One of its buckets.
+        rounding: Whether what is quantised is rounded to int8 (see `unrounded`).
+        change: What to make of the graph before it is opened.
 
     Raises:
         InputError: The graph cannot be read, or ONNX Runtime refuses it.
     """
     file = bundle.graph(bucket)
     if bundle.manifest.front == "air":
-        return AirSession(file, bucket)
-    return OrtSession(file, lowered=True)
+        return AirSession(file, bucket, rounding=rounding, change=change)
+    if rounding and change is None:
+        return OrtSession(file, lowered=True)
+    model = ir.load(file)
+    model = model if rounding else without_rounding(model)
+    model = model if change is None else change(model)
+    return OrtSession(model, lowered=True, name=str(file))
 
 
 class AirSession:
@@ -35,15 +54,29 @@ class AirSession:
     Args:
         file: The .air, its weights beside it.
         bucket: What the manifest says of it; its outputs have the manifest's names.
+        rounding: Whether what is quantised is rounded to int8; else an int8 cache is float32.
+        change: What to make of the graph before it is opened.
 
     Raises:
         InputError: The file cannot be read, or an operator has no reference on the CPU.
     """
 
-    def __init__(self, file: Path, bucket: Bucket) -> None:
-        twin = reference(read_air(file), [spec.name for spec in bucket.outputs])
-        content = twin.model.SerializeToString()
-        self._session = OrtSession(content, folder=file.parent, name=str(file))
+    def __init__(
+        self,
+        file: Path,
+        bucket: Bucket,
+        *,
+        rounding: bool = True,
+        change: Change | None = None,
+    ) -> None:
+        names = [spec.name for spec in bucket.outputs]
+        twin = reference(read_air(file), names, rounding=rounding)
+        model = ir.from_proto(twin.model)
+        for _, tensor in ir.all_tensors(model):
+            if isinstance(tensor, ir.ExternalTensor):
+                tensor.base_dir = os.path.abspath(file.parent)
+        model = model if change is None else change(model)
+        self._session = OrtSession(model, name=str(file))
         self._written = {
             output: name.replace(_PAST, _PRESENT, 1) for name, output in twin.written.items()
         }

@@ -21,7 +21,7 @@ from omforge.ir.values import attribute, constant_tensor
 Array = npt.NDArray[Any]
 
 _LOW, _HIGH = -128.0, 127.0
-_MOVERS = ("Concat", "Identity", "Reshape", "Transpose")
+_MOVERS = ("Concat", "Identity", "Reshape", "TensorScatter", "Transpose")
 
 
 def without_rounding(model: ir.Model) -> ir.Model:

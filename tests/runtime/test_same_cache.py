@@ -17,20 +17,22 @@ PROMPTS = (tuple(range(3, 26)), tuple(range(40, 47)))  # in chunks of 16, 4 and 
 DECODED = np.array([5, 9])
 
 
-@pytest.fixture(scope="module", params=["stacked", "per-layer"])
+@pytest.fixture(scope="module", params=["stacked", "per-layer", "in place"])
 def bundle(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
     exported: Callable[[str, str], Path],
 ) -> Bundle:
     folder = tmp_path_factory.mktemp("same")
+    in_place = request.param == "in place"
     np.save(folder / "tokens.npy", np.random.default_rng(0).integers(3, 300, (24, 40)))
     options = CompileOptions(
         "Ascend910B4",
         context=48,
         prefill=(4, 16),
         batch=2,
-        layout=request.param,
+        layout="auto" if in_place else request.param,
+        front="air" if in_place else "onnx",
         kv_dtype="int8",
         calibration=folder / "tokens.npy",
     )
@@ -74,7 +76,7 @@ def test_it_counts_the_integers_that_it_would_not_have_written(bundle: Bundle) -
         return written.tips[PROMPTS]
 
     tipped = tips()
-    name, first = next(iter(run[1][0].items()))
+    *_, (name, first) = run[1][0].items()  # a graph that writes its cache reads it ahead of others
     first[1, :, :16] = 99  # padding: the second row's tokens begin behind it
     assert tips() == tipped
     last = run[1][-1][name]  # one token of 24

@@ -77,6 +77,26 @@ def test_a_cache_holds_what_lies_between_two_integers() -> None:
     )
 
 
+def test_a_cache_that_the_graph_writes_holds_them_too() -> None:
+    text = CACHE.replace('"" : 21', '"" : 24').replace("int8[1, 2, 4] present", "int8[1, 3, 4] all")
+    text = text.replace("float16[1, 5, 4] y", "float16[1, 3, 4] y").replace(
+        "(float16[1, 2, 4] new,", "(float16[1, 2, 4] new, int64[1] at,"
+    )
+    text = text.replace(
+        "wide = Cast <to = 10> (past)", "all = TensorScatter <axis = 1> (past, present, at)"
+    )
+    text = text.replace("y = Concat <axis = 1> (wide, c)", "y = Cast <to = 10> (all)")
+    bounds = {"low": np.float16(-50), "high": np.float16(49)}
+    model = stored(ir.from_onnx_text(text), **{k: np.array(v) for k, v in bounds.items()})
+    new = np.array([0.5, -3.25, 48.75, -49.5, 80, -90, 0, 1], np.float16).reshape(1, 2, 4)
+    past = RNG.normal(size=(1, 3, 4)).astype(np.float16)
+    feeds = {"new": new, "past": past, "at": np.array([1])}
+    found = run(without_rounding(model), feeds)
+    np.testing.assert_array_equal(found["all"][:, 1:], np.clip(new, -50, 49))
+    np.testing.assert_array_equal(found["all"][:, :1], past[:, :1])
+    np.testing.assert_array_equal(found["y"], found["all"])
+
+
 def test_integers_that_a_step_reads_itself_stay_integers() -> None:
     text = CACHE.replace("present = Identity (q)", "z = Neg (q) present = Identity (z)")
     model = ir.from_onnx_text(text)

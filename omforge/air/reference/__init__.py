@@ -7,6 +7,8 @@ types compute as kernels do, in float32 inside.
 A graph that writes its inputs (RefData) has one more output for each: what lies there afterwards.
 An operator that reads such an input in no order with its writer may find it half written: it gets
 NaN, or -1 for integers.
+
+Asked to, a twin does not round what it quantises (see `between`).
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from omforge.air.graph import CONST_TYPES, DATA_TYPES, NET_OUTPUT, Air, Desc, Gr
 from omforge.air.names import by_slot, input_names
 from omforge.air.prototypes import prototype
 from omforge.air.reference import elementwise, layout, linear, transformer, writers
+from omforge.air.reference.between import CARRIERS, FLOAT, INTEGERS, Between
 from omforge.air.reference.builder import OPSET, Body, Call, Twin, onnx_dtype
 from omforge.ir.errors import InputError
 
@@ -55,26 +58,29 @@ class Reference:
     written: Mapping[str, str]
 
 
-def reference(air: Air, outputs: Sequence[str] = ()) -> Reference:
+def reference(air: Air, outputs: Sequence[str] = (), *, rounding: bool = True) -> Reference:
     """Return the twin of the model's graph.
 
     Args:
         air: The file.
         outputs: What to call the outputs; else they are named as atc would name them.
+        rounding: Whether what is quantised is rounded to int8; else it is cut off only, and an int8
+            cache is float32.
 
     Raises:
         InputError: An operator has no body, or the graph is damaged.
     """
-    return _Assembly(air.graph).assembled(outputs)
+    return _Assembly(air.graph, rounding=rounding).assembled(outputs)
 
 
 class _Assembly:
     """Goes through the operators in an order that they can run in."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, *, rounding: bool) -> None:
         self.graph = graph
         self.ops = graph.by_name()
-        self.twin = Twin()
+        self.twin = Twin(rounds=rounding)
+        self.between = None if rounding else Between(graph)
         self.values: dict[tuple[str, int], str] = {}
         self.descs: dict[tuple[str, int], Desc] = {}
         self.constants: dict[str, Tensor] = {}
@@ -102,7 +108,7 @@ class _Assembly:
             self.twin.nodes.append(
                 helper.make_node("Identity", [self.values[place]], [written[name]])
             )
-            results.append(_info(written[name], self.descs[name, 0]))
+            results.append(self._info(written[name], self.values[place], self.descs[name, 0]))
         graph = helper.make_graph(
             self.twin.nodes,
             self.graph.name or "air",
@@ -134,7 +140,9 @@ class _Assembly:
             raise _damaged(self.graph, f"{op.type} {op.name} says no dtype and shape")
         index = op.attributes.get("index")
         place = index.value if index is not None and isinstance(index.value, int) else 0
-        self.inputs.append((place, _info(op.name, op.output_desc[0])))
+        if self.between is not None and op.name in self.between.inputs:
+            self.twin.floats.add(op.name)
+        self.inputs.append((place, self._info(op.name, op.name, op.output_desc[0])))
         self._give(op, [op.name])
 
     def _add_constant(self, op: Op) -> None:
@@ -166,8 +174,15 @@ class _Assembly:
             Desc() if e is None else self.descs.get((e.producer, e.output), Desc()) for e in edges
         ]
         call = Call(op, of, values, descs, self.constants)
-        results = body(self.twin, call)
+        exact = None if self.between is None else self.between.casts.get(op.name)
+        if exact is not None:
+            results = [self.twin.cast(self.values[exact.producer, exact.output], FLOAT)]
+        else:
+            results = body(self.twin, call)
         self._give(op, results)
+        if exact is not None or (op.type in CARRIERS and self.twin.floats.intersection(values)):
+            described = zip(results, op.output_desc, strict=False)
+            self.twin.floats.update(value for value, desc in described if desc.dtype in INTEGERS)
         slots = by_slot(of.inputs, input_names(op))
         for name in of.refs:
             for at in slots.get(name, []):
@@ -199,8 +214,9 @@ class _Assembly:
         if all(op.name in self._behind[w.name] for w in writers_):
             return value
         desc = self.descs[producer, 0]
-        number = np.nan if desc.dtype.startswith(("float", "bfloat")) else -1
-        rubbish = self.twin.constant(number, desc.dtype)
+        dtype = FLOAT if value in self.twin.floats else desc.dtype
+        number = np.nan if dtype.startswith(("float", "bfloat")) else -1
+        rubbish = self.twin.constant(number, dtype)
         return self.twin.op("Expand", rubbish, self.twin.op("Shape", value))
 
     def _writes(self, op: Op, ref_data: str) -> bool:
@@ -233,13 +249,13 @@ class _Assembly:
             name = names[index] if index < len(names) else name
             value = self._read(ends[0], edge.producer, edge.output)
             self.twin.nodes.append(helper.make_node("Identity", [value], [name]))
-            found.append(_info(name, self.descs[edge.producer, edge.output]))
+            found.append(self._info(name, value, self.descs[edge.producer, edge.output]))
         return found
 
-
-def _info(name: str, desc: Desc) -> onnx.ValueInfoProto:
-    shape = [f"{name}.{at}" if dim < 0 else dim for at, dim in enumerate(desc.shape or ())]
-    return helper.make_tensor_value_info(name, onnx_dtype(desc.dtype, name), shape)
+    def _info(self, name: str, value: str, desc: Desc) -> onnx.ValueInfoProto:
+        shape = [f"{name}.{at}" if dim < 0 else dim for at, dim in enumerate(desc.shape or ())]
+        dtype = FLOAT if value in self.twin.floats else desc.dtype
+        return helper.make_tensor_value_info(name, onnx_dtype(dtype, name), shape)
 
 
 def _inline(graph: Graph, op: Op, name: str, tensor: Tensor) -> TensorProto:

@@ -56,10 +56,19 @@ def onnx_dtype(name: str, where: str) -> int:
 
 @dataclass
 class Twin:
-    """The ONNX graph under construction; values go by their names."""
+    """The ONNX graph under construction; values go by their names.
+
+    Attributes:
+        nodes: In order.
+        constants: Those of the file, and those that bodies need.
+        rounds: Whether what is quantised is rounded; else it is cut off only.
+        floats: Values that are float32 although the file says integers: they are not rounded.
+    """
 
     nodes: list[onnx.NodeProto] = field(default_factory=list[onnx.NodeProto])
     constants: list[TensorProto] = field(default_factory=list[TensorProto])
+    rounds: bool = True
+    floats: set[str] = field(default_factory=set[str])
     _made: int = 0
     _known: dict[tuple[str, tuple[int, ...], bytes], str] = field(
         default_factory=dict[tuple[str, tuple[int, ...], bytes], str]

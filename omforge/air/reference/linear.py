@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from omforge.air.graph import Desc
+from omforge.air.reference.between import FLOAT
 from omforge.air.reference.builder import Body, Call, Twin
 from omforge.air.reference.elementwise import narrow, wide
 
@@ -28,7 +29,8 @@ def _matmul(first: str, second: str) -> Body:
         a, b = call.input("x1"), call.input("x2")
         dtype = call.desc("x1").dtype
         if dtype == "int8":
-            a, b = (twin.cast(x, "int32") for x in (a, b))
+            dtype = FLOAT if twin.floats.intersection((a, b)) else "int32"
+            a, b = (twin.cast(x, dtype) for x in (a, b))
         if call.flag(first):
             a = _turned(twin, a, len(call.shape("x1")))
         if call.flag(second):
@@ -116,9 +118,14 @@ def _quant_matmul(twin: Twin, call: Call) -> list[str]:
         a = _turned(twin, a, len(call.shape("x1")))
     if call.flag("transpose_x2"):
         b = _turned(twin, b, len(call.shape("x2")))
-    total = twin.op("MatMulInteger", a, b)
+    if call.input("x1") in twin.floats:
+        total = twin.op("MatMul", twin.cast(a, FLOAT), twin.cast(b, FLOAT))
+        sums = FLOAT
+    else:
+        total, sums = twin.op("MatMulInteger", a, b), "int32"
     if call.input("bias") and call.desc("bias").dtype == "int32":
-        total = twin.op("Add", total, call.input("bias"))
+        bias = call.input("bias")
+        total = twin.op("Add", total, bias if sums == "int32" else twin.cast(bias, sums))
     y = twin.op("Mul", twin.cast(total, "float32"), _float_scale(twin, call, "scale"))
     if call.input("pertoken_scale"):
         rows = twin.reshape(call.input("pertoken_scale"), [-1, 1])
@@ -133,8 +140,9 @@ def _float_scale(twin: Twin, call: Call, name: str) -> str:
     dtype = call.desc(name).dtype
     if dtype not in ("uint64", "int64"):
         return wide(twin, call.input(name), dtype)
-    bits = call.number_list(name).astype(np.uint64) & np.uint64(0xFFFFFFFF)
-    return twin.constant(bits.astype(np.uint32).view(np.float32).reshape(-1), "float32")
+    count = int(np.prod(call.shape(name), dtype=np.int64))
+    halves = twin.respelled(call, call.input(name), Desc(name, "float32", (count, 2)))
+    return twin.op("Gather", halves, twin.constant(np.int64(0)), axis=1)  # the bytes lie so
 
 
 def _ascend_dequant(twin: Twin, call: Call) -> list[str]:
@@ -146,14 +154,20 @@ def _ascend_dequant(twin: Twin, call: Call) -> list[str]:
 
 
 def _ascend_quant(twin: Twin, call: Call) -> list[str]:
-    """Y = round(x * scale + offset) as int8: hicann/ops-nn:quant/ascend_quant/op_graph."""
-    scale = twin.constant(call.number("scale", 1.0), "float32")
-    x = wide(twin, call.input("x"), call.desc("x").dtype)
-    y = twin.op("Mul", x, scale)
+    """Y = round(x * scale + offset) as int8, in float16 as kernels before 950 compute.
+
+    Source: hicann/ops-nn:quant/ascend_quant/op_graph, tests/assets/golden.py.
+    """
+    if call.flag("sqrt_mode") or call.dtype("dst_type", "int8") != "int8":
+        raise call.fault("it has a square, or its result is no int8")
+    x = call.input("x")
+    if call.desc("x").dtype != "float16":
+        x = twin.cast(x, "float16")
+    y = twin.op("Mul", x, twin.constant(call.number("scale", 1.0), "float16"))
     offset = call.number("offset", 0.0)
     if offset:
-        y = twin.op("Add", y, twin.constant(offset, "float32"))
-    return [as_int8(twin, y)]
+        y = twin.op("Add", y, twin.constant(offset, "float16"))
+    return [as_int8(twin, twin.cast(y, "float32"))]
 
 
 def _ascend_quant_v2(twin: Twin, call: Call) -> list[str]:
@@ -191,8 +205,12 @@ def _dynamic_quant(twin: Twin, call: Call) -> list[str]:
 
 
 def as_int8(twin: Twin, y: str) -> str:
-    """Round float32 half to even, and saturate."""
+    """Round float32 half to even, and saturate; without rounding it stays float32."""
     low, high = (twin.constant(bound, "float32") for bound in (-128.0, 127.0))
+    if not twin.rounds:
+        cut = twin.op("Clip", y, low, high)
+        twin.floats.add(cut)
+        return cut
     rounded = twin.op("Round", y)
     return twin.cast(twin.op("Clip", rounded, low, high), "int8")
 

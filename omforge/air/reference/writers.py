@@ -20,6 +20,7 @@ def _written(twin: Twin, call: Call, updates: str) -> str:
 
     Source: CANN 8.1.RC1:op_proto/inc/matrix_calculation_ops.h (Scatter).
     """
+    _check_floats(twin, call, updates)
     shape, of_index = call.shape("var"), call.shape("indices")
     rank = len(shape)
     axis = call.integer("axis", 0) % rank
@@ -37,6 +38,12 @@ def _written(twin: Twin, call: Call, updates: str) -> str:
     return twin.op("ScatterElements", call.input("var"), places, updates, axis=axis)
 
 
+def _check_floats(twin: Twin, call: Call, updates: str) -> None:
+    """Both are integers, or neither is: a cache of floats takes nothing that was rounded."""
+    if (call.input("var") in twin.floats) != (updates in twin.floats):
+        raise call.fault("what it writes is rounded in a way that cannot be left out")
+
+
 def _quant_update_scatter(twin: Twin, call: Call) -> list[str]:
     """Updates are quantised, x / scale + zero point, ahead of the write.
 
@@ -52,11 +59,13 @@ def _quant_update_scatter(twin: Twin, call: Call) -> list[str]:
 
 def _scatter_update(twin: Twin, call: Call) -> list[str]:
     """Var with rows of its first axis replaced."""
+    _check_floats(twin, call, call.input("updates"))
     rows = twin.op("Unsqueeze", twin.cast(call.input("indices"), "int64"), twin.integers([-1]))
     return [twin.op("ScatterND", call.input("var"), rows, call.input("updates"))]
 
 
 def _scatter_nd_update(twin: Twin, call: Call) -> list[str]:
+    _check_floats(twin, call, call.input("updates"))
     index = twin.cast(call.input("indices"), "int64")
     return [twin.op("ScatterND", call.input("var"), index, call.input("updates"))]
 

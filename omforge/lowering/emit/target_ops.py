@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from omforge import ir
+from omforge.air.ge_types import ge_number
+from omforge.air.prototypes import prototype
 from omforge.ir.ops import RMS_NORM_EPSILON, TARGET_OPS
 from omforge.lowering.emit.emission import AttributeValue, Emission
 from omforge.lowering.emit.standard import Emit
@@ -22,9 +24,14 @@ def _target_op(to: Emission, node: ir.Node) -> None:
         slot.name: to.edge(value) for slot, value in zip(of.inputs, node.inputs, strict=False)
     }
     attributes: dict[str, AttributeValue] = dict(_FIXED.get(node.op_type, {}))
+    ge = prototype(of.ge_type)
     for name, attribute in node.attributes.items():
         value = attribute.value
-        attributes[name] = value if isinstance(value, int | float | str) else attribute.as_string()
+        value = value if isinstance(value, int | float | str) else attribute.as_string()
+        slot = None if ge is None else ge.attribute(name)
+        if slot is not None and slot.type == "Int" and isinstance(value, str):
+            value = ge_number(value.lower())  # the plugin takes a dtype by its name
+        attributes[name] = value
     to.add(of.ge_type, node.name or of.ge_type, operands, list(node.outputs), attributes)
 
 

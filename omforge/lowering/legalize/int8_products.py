@@ -115,6 +115,8 @@ def quant_matmul(op: Builder, node: ir.Node) -> Results:
     on_310p = op.target.family.name == "310p"
     if on_310p and not found.turned:
         raise NotLegal("310P takes a weight stored [N, K]: turn-weights")
+    if on_310p and op.front == "air":
+        raise NotLegal("310P takes a weight in FRACTAL_NZ alone, and it is stored in ND")
     last, name = (found.inputs, "K") if found.turned else (found.outputs, "N")
     if found.inputs > LARGEST or last > LARGEST:
         raise NotLegal(
