@@ -78,9 +78,14 @@ def _targets() -> Iterator[str]:
         )
     yield _table(("family", "`--target` (`--soc_version`)", "dtypes", "sizes, where stated"), rows)
     yield _table(
-        ("family", "fact", "source"),
+        ("family", "fact", "probe", "source"),
         [
-            (family.name, fact.text, _code(fact.source))
+            (
+                family.name,
+                fact.text,
+                _claim("target", row_key(family.name, fact.text)),
+                _code(fact.source),
+            )
             for family in _families()
             for fact in (*family.facts, _run_time_sizes(family))
         ],
@@ -195,7 +200,8 @@ def _uncertain() -> Iterator[str]:
 
 
 def _claim(table: Table, key: str) -> str:
-    return _code(claims().get((table, key), ""))
+    claim = claims().get((table, key))
+    return "" if claim is None else _code(claim)
 
 
 def _releases() -> Iterator[str]:

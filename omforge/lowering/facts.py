@@ -89,9 +89,9 @@ class Facts:
 
 NOTHING_SEEN = Facts()
 
-Table = Literal["rule", "form", "operator", "release", "plugin"]
-"""A table with rows that are inferred: the rules, `choices`, llm_ops.tsv, cann_releases.tsv and
-onnx_plugins.tsv."""
+Table = Literal["rule", "form", "target", "operator", "release", "plugin"]
+"""A table with rows that are inferred: the rules, `choices`, the targets' facts, llm_ops.tsv,
+cann_releases.tsv and onnx_plugins.tsv."""
 
 
 @functools.lru_cache(maxsize=1)

@@ -115,6 +115,8 @@ def _probe(folder: Path, probe: Probe, experiment: Experiment) -> dict[str, Any]
         "rtol": experiment.rtol,
         "atol": experiment.atol,
         "unit": experiment.unit,
+        "over": list(experiment.over),
+        "more_than": experiment.more_than,
         "count": experiment.count,
         "counts": {str(number): value for number, value in experiment.counts.items()},
         "built": probe.built,

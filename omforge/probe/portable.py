@@ -41,7 +41,7 @@ CODE = re.compile(r"\b([EW][0-9A-Z]\d{4})\b")
 SIMULATED = b"omforge-atc-sim"
 NOT_SIMULATED = "SIM000"
 LOST_INPUT = "E18888"  # a plugin lost an input, and atc says that it succeeded
-CANNOT_ANSWER = ("E10021", "E10022", "E10054", "E10055", "E13026")
+CANNOT_ANSWER = ("E10021", "E10022", "E10054", "E13026")
 """Codes that are about this machine's paths and the command, not about the question."""
 
 _INFO = "ascend_toolkit_install.info"
@@ -50,7 +50,9 @@ VERSION = re.compile(r"^\s*(?:version|\w*running_version)\s*=\s*\[?([^\s\]:]+)",
 
 HOST_TO_DEVICE, DEVICE_TO_HOST, DEVICE_TO_DEVICE = 1, 2, 3
 LOAD_TYPE, LOAD_PATH, FROM_FILE = 1, 2, 1
-REPEATS = 20
+REPEATS, SLACK = 20, 1024
+
+CHILDREN: set[Any] = set()  # the processes that run
 
 Json = Dict[str, Any]
 Options = Any  # an argparse.Namespace
@@ -72,9 +74,6 @@ class Failed(Exception):
     """A call on the device failed; the text names it and its code."""
 
 
-# One probe, in a process of its own
-
-
 def ask(kit: str, probe: Json, options: Options, stage: Callable[[str], None]) -> Json:
     """Answer one question: build its models, run them, and compare with what each value means."""
     found: Json = {"value": None, "number": None, "evidence": "", "simulated": False}
@@ -84,7 +83,8 @@ def ask(kit: str, probe: Json, options: Options, stage: Callable[[str], None]) -
     try:
         stage("build")
         oms = {build["name"]: build_om(kit, work, build, options) for build in probe["builds"]}
-        found["simulated"] = any(_holds(om, SIMULATED) for om in oms.values())
+        held = (np.fromfile(om, np.uint8).tobytes() for om in oms.values())
+        found["simulated"] = any(SIMULATED in data for data in held)
         if probe.get("count"):
             count = len(glob.glob(os.path.join(work, probe["count"])))
             found["value"] = probe["counts"].get(str(count))
@@ -158,11 +158,6 @@ def _last_line(text: str) -> str:
     return lines[-1][:300] if lines else "nothing"
 
 
-def _holds(path: str, mark: bytes) -> bool:
-    with open(path, "rb") as file:
-        return mark in file.read()
-
-
 # The device
 
 
@@ -218,9 +213,9 @@ class Device:
     def buffer(self, name: str, size: int) -> int:
         """The address of a buffer of at least that size, made when it is first asked for."""
         if name not in self.buffers:
-            address = self.call("rt.malloc", size, 0)
-            self.undo.append((self.acl.rt.free, address))
-            self.buffers[name] = (address, size)
+            room = size + SLACK  # a tensor in an .om may be larger than its shape says
+            self.buffers[name] = (self.call("rt.malloc", room, 0), room)
+            self.undo.append((self.acl.rt.free, self.buffers[name][0]))
         address, had = self.buffers[name]
         if had < size:
             raise NoAnswer(f"buffer {name} has {had} bytes, the model wants {size}")
@@ -318,8 +313,9 @@ def run_on_device(kit: str, probe: Json, oms: dict[str, str], number: int) -> Js
         measured = [_step(device, kit, step, oms) for step in probe["steps"]]
         figures = [figure for figure in measured if figure is not None]
         if figures:
-            found["value"], found["number"] = "measured", figures[-1]
-            found["evidence"] = f"{figures[-1]:.6g} {probe['unit']}"
+            figure: float = figures[0] / figures[1] if len(figures) > 1 else figures[0]
+            found["value"] = probe["over"][0 if figure > probe["more_than"] else 1]
+            found["number"], found["evidence"] = figure, f"{figure:.6g} {probe['unit']}"
         else:
             found["value"], found["evidence"] = _judged(device, kit, probe)
         return found
@@ -419,6 +415,7 @@ def run_probe(folder: str, probe: Json, options: Options) -> Json:
             start_new_session=True,
             env=options.environment,
         )
+        CHILDREN.add(child)
         try:
             status: int | None = child.wait(limit)
         except subprocess.TimeoutExpired:
@@ -441,6 +438,7 @@ def _end(child: Any) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(child.pid, signal.SIGKILL)
     child.wait()
+    CHILDREN.discard(child)
 
 
 def _kept(path: str) -> Json:
@@ -520,6 +518,8 @@ def answer_kit(folder: str, options: Options, tell: Callable[..., None]) -> Json
         except BaseException:
             for job in jobs:
                 job.cancel()
+            for child in [*CHILDREN]:
+                _end(child)
             raise
     answers = {name: believed(by_name[name], raw[name], raw) for name in raw}
     simulated = any(found["simulated"] for found in answers.values())

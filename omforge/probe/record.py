@@ -60,7 +60,10 @@ class Experiment:
         judged: By value, what each buffer then holds; the first value that fits is the answer.
         rtol: Relative part of a tolerance.
         atol: Absolute part of a tolerance.
-        unit: Of the figure that a `time` or `size` step gives, which then is the answer.
+        unit: Of the figure that a `time` or `size` step gives, which then is the answer; of two
+            such steps it is the first by the second.
+        over: The values where that figure is above, and not above, `more_than`.
+        more_than: What it is compared with.
         count: Files among what was built, as a pattern; how many there are is the answer.
         counts: The value for each number of them.
     """
@@ -71,6 +74,8 @@ class Experiment:
     rtol: float = 2e-2
     atol: float = 1e-2
     unit: str = ""
+    over: tuple[str, str] = (MEASURED, MEASURED)
+    more_than: float = 0.0
     count: str = ""
     counts: Mapping[int, str] = field(default_factory=dict[int, str])
 
@@ -119,7 +124,7 @@ class Probe:
         """Every value that an answer may have."""
         found = {self.refused, *self.codes.values()}
         if experiment.unit:
-            found |= {MEASURED, self.failed}
+            found |= {*experiment.over, self.failed}
         elif experiment.count:
             found |= set(experiment.counts.values())
         elif experiment.steps:

@@ -208,6 +208,38 @@ def test_a_rule_that_was_seen_to_hold_cannot_be_allowed_away(two_imports: Path) 
         check_file(two_imports, target, allow=("one-opset-import",))
 
 
+SCATTER = """<ir_version: 8, opset_import: ["" : 16]>
+g (float16[4, 64] x, int32[1, 64] i, float16[1, 64] u) => (float16[4, 64] y)
+{ y = ScatterElements <axis = 0> (x, i, u) }"""
+DYNAMIC_QUANT = """<ir_version: 8, opset_import: ["" : 16]>
+g (float16[4, 64] x) => (int8[4, 64] y, float[4] s) { y, s = NPUDynamicQuant (x) }"""
+
+
+def kernel_faults(folder: Path, text: str, target: Target) -> list[str]:
+    """What the rule `kernel` says."""
+    proto = onnx.parser.parse_model(text)
+    for index, node in enumerate(proto.graph.node):
+        node.name = f"n{index}"
+    onnx.save(proto, folder / "model.onnx")
+    return [o.why for o in check_file(folder / "model.onnx", target).errors if o.code == "kernel"]
+
+
+def test_an_operator_that_was_seen_to_fail_has_no_kernel(tmp_path: Path) -> None:
+    assert kernel_faults(tmp_path, SCATTER, SOC) == []
+    for value in ("refused", "wrong", "fails"):
+        target = seeing("Ascend310P3", operator_scatterelements=value)
+        (why,) = kernel_faults(tmp_path, SCATTER, target)
+        assert f"operator-scatterelements is {value} (planted)" in why
+    assert not kernel_faults(
+        tmp_path, SCATTER, seeing("Ascend310P3", operator_scatterelements="right")
+    )
+
+
+def test_a_kernel_that_no_table_has_is_there_once_it_was_seen(tmp_path: Path) -> None:
+    assert kernel_faults(tmp_path, DYNAMIC_QUANT, SOC)
+    assert not kernel_faults(tmp_path, DYNAMIC_QUANT, seeing("Ascend310P3", dynamic_quant="right"))
+
+
 def test_facts_of_a_ge_graph_are_followed_too(tmp_path: Path) -> None:
     kit = tmp_path / "kit"
     write_kit(kit, SOC)

@@ -12,6 +12,8 @@ PLANTED_ATC = """#!/bin/sh
 for word in "$@"; do
     case $word in --output=*) output=${word#--output=} ;; esac
 done
+case $output in */never-made/*) [ "$PLANT" = hang-never-made ] && sleep 60 ;; esac
+[ "$PLANT" = hang-never-made ] && PLANT=taken
 case ${PLANT:-taken} in
     taken) echo om > "$output.om"
         echo "ATC run success, welcome to the next use." ;;

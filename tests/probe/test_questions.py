@@ -13,7 +13,9 @@ from omforge.air.reference import reference
 from omforge.lowering.air_legality import AIR_RULES, check_air
 from omforge.lowering.facts import claims, row_key
 from omforge.lowering.legality import ALL_RULES
+from omforge.lowering.legality.kernel_rules import kernels_key
 from omforge.lowering.legalize.choices import CHOICES
+from omforge.lowering.llm_ops import llm_ops
 from omforge.lowering.tables import table_rows
 from omforge.lowering.target import TARGETS
 from omforge.probe import portable
@@ -46,9 +48,21 @@ def test_every_inferred_row_names_a_probe() -> None:
     assert inferred() - set(claims()) == set(), "add a line to claims.tsv, and a probe"
 
 
+def test_what_a_target_calls_untested_names_a_probe() -> None:
+    for target in TARGETS.values():
+        for fact in target.family.facts:
+            if "untested" in fact.text or "its prototype excludes" in fact.text:
+                key = row_key(target.family.name, fact.text)
+                inherited = row_key("910b", fact.text)
+                assert ("target", key) in claims() or ("target", inherited) in claims()
+
+
 def test_every_claim_is_of_a_row_and_of_values_that_a_probe_may_give() -> None:
-    forms = {("form", f"{choice.op}={choice.form}") for choice in CHOICES}
-    assert set(claims()) - inferred() - forms == set()
+    others = {("form", f"{choice.op}={choice.form}") for choice in CHOICES}
+    families = {target.family.name: target.family for target in TARGETS.values()}.values()
+    others |= {("target", row_key(f.name, fact.text)) for f in families for fact in f.facts}
+    others |= {("operator", kernels_key(op)) for op in llm_ops().values()}
+    assert set(claims()) - inferred() - others == set()
     assert len(claims()) == len(list(table_rows("claims.tsv")))
     for row, claim in claims().items():
         name, _, values = claim.partition("=")

@@ -5,16 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from omforge import ir
+from omforge.lowering.facts import row_key
 from omforge.lowering.legality.subject import Finding, Rule, Subject
 from omforge.lowering.llm_ops import LlmOp, llm_op
 from omforge.lowering.target import dtype_name
 
 
 def has_kernel(subject: Subject) -> Iterator[Finding]:
-    """The operator has a kernel on the SoC."""
+    """The operator has a kernel on the SoC, and was not seen to fail there."""
     family = subject.target.family.name
     for node, op in _known(subject):
-        if family not in op.families:
+        seen = subject.target.facts.of("operator", kernels_key(op))
+        if seen is not None:
+            if not seen.holds:
+                what = f"{op.name} does not work on {family}"
+                yield Finding(ir.describe(node), what, seen.words, _remedy(op))
+        elif family not in op.families:
             there = ", ".join(sorted(op.families))
             yield Finding(
                 ir.describe(node),
@@ -40,6 +46,12 @@ def kernel_dtypes(subject: Subject) -> Iterator[Finding]:
                     f"on {family} it takes {', '.join(sorted(allowed))}",
                     "run `convert-precision`, cast the input, or decompose the op",
                 )
+
+
+def kernels_key(op: LlmOp) -> str:
+    """What `claims.tsv` calls the row with an operator's kernels."""
+    row = op.kernels
+    return row_key(op.name, f"{row.kind} {row.name} {row.value}")
 
 
 def _known(subject: Subject) -> Iterator[tuple[ir.Node, LlmOp]]:

@@ -16,6 +16,7 @@ from omforge.probe.record import (
     Build,
     Experiment,
     Probe,
+    Step,
     fill,
     load,
     once,
@@ -110,32 +111,26 @@ def _rank_five_gears(_: str) -> Experiment:
     return _taken(made, "--input_shape=x:1,2,-1,4,16", "--dynamic_dims=2;4")
 
 
-def _int64_indices(_: str) -> Experiment:
+def _index_dtypes(_: str) -> Experiment:
+    """A Gather of 128 rows, by numbers in int64 and in int32."""
     table = numbers(512, 256)
-    made = model(
-        [node("Gather", ["table", "i"], ["y"], axis=0)],
-        {"i": ("int64", (1, 128))},
-        {"y": ("float16", (1, 128, 256))},
-        {"table": table},
+    builds: list[Build] = []
+    steps: list[Step] = []
+    for dtype in ("int64", "int32"):
+        made = model(
+            [node("Gather", ["table", "i"], ["y"], axis=0)],
+            {"i": (dtype, (1, 128))},
+            {"y": ("float16", (1, 128, 256))},
+            {"table": table},
+        )
+        rows = (np.arange(128) * 5 % 512).astype(dtype).reshape(1, 128)
+        builds.append(Build(dtype, made))
+        steps += (*load(dtype), *fill(**{f"{dtype} rows": rows}))
+        steps.append(timed(dtype, (f"{dtype} rows",), (f"{dtype} y",)))
+    unit = "times as long with int64 as with int32"
+    return Experiment(
+        tuple(builds), tuple(steps), unit=unit, over=("slower", "alike"), more_than=1.2
     )
-    rows = (np.arange(128, dtype=np.int64) * 5 % 512).reshape(1, 128)
-    build = Build("model", made)
-    steps = (*load("model"), *fill(i=rows), timed("model", ("i",), ("y",)))
-    return Experiment((build,), steps, unit="microseconds a run with int64 indices")
-
-
-def _int32_indices(_: str) -> Experiment:
-    table = numbers(512, 256)
-    made = model(
-        [node("Gather", ["table", "i"], ["y"], axis=0)],
-        {"i": ("int32", (1, 128))},
-        {"y": ("float16", (1, 128, 256))},
-        {"table": table},
-    )
-    rows = (np.arange(128, dtype=np.int32) * 5 % 512).reshape(1, 128)
-    build = Build("model", made)
-    steps = (*load("model"), *fill(i=rows), timed("model", ("i",), ("y",)))
-    return Experiment((build,), steps, unit="microseconds a run with int32 indices")
 
 
 def _input_as_output(_: str) -> Experiment:
@@ -286,22 +281,16 @@ PROBES = (
     ),
     Probe(
         "int64-indices",
-        "How long does a Gather with int64 indices take?",
-        _int64_indices,
-        {"measured": "microseconds a run; compare with int32-indices"},
+        "Is a Gather by int64 numbers slower than one by int32?",
+        _index_dtypes,
+        {
+            "slower": "it is: int32 is advised with reason",
+            "alike": "it is not: the advice has no reason here",
+        },
+        expected="slower",
         refused="",
         failed="",
         after=(ATC, DEVICE),
-    ),
-    Probe(
-        "int32-indices",
-        "How long does the same Gather with int32 indices take?",
-        _int32_indices,
-        {"measured": "microseconds a run; compare with int64-indices"},
-        refused="",
-        failed="",
-        after=(ATC, DEVICE),
-        settles="what int64-indices is compared with",
     ),
     Probe(
         "input-as-output",
