@@ -334,3 +334,12 @@ def test_a_bucket_is_found_by_name() -> None:
     assert make_manifest().bucket("decode_c512").seq == 1
     with pytest.raises(InputError, match="no bucket 'decode_c1'"):
         make_manifest().bucket("decode_c1")
+
+
+def test_the_facts_are_there_where_some_were_given() -> None:
+    plain = make_manifest()
+    assert '"facts"' not in plain.to_json()
+    told = dataclasses.replace(plain, facts="ab" * 32)
+    assert Manifest.from_json(json.loads(told.to_json())).facts == "ab" * 32
+    with pytest.raises(InputError, match="not a sha256"):
+        dataclasses.replace(plain, facts="the best").to_json()
