@@ -17,6 +17,7 @@ from omforge.bundle import manifest as m
 from omforge.bundle.source import find_source
 from omforge.compilation.graph_plan import cheapest_layout
 from omforge.ir.fronts import Front
+from omforge.lowering.facts import Facts
 from omforge.lowering.legalize import LEGALIZED_FROM, Decision, Refusal, legalize
 from omforge.lowering.legalize.choices import choices
 from omforge.lowering.legalize.traffic import CACHE, Traffic, bytes_moved, size
@@ -72,6 +73,7 @@ class GraphWhy:
         layout: Of the cache: "stacked", "per-layer", "in place" or "".
         cache_copied: Bytes that a step moves to take the cache apart.
         stacked_copies: Bytes that it would move for that if the cache were stacked.
+        seconds: What a step takes at least, by bandwidths that were seen; None where none were.
     """
 
     name: str
@@ -81,6 +83,7 @@ class GraphWhy:
     layout: str
     cache_copied: int
     stacked_copies: int
+    seconds: float | None = None
 
     def lines(self) -> Iterator[str]:
         """The report's lines."""
@@ -91,6 +94,8 @@ class GraphWhy:
                 f"{amount(traffic.read)}, writes {amount(traffic.written)}, "
                 f"{traffic.kernels} kernels"
             )
+        if self.seconds is not None:
+            yield f"  at least {1000 * self.seconds:.3g} ms, by the bandwidths that were seen"
         if self.layout:
             yield f"  cache -> {self.layout}: copies {amount(self.cache_copied)} a step"
             for row in choices("cache") if self.layout != "in place" else ():
@@ -126,6 +131,7 @@ class GraphWhy:
             "layout": self.layout,
             "cache_copied": self.cache_copied,
             "stacked_copies": self.stacked_copies,
+            "least_seconds": self.seconds,
             "operators": [
                 {
                     "op": group.op,
@@ -267,7 +273,18 @@ def _of_graph(
         layout=layout,
         cache_copied=bytes_moved(splits, bindings[0]).total,
         stacked_copies=2 * sum(size(value, bindings[0]) for value in caches),
+        seconds=_least_seconds(bytes_moved(nodes, bindings[0]), soc.facts),
     )
+
+
+def _least_seconds(moved: Traffic, facts: Facts) -> float | None:
+    """Seconds that the bytes take at what `omforge probe` measured, and a launch."""
+    weights = facts.figure("bandwidth-of-weights")
+    others = facts.figure("bandwidth-of-cache")
+    if not weights or not others:
+        return None
+    gigabytes = moved.weights / weights + (moved.cache + moved.read + moved.written) / others
+    return gigabytes / 1e9 + (facts.figure("launch") or 0.0) / 1e6
 
 
 def _is_whole_cache(value: ir.Value | None) -> bool:

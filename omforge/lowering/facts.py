@@ -76,6 +76,11 @@ class Facts:
         found = self.verdict(claim)
         return found is not None and found.holds
 
+    def figure(self, probe: str) -> float | None:
+        """What a probe has measured; None where it was not asked."""
+        found = self.seen.get(probe)
+        return None if found is None else found.number
+
     @property
     def front(self) -> Front:
         """The front that the device has shown to be the better one; `onnx` where it has not."""

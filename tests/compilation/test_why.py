@@ -1,5 +1,6 @@
 """`check --why`: what an export, a bundle or a canonical graph is lowered to, and the bytes moved."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from omforge import ir
 from omforge.compilation.compile import compile_bundle
 from omforge.compilation.options import CompileOptions
 from omforge.compilation.why import GraphWhy, amount, explain_choices
+from omforge.lowering.facts import Facts, Seen
 from omforge.lowering.target import target
 
 Exported = Callable[[str, str], Path]
@@ -100,3 +102,25 @@ def text_to_file(tmp_path: Path) -> Callable[[str], Path]:
 )
 def test_amounts_are_readable(count: int, text: str) -> None:
     assert amount(count) == text
+
+
+def test_a_step_takes_at_least_what_its_bytes_take_at_the_bandwidths_seen(
+    text_to_file: Callable[[str], Path],
+) -> None:
+    """Weights at 1 GB/s, the rest at half of that, and a launch of 5 microseconds."""
+    weight = "<float16[64, 64] w = {" + ", ".join(["1"] * 4096) + "}>"
+    file = text_to_file(
+        f"g (float16[1, 64] x) => (float16[1, 64] y) {weight} {{ y = MatMul (x, w) }}"
+    )
+    figures = {"bandwidth-of-weights": 1.0, "bandwidth-of-cache": 0.5, "launch": 5.0}
+    seen = {name: Seen("measured", "", figure) for name, figure in figures.items()}
+    facts = Facts(SOC.soc_version, "", seen)
+    (graph,) = explain_choices(file, dataclasses.replace(SOC, facts=facts))
+    assert graph.total[0].weights == 8192
+    (moved,) = graph.total
+    other = moved.cache + moved.read + moved.written
+    assert graph.seconds == pytest.approx(moved.weights / 1e9 + other / 0.5e9 + 5e-6)
+    assert any(line.startswith("  at least ") for line in graph.lines())
+    (unseen,) = explain_choices(file, SOC)
+    assert unseen.seconds is None
+    assert not any("at least" in line for line in unseen.lines())

@@ -158,6 +158,7 @@ def test_an_uncertain_form_is_in_the_running_once_its_probe_said_yes() -> None:
     seen = rotary_decision(seeing("Ascend910B4", rotary_position_embedding="right"))
     assert seen.form == FORM  # by its bytes, not because it was asked for
     assert refusals(seen)["decomposed"] == "it moves more bytes"
+    assert seen.reason.endswith("rotary-position-embedding is right (planted)")
 
 
 @pytest.mark.parametrize("value", ["wrong", "refused", "no-plugin", "fails"])

@@ -264,6 +264,7 @@ def _legalize_node(builder: Builder, node: ir.Node, op: str, wanted: str | None)
     name = node.name or node.outputs[0].name or ""
     family = builder.target.family.name
     legal: list[tuple[Choice, tuple[Traffic, ...]]] = []
+    proof: dict[str, str] = {}
     refused: list[Refusal] = []
     for row in CHOICES:
         if row.op != op or builder.front not in row.fronts:
@@ -276,6 +277,7 @@ def _legalize_node(builder: Builder, node: ir.Node, op: str, wanted: str | None)
         if seen is not None and not seen.holds:
             refused.append(Refusal(row.form, seen.words))
             continue
+        proof[row.form] = "" if seen is None else f"; {seen.words}"
         found = _try(builder, node, row)
         if isinstance(found, str):
             refused.append(Refusal(row.form, found))
@@ -295,7 +297,9 @@ def _legalize_node(builder: Builder, node: ir.Node, op: str, wanted: str | None)
         if row is not chosen[0]:
             refused.append(Refusal(row.form, _why_not(traffic, chosen, wanted), traffic))
     _record(builder, node, op, chosen[0].form)
-    return Decision(op, name, chosen[0].form, chosen[0].reason, chosen[1], tuple(refused))
+    row = chosen[0]
+    reason = f"{row.reason}{proof[row.form]}"
+    return Decision(op, name, row.form, reason, chosen[1], tuple(refused))
 
 
 def _try(builder: Builder, node: ir.Node, row: Choice) -> tuple[Traffic, ...] | str:
