@@ -36,8 +36,13 @@ PRELOADED = (
     "omforge.runtime.compare",
     "onnxruntime",
 )
-TIES = ("a tie that rounding decides", "a limit that rounding crosses")
-"""How verify says that a router chose otherwise since float16 does not tell two scores apart."""
+ROUNDING = (
+    "a tie that rounding decides",
+    "a limit that rounding crosses",
+    "float16 does not hold this model closer",
+)
+"""How verify says that float16 is behind a difference: it does not tell two scores of a router
+apart, or the weights alone, rounded to it, are beyond the tolerance."""
 PACKAGES = ("transformers", "torch", "onnxruntime")
 
 
@@ -178,8 +183,8 @@ def _judge(source: Path, bundle: Path, soc: str, timeout: int, *, compare: bool)
     found["verified"] = status == 0
     if cases := told.get("cases", told.get("comparisons")):
         found["of_limit"] = max(case["excess"] for case in cases)
-    if status and any(tie in words for tie in TIES):
-        # What verify says next: in float32, rounding decides nothing.
+    if status and any(cause in words for cause in ROUNDING):
+        # What verify says next: in float32 there is no such rounding.
         whole = (*command, "--dtype", "fp32", *(() if found["raised"] else ("--allow-partial",)))
         steps = (whole, ("verify", str(bundle), "--json"))
         found["float32"] = all(_omforge(step, timeout)[0] == 0 for step in steps)

@@ -30,6 +30,7 @@ from omforge.runtime.judging import (
     EXPORT,
     MEAN_STEPS,
     PIECES,
+    ROUNDED_WEIGHTS,
     SAME_CACHE,
     UNROUNDED,
     compare_logits,
@@ -41,6 +42,12 @@ from omforge.runtime.judging import (
     wrong_integers,
 )
 from omforge.runtime.om_files import check_om
+from omforge.runtime.rounded_weights import (
+    WeightRounding,
+    rounding_of,
+    rounds_weights,
+    with_rounded_weights,
+)
 from omforge.runtime.routing import first_other_choice
 from omforge.runtime.run_cases import Decoder, chosen_for_pieces, run_cases
 from omforge.runtime.same_cache import Follower, Recorder, Written
@@ -146,6 +153,19 @@ def verify_bundle(
     whole = chosen_for_pieces(cases, largest)
     pieces: list[Array] = []
 
+    weights: list[WeightRounding] = []
+
+    def of_weights(found: Comparison) -> str:
+        """What rounding the weights alone explains of a difference; run when it is first asked."""
+        if quantized or rounds or found.level != "lowered" or not rounds_weights(manifest):
+            return ""
+        if not weights:
+            leader = logits[order[0]]
+            rounded = run_cases(ROUNDED_WEIGHTS, cases, steps, leader, opener, _untold)
+            limit = allowed["lowered"]
+            weights.append(rounding_of(cases, rounded, leader, limit, manifest.dtype))
+        return str(weights[0]) if weights[0].explains(found.excess) else ""
+
     def in_pieces(model: Decoder) -> None:
         if isinstance(model, ExportModel):
             pieces.append(model.prefill(whole.prompts, apart=True, pieces=True))
@@ -192,15 +212,16 @@ def verify_bundle(
                 )
                 comparisons.append(found)
                 if not found.ok:
-                    routed = ""
+                    cause = ""
                     # Which experts are chosen is looked up where each level has its own cache.
                     freely = level == "lowered" and reference != SAME_CACHE and not case.parts
                     if freely and np.isfinite(found.excess):
                         if case.name not in routes:
                             leader = logits[order[0]][case.name]
                             routes[case.name] = first_other_choice(bundle, case.prompts, leader)
-                        routed = routes[case.name] or ""
-                    failures.append(failure_of(found, allowed[level], routed))
+                        cause = routes[case.name] or ""
+                    cause = cause or of_weights(found)
+                    failures.append(failure_of(found, allowed[level], cause))
     tips = {} if written is None else {case.name: written.tips[case.prompts] for case in cases}
     failures += [wrong_integers(name, tip) for name, tip in tips.items() if tip.mean > MEAN_STEPS]
     if tips:
@@ -226,12 +247,23 @@ def verify_bundle(
     )
 
 
+def _untold(case: str, done: int) -> None:
+    """The progress of what is run to explain a failure."""
+
+
 def _opened(bundle: Bundle, name: str, batch: int, written: Written | None) -> Decoder:
     """A level of the bundle by its name in the report."""
     if name == SAME_CACHE and written is not None:
         return Follower(bundle, batch, written)
     if name == "lowered" and written is not None:
         return Recorder(bundle, batch, written)
+    if name == ROUNDED_WEIGHTS:
+        return LanguageModel(
+            bundle,
+            "canonical",
+            batch=batch,
+            open_canonical=lambda: _with_rounded_weights(bundle),
+        )
     level = cast("Level", name.removesuffix(UNROUNDED))
     if name == level:
         return LanguageModel(bundle, level, batch=batch)
@@ -285,6 +317,11 @@ def _without_rounding(bundle: Bundle, bucket: Bucket | None) -> Session:
         why,
         "Look at how it writes its cache: it is Cast(Round(Clip(x))) that is known",
     )
+
+
+def _with_rounded_weights(bundle: Bundle) -> OrtSession:
+    model = with_rounded_weights(ir.load(bundle.canonical), bundle.manifest.dtype)
+    return OrtSession(model, name=f"{bundle.canonical.name}, {ROUNDED_WEIGHTS}")
 
 
 def _with_a_float_cache(bundle: Bundle) -> Bundle:

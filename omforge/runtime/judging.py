@@ -33,6 +33,10 @@ PIECES = "exported, in pieces"
 """The export, given the tokens of a prompt in several calls: it must agree with itself."""
 
 
+ROUNDED_WEIGHTS = "canonical, rounded weights"
+"""The canonical graph in float32, with weights as the lowered graphs hold them."""
+
+
 SAME_CACHE = "canonical, same cache"
 """The canonical graph on the integers that the lowered graphs wrote into their cache."""
 
@@ -172,8 +176,8 @@ def _divergence(
     return first, first_gap, ties
 
 
-def failure_of(found: Comparison, allowed: Tolerance, routed: str = "") -> Failure:
-    """The failure, with what `routing` found of it."""
+def failure_of(found: Comparison, allowed: Tolerance, rounding: str = "") -> Failure:
+    """The failure, with what `routing` or `rounded_weights` found of it."""
     where = f"{found.level} differs from {found.reference} in case {found.case!r}"
     if not found.finite:
         return Failure(
@@ -193,11 +197,11 @@ def failure_of(found: Comparison, allowed: Tolerance, routed: str = "") -> Failu
             f"step {found.divergence} chooses another token, whose logit is {found.gap:.3g} lower "
             f"in {found.reference}"
         )
-    if routed:
+    if rounding:
         return Failure(
             where,
-            "; ".join([*reasons, routed]),
-            "Build with --dtype fp32: if that agrees, rounding in the router is all there is to it",
+            "; ".join([*reasons, rounding]),
+            "Build with --dtype fp32: if that agrees, rounding is all there is to it",
         )
     return Failure(where, "; ".join(reasons), _next_step(found))
 
