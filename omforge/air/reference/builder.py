@@ -13,7 +13,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from omforge.air.ge_types import ge_dtype
-from omforge.air.graph import Attr, Desc, Op, Tensor
+from omforge.air.graph import Desc, Item, Op, Tensor
 from omforge.air.names import by_slot, input_names, output_names
 from omforge.air.prototypes import Prototype
 from omforge.ir.errors import InputError
@@ -205,21 +205,21 @@ class Call:
 
     def integer(self, name: str, default: int | None = None) -> int:
         """The value of an Int attribute."""
-        value = self._attribute(name, default).value
+        value = self._value(name, default)
         return value if isinstance(value, int) else int(default or 0)
 
     def number(self, name: str, default: float) -> float:
         """The value of a Float attribute."""
-        value = self._attribute(name, default).value
+        value = self._value(name, default)
         return float(value) if isinstance(value, int | float) else default
 
     def flag(self, name: str, default: bool = False) -> bool:
         """The value of a Bool attribute."""
-        return bool(self._attribute(name, default).value)
+        return bool(self._value(name, default))
 
     def text(self, name: str, default: str = "") -> str:
         """The value of a String attribute."""
-        return str(self._attribute(name, default).value)
+        return str(self._value(name, default))
 
     def integers(self, name: str, default: Sequence[int] | None = None) -> list[int]:
         """The value of a ListInt attribute."""
@@ -231,7 +231,7 @@ class Call:
 
     def dtype(self, name: str, default: str = "") -> str:
         """The dtype that an attribute says: of type Type, or an Int with GE's number."""
-        value = self._attribute(name, default).value
+        value = self._value(name, default)
         if isinstance(value, str) and value:
             return value
         return ge_dtype(value if isinstance(value, int) else 0)
@@ -255,11 +255,11 @@ class Call:
             "`omforge check` says what atc would say of it",
         )
 
-    def _attribute(self, name: str, default: object) -> Attr:
+    def _value(self, name: str, default: Item | None) -> Item | None:
         found = self.op.attributes.get(name)
         if found is None and default is None:
             raise self.fault(f"it has no attribute {name}")
-        return Attr("none", default) if found is None else found  # type: ignore[arg-type]
+        return default if found is None else found.value
 
     def _places(self, name: str) -> list[int]:
         return by_slot(self.prototype.inputs, input_names(self.op)).get(name, [])
