@@ -21,6 +21,7 @@ from omforge.lowering.air_legality import check_air_file
 from omforge.lowering.target import target
 from omforge.runtime.bundle import Bundle
 from omforge.runtime.compare import verify_bundle
+from omforge.runtime.compare_encode import verify_encoder
 from omforge.runtime.quality import measure_quality
 
 Exported = Callable[[str, str], Path]
@@ -191,6 +192,27 @@ def test_stacked_layers_are_written_by_the_runtime(exported: Exported, tmp_path:
     assert any("not written in place" in event.reason for event in result.events)
     assert _types(_graphs(tmp_path / "b")["decode_c48_b2"])["RefData"] == 0
     assert verify_bundle(Bundle.open(tmp_path / "b"), steps=4).ok
+
+
+def test_gears_share_one_graph(exported: Exported, tmp_path: Path) -> None:
+    options = dataclasses.replace(SMALL, gears=True)
+    result = compile_bundle(exported("optimum", "llama_gqa"), tmp_path / "b", options)
+    (bucket,) = result.manifest.buckets
+    assert bucket.gears == (1, 4, 16)
+    shapes = {spec.name: spec.shape for spec in bucket.inputs}
+    assert shapes["attention_mask"] == (2, 1, "seq", 48)
+    (command,) = [word for word in bucket.command if word.startswith("--input_shape")]
+    assert "input_ids:2,-1" in command
+    assert verify_bundle(Bundle.open(tmp_path / "b"), steps=4).ok
+
+
+def test_a_model_without_a_cache(encoder: Exported, tmp_path: Path) -> None:
+    options = CompileOptions("Ascend310P3", prefill=(8, 16), batch=2, front="air")
+    result = compile_bundle(encoder("optimum", "bert"), tmp_path / "b", options)
+    assert result.manifest.task == "encode"
+    assert all(_types(air)["RefData"] == 0 for air in _graphs(tmp_path / "b").values())
+    report = verify_encoder(Bundle.open(tmp_path / "b"))
+    assert report.ok, report.failures
 
 
 def test_a_bundle_without_its_weights_is_refused(exported: Exported, tmp_path: Path) -> None:

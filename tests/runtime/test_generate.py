@@ -13,7 +13,7 @@ from omforge.ir.errors import CheckError, InputError
 from omforge.runtime import generate
 from omforge.runtime.bundle import Bundle
 from omforge.runtime.export import ExportModel
-from omforge.runtime.generate import LanguageModel, plan_chunks
+from omforge.runtime.generate import LanguageModel, fit_chunks, plan_chunks
 from omforge.runtime.sampling import Sampling
 from omforge.runtime.session import OrtSession
 from tests.runtime.tiny import EOS, Tiny, change_manifest, reference_logits
@@ -321,3 +321,25 @@ def test_a_repeated_past_is_the_same_for_every_model(tiny_bundle: Bundles):
             found.append([model.extend([TEXT[4:9]])[0], model.decode(TEXT[9:10])[0]])
     np.testing.assert_allclose(found[0], found[2], **CLOSE)
     np.testing.assert_allclose(found[1], found[2], **CLOSE)
+
+
+@pytest.mark.parametrize(
+    ("chunks", "past", "fitted"),
+    [
+        ([(8, 8), (8, 3)], 0, [(8, 8), (8, 3)]),  # 16 slots: the padding still fits
+        ([(8, 3)], 10, [(1, 1)] * 3),  # its padding would be written behind the end
+        ([(8, 6)], 9, [(4, 4), (1, 1), (1, 1)]),
+        ([(4, 4), (1, 1)], 11, [(4, 4), (1, 1)]),
+        ([(1, 1)], 15, [(1, 1)]),
+    ],
+)
+def test_chunks_whose_padding_would_leave_the_cache_are_cut(
+    chunks: list[tuple[int, int]], past: int, fitted: list[tuple[int, int]]
+) -> None:
+    assert fit_chunks(chunks, {1, 4, 8}, past, 16) == fitted
+    assert sum(count for _, count in fitted) == sum(count for _, count in chunks)
+
+
+def test_chunks_that_no_bucket_holds_are_refused() -> None:
+    with pytest.raises(CheckError, match="the context is full"):
+        fit_chunks([(8, 3)], {4, 8}, 14, 16)

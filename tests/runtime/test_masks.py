@@ -98,3 +98,52 @@ def test_key_positions_rise_by_one_from_the_cache_to_the_new_tokens() -> None:
 def test_key_positions_stay_finite() -> None:
     found = key_positions(past=70000, seq=1, count=1, capacity=70000, dtype="float16")
     assert np.isfinite(found).all()
+
+
+def drawn_in_place(window: int | None, first: list[int], **sizes: int) -> list[list[str]]:
+    """The mask of a cache that the step writes first: its tokens are among the slots."""
+    mask = additive_mask(
+        window, np.array(first), dtype="float32", mask_value=-9.0, in_place=True, **sizes
+    )
+    assert mask.shape == (len(first), 1, sizes["seq"], sizes["capacity"])
+    return [["".join(".x"[int(v < 0)] for v in line) for line in entry[0]] for entry in mask]
+
+
+def test_in_place_a_chunk_sees_the_slots_up_to_its_own():
+    assert drawn_in_place(None, [0], past=2, seq=2, count=2, capacity=6) == [["...xxx", "....xx"]]
+
+
+def test_in_place_a_window_and_padding_on_the_left():
+    assert drawn_in_place(2, [0, 3], past=3, seq=2, count=2, capacity=6) == [
+        ["xx..xx", "xxx..x"],
+        ["xxx.xx", "xxx..x"],
+    ]
+
+
+def test_in_place_the_padding_of_a_bucket_sees_itself_and_nobody_sees_it():
+    assert drawn_in_place(None, [0], past=1, seq=3, count=1, capacity=5) == [
+        ["..xxx", "...xx", "..x.x"]
+    ]
+
+
+@pytest.mark.parametrize("window", [None, 2])
+@pytest.mark.parametrize(("past", "count"), [(0, 3), (2, 1), (3, 3)])
+def test_in_place_says_the_same_as_beside_the_cache(window: int | None, past: int, count: int):
+    """A key is seen in its slot where it is seen among the new tokens."""
+    sizes = {"past": past, "seq": 3, "count": count, "capacity": 8}
+    first = np.array([0, past])
+    beside = additive_mask(window, first, dtype="float32", mask_value=-9.0, **sizes)[:, 0]
+    within = additive_mask(window, first, dtype="float32", mask_value=-9.0, in_place=True, **sizes)[
+        :, 0
+    ]
+    for query in range(count):
+        assert np.array_equal(within[:, query, :past], beside[:, query, :past])
+        assert np.array_equal(
+            within[:, query, past : past + count], beside[:, query, 8 : 8 + count]
+        )
+        assert (within[:, query, past + count :] == -9.0).all()
+
+
+def test_in_place_key_positions_stop_at_the_newest_token() -> None:
+    found = key_positions(past=3, seq=2, count=1, capacity=6, dtype="float32", in_place=True)
+    assert found[0, 0, 0].tolist() == [-3, -2, -1, 0, 0, 0]
