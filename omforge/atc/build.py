@@ -236,7 +236,7 @@ class _Build:
                 log.warning("%s: %s", bucket.name, line)
         self.inputs.require_unchanged(bucket)
         try:
-            require_fit(read_om(result.om), bucket)
+            require_fit(read_om(result.om), bucket, self.manifest.front)
         except ir.InputError as error:
             return _Failure(bucket, result, (), f"{SUCCESS!r}, but {error.what}: {error.why}")
         if self.cache is not None and key is not None:
@@ -252,7 +252,7 @@ class _Build:
         if self.cache is None or self.cache.restore(key, work) is None:
             return False
         try:
-            require_fit(read_om(_om_in(work, bucket)), bucket)
+            require_fit(read_om(_om_in(work, bucket)), bucket, self.manifest.front)
         except ir.InputError as error:
             log.warning("%s: not taken from %s: %s", bucket.name, self.cache.folder, error)
             shutil.rmtree(work)

@@ -6,12 +6,29 @@ from collections.abc import Sequence
 
 from omforge.bundle.manifest import Bucket, TensorSpec
 from omforge.ir.errors import InputError
+from omforge.ir.fronts import Front
 from omforge.om.inout import GEAR_INPUT, OmTensor
 from omforge.om.read import OmFile
 
 
-def require_fit(om: OmFile, bucket: Bucket) -> None:
+def output_names(names: Sequence[str], specs: Sequence[TensorSpec], front: Front) -> list[str]:
+    """Return what the manifest calls an .om's outputs.
+
+    Of an ONNX model they are node:index:name. A GE graph has no names of tensors, and atc makes
+    some up (`output_0_node_0`): there the order says all.
+    """
+    if front == "air" and len(names) == len(specs):
+        return [spec.name for spec in specs]
+    return [name.rsplit(":", 1)[-1] for name in names]
+
+
+def require_fit(om: OmFile, bucket: Bucket, front: Front = "onnx") -> None:
     """Compare names, dtypes and shapes, in order.
+
+    Args:
+        om: The file.
+        bucket: What the manifest says of it.
+        front: What it was compiled from.
 
     Raises:
         InputError: One differs, or the file has no interface that could be read.
@@ -23,8 +40,8 @@ def require_fit(om: OmFile, bucket: Bucket) -> None:
     sides = (("inputs", model.inputs, bucket.inputs), ("outputs", model.outputs, bucket.outputs))
     for side, tensors, specs in sides:
         names = [tensor.name for tensor in tensors]
-        if side == "outputs":  # node:index:name
-            names = [name.rsplit(":", 1)[-1] for name in names]
+        if side == "outputs":
+            names = output_names(names, specs, front)
         wanted = [*(spec.name for spec in specs), *(extra if side == "inputs" else ())]
         if names != wanted:
             raise _refused(

@@ -1,85 +1,30 @@
 """Simulated .om files: the real container and interface, and in place of kernels an ONNX graph.
 
 No device loads such a file: it has no TASK_INFO and no kernels. The simulated pyACL loads no other.
-The payload is a line of JSON, then the CPU twin of the lowered graph (`NPU*` nodes with their
-reference bodies). With external weights each constant is a file `weight/weight_<hash>` beside the
-.om, as hicann/ge's --external_weight=1 has it; that the hash is of the content is our reading.
+The payload (`payload`) holds the CPU twin of the lowered graph: `NPU*` nodes with their reference
+bodies.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from omforge import ir
 from omforge.air.ge_types import byte_size
 from omforge.ir.dims import Dim, evaluate, symbols
 from omforge.ir.errors import InputError
-from omforge.ir.json_text import parse_json
 from omforge.ir.ops import is_target_op, reference_model
 from omforge.ir.values import dims as value_dims
-from omforge.ir.weights import chunks, external_like, replacing
 from omforge.om import layout, model_def
 from omforge.om.inout import GEAR_INPUT, OmTensor
 from omforge.om.model_def import GraphDef, ModelDef, OpDef, TensorDesc
-from omforge.om.read import OmFile
+from omforge.om.payload import Payload, pack_payload, packed_graph, place_weights, weight_size
 from omforge.om.write import write_om
 
-WEIGHT_FOLDER = "weight"
-EXTERNAL_ABOVE = 512
-"""Smaller constants stay in the file (shapes and axes have to be readable without a device)."""
-
-PROTOBUF_LIMIT = (1 << 31) - 1
-
 _DTYPES = {"FLOAT": "float32", "DOUBLE": "float64"}
-
-
-@dataclass(frozen=True)
-class Payload:
-    """What the simulated device runs.
-
-    Attributes:
-        graph: A serialised ONNX model; its external data are relative to the .om's folder.
-        weights: The names of its weight files.
-        work_size: Bytes of activations, as far as they can be known without running.
-        weight_size: Bytes of constants.
-    """
-
-    graph: memoryview
-    weights: tuple[str, ...]
-    work_size: int
-    weight_size: int
-
-
-def read_payload(om: OmFile) -> Payload:
-    """Return the payload of a simulated .om.
-
-    Raises:
-        InputError: It is a real one, which needs a device, or its payload is damaged.
-    """
-    if not om.simulated:
-        raise InputError(
-            f"{om.path} needs a device",
-            f"it was compiled for hardware (platform version {om.platform_version!r})",
-            "Run it with --backend acl on a machine with an NPU",
-        )
-    data = om.partition(0, layout.SIMULATED_PAYLOAD)
-    end = bytes(data[: 1 << 20]).find(b"\n")
-    try:
-        header: Any = parse_json(bytes(data[: max(end, 0)]))
-        return Payload(
-            graph=data[end + 1 :],
-            weights=tuple(str(name) for name in header["weights"]),
-            work_size=int(header["work_size"]),
-            weight_size=int(header["weight_size"]),
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{om.path}: its payload is damaged", str(error)) from error
 
 
 def simulate_om(
@@ -112,18 +57,13 @@ def simulate_om(
     given = _given_shapes(model, shapes)
     inputs, outputs, output_shapes = _interface(model, given, names, gears)
     twin = _twin(model)
-    weights = _place_weights(twin, file.parent, EXTERNAL_ABOVE if external_weight else None)
-    graph = ir.to_proto(twin)
-    if graph.ByteSize() > PROTOBUF_LIMIT:
-        raise InputError(
-            f"cannot write {file}", "its weights exceed 2 GiB", "Use --external_weight=1"
-        )
-    header = {
-        "weight_size": _weight_size(model),
-        "weights": weights,
-        "work_size": sum(tensor.size for tensor in outputs),
-    }
-    content = json.dumps(header, sort_keys=True).encode() + b"\n"
+    weights = place_weights(twin, file.parent, external=bool(external_weight))
+    payload = Payload(
+        graphs=(packed_graph(twin, file),),
+        weights=tuple(weights),
+        work_size=sum(tensor.size for tensor in outputs),
+        weight_size=weight_size(model),
+    )
     definition = ModelDef(
         name=file.stem,
         graphs=(GraphDef(file.stem, tuple(_ops(model, inputs, outputs, ge_types or {}))),),
@@ -136,7 +76,7 @@ def simulate_om(
         outputs=outputs,
         partitions={
             layout.MODEL_DEF: model_def.encode(definition),
-            layout.SIMULATED_PAYLOAD: content + graph.SerializeToString(deterministic=True),
+            layout.SIMULATED_PAYLOAD: pack_payload(payload),
         },
         gears=gears,
         input_order=names if gears else (),
@@ -267,41 +207,6 @@ def _source(value: ir.Value) -> tuple[str, int]:
         return str(value.name), 0
     # GE needs a name; a node without one is called after its first output here.
     return node.name or f"{node.op_type}_{node.outputs[0].name}", index
-
-
-# Weights
-
-
-def _place_weights(twin: ir.Model, folder: Path, above: int | None) -> list[str]:
-    """Write each constant of more than `above` bytes to its file, and take in the others."""
-    names: set[str] = set()
-    for value in twin.graph.initializers.values():
-        tensor = value.const_value
-        if tensor is None:
-            continue
-        if above is None or tensor.nbytes <= above:
-            if isinstance(tensor, ir.ExternalTensor):
-                value.const_value = ir.Tensor(
-                    tensor.numpy().copy(), dtype=tensor.dtype, name=tensor.name
-                )
-            continue
-        digest = hashlib.sha256()
-        for part in chunks(tensor):
-            digest.update(part)
-        location = f"{WEIGHT_FOLDER}/weight_{digest.hexdigest()[:16]}"
-        names.add(location)
-        file = folder / location
-        if not file.is_file() or file.stat().st_size != tensor.nbytes:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(file) as temporary, temporary.open("wb") as stream:
-                for part in chunks(tensor):
-                    stream.write(part)
-        value.const_value = external_like(tensor, folder, location, 0)
-    return sorted(names)
-
-
-def _weight_size(model: ir.Model) -> int:
-    return sum(tensor.nbytes for _, tensor in ir.all_tensors(model))
 
 
 # MODEL_DEF

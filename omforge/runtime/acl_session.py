@@ -24,7 +24,9 @@ from omforge.air.ge_types import byte_size, ge_dtype
 from omforge.bundle.manifest import Bucket, TensorSpec
 from omforge.ir.dims import evaluate, parse_dim
 from omforge.ir.errors import InputError
+from omforge.ir.fronts import Front
 from omforge.om import GEAR_INPUT, OmFile, OmTensor, read_om
+from omforge.om.fit import output_names
 from omforge.runtime.acl_cache import DeviceCache, Slice, place
 from omforge.runtime.acl_device import AclDevice, KvCopy, import_acl
 from omforge.runtime.bundle import Bundle
@@ -108,7 +110,11 @@ class AclBackend:
             loader = _Loader(self.device, [om.path for om in files.values()], self.options)
             self._sessions = {
                 bucket.name: AclSession(
-                    self.device, loader.load(files[bucket.name].path), bucket, self.device_cache
+                    self.device,
+                    loader.load(files[bucket.name].path),
+                    bucket,
+                    self.device_cache,
+                    bundle.manifest.front,
                 )
                 for bucket in chosen
             }
@@ -264,16 +270,23 @@ class AclSession:
         device: Where.
         model_id: The model; whoever loaded it unloads it.
         bucket: What the bundle says of it.
-        cache: The cache, which it reads and whose new slots it computes.
+        cache: The cache, which it reads and whose new slots it computes, or writes.
+        front: What the .om was compiled from.
 
     Raises:
         InputError: The .om's interface is not the bucket's.
     """
 
     def __init__(
-        self, device: AclDevice, model_id: int, bucket: Bucket, cache: DeviceCache
+        self,
+        device: AclDevice,
+        model_id: int,
+        bucket: Bucket,
+        cache: DeviceCache,
+        front: Front = "onnx",
     ) -> None:
         self.name = bucket.name
+        self._front: Front = front
         self._device = device
         self._model = model_id
         self._bucket = bucket
@@ -409,10 +422,11 @@ class AclSession:
         wanted = (*(spec.name for spec in bucket.inputs), *extra)
         if names != wanted:
             raise _mismatch(bucket, f"its inputs are {list(names)}, not {list(wanted)}")
-        outputs = tuple(tensor.name.rsplit(":", 1)[-1] for tensor in self._desc.outputs)
-        wanted = tuple(spec.name for spec in bucket.outputs)
+        made = [tensor.name for tensor in self._desc.outputs]
+        outputs = output_names(made, bucket.outputs, self._front)
+        wanted = [spec.name for spec in bucket.outputs]
         if outputs != wanted:
-            raise _mismatch(bucket, f"its outputs are {list(outputs)}, not {list(wanted)}")
+            raise _mismatch(bucket, f"its outputs are {outputs}, not {wanted}")
         for tensor, spec in zip(self._desc.inputs, bucket.inputs, strict=False):
             shape = tuple(dim if isinstance(dim, int) else -1 for dim in spec.shape)
             _check_tensor(bucket, tensor, spec, shape)

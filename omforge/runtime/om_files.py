@@ -59,7 +59,7 @@ def check_om(bundle: Bundle) -> OmChecked:
             missing.append(bucket.name)
             continue
         try:
-            require_fit(read_om(bundle.folder / bucket.om), bucket)
+            require_fit(read_om(bundle.folder / bucket.om), bucket, bundle.manifest.front)
         except InputError as error:
             faults.append(error)
         else:

@@ -6,17 +6,20 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import onnx
+
 from omforge import ir
 from omforge.air.files import read_air
-from omforge.air.reference import reference
+from omforge.air.reference import Reference, reference
 from omforge.bundle.manifest import Bucket, TensorSpec
 from omforge.runtime.bundle import Bundle
-from omforge.runtime.session import Array, OrtSession, Session
+from omforge.runtime.session import Array, OrtSession, Session, check_feeds
 from omforge.runtime.unrounded import without_rounding
 
 Change = Callable[[ir.Model], ir.Model]
 """What is made of the graph that ONNX Runtime gets; it may be changed, and is returned."""
 
+_DTYPES = {"float": "float32", "double": "float64"}
 _PAST, _PRESENT = "past_key_values", "present"
 
 
@@ -69,21 +72,24 @@ class AirSession:
         rounding: bool = True,
         change: Change | None = None,
     ) -> None:
-        names = [spec.name for spec in bucket.outputs]
-        twin = reference(read_air(file), names, rounding=rounding)
-        model = ir.from_proto(twin.model)
-        for _, tensor in ir.all_tensors(model):
-            if isinstance(tensor, ir.ExternalTensor):
-                tensor.base_dir = os.path.abspath(file.parent)
-        model = model if change is None else change(model)
-        self._session = OrtSession(model, name=str(file))
+        self._file = file
+        self._air = read_air(file)
+        self._names = [spec.name for spec in bucket.outputs]
+        self._rounding = rounding
+        self._change = change
+        self._gears = bool(bucket.gears)
+        self._sessions: dict[tuple[tuple[int, ...], ...], OrtSession] = {}
+        twin = reference(self._air, self._names, rounding=rounding)
         self._written = {
             output: name.replace(_PAST, _PRESENT, 1) for name, output in twin.written.items()
         }
         dims = {spec.name: spec for spec in (*bucket.inputs, *bucket.outputs)}
-        self._inputs = tuple(_named(spec, dims) for spec in self._session.inputs)
-        found = [spec for spec in self._session.outputs if spec.name not in self._written]
+        graph = twin.model.graph
+        self._inputs = tuple(_named(_spec(info), dims) for info in graph.input)
+        found = (_spec(info) for info in graph.output if info.name not in self._written)
         self._outputs = tuple(_named(spec, dims) for spec in found)
+        if not self._gears:
+            self._sessions[()] = self._opened(twin)
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -102,12 +108,41 @@ class AirSession:
             InputError: A feed is missing or unknown, or its dtype or shape is not the graph's.
             OmforgeError: ONNX Runtime failed.
         """
-        results = self._session.run(feeds)
+        results = self._at(feeds).run(feeds)
         return {self._written.get(name, name): array for name, array in results.items()}
 
     def close(self) -> None:
-        """Free the session."""
-        self._session.close()
+        """Free the sessions."""
+        for session in self._sessions.values():
+            session.close()
+        self._sessions.clear()
+
+    def _at(self, feeds: Mapping[str, Array]) -> OrtSession:
+        """The session of these shapes: of each gear one, as a device has it."""
+        if not self._gears:
+            return self._sessions[()]
+        check_feeds(str(self._file), self._inputs, feeds)
+        shapes = {spec.name: feeds[spec.name].shape for spec in self._inputs}
+        key = tuple(shapes.values())
+        if key not in self._sessions:
+            twin = reference(self._air, self._names, shapes, rounding=self._rounding)
+            self._sessions[key] = self._opened(twin)
+        return self._sessions[key]
+
+    def _opened(self, twin: Reference) -> OrtSession:
+        model = ir.from_proto(twin.model)
+        for _, tensor in ir.all_tensors(model):
+            if isinstance(tensor, ir.ExternalTensor):
+                tensor.base_dir = os.path.abspath(self._file.parent)
+        model = model if self._change is None else self._change(model)
+        return OrtSession(model, name=str(self._file))
+
+
+def _spec(info: onnx.ValueInfoProto) -> TensorSpec:
+    tensor = info.type.tensor_type
+    dims = (dim.dim_value or dim.dim_param for dim in tensor.shape.dim)
+    dtype = ir.DataType(tensor.elem_type).name.lower()
+    return TensorSpec(info.name, _DTYPES.get(dtype, dtype), tuple(dims))
 
 
 def _named(spec: TensorSpec, told: Mapping[str, TensorSpec]) -> TensorSpec:

@@ -69,3 +69,16 @@ def test_another_one_does_not(
 def test_one_without_an_interface_is_not_believed(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="it does not say what it takes and gives"):
         check(tmp_path / "b.om", [], [])
+
+
+def test_outputs_of_a_ge_graph_have_no_names_and_go_by_their_order(tmp_path: Path) -> None:
+    """What atc calls them is `output_<number>_<node>_<number>`."""
+    made = OmTensor("output_0_MatMul_3_0", "float16", (1, 2), 4)
+    write_om(tmp_path / "b.om", name="b", inputs=[X, N], outputs=[made], partitions={2: b"t"})
+    om = read_om(tmp_path / "b.om")
+    require_fit(om, BUCKET, "air")
+    with pytest.raises(InputError, match="its outputs are output_0_MatMul_3_0, not y"):
+        require_fit(om, BUCKET, "onnx")
+    longer = Bucket(**{**vars(BUCKET), "outputs": (*BUCKET.outputs, *BUCKET.outputs)})
+    with pytest.raises(InputError, match="its outputs are output_0_MatMul_3_0, not y, y"):
+        require_fit(om, longer, "air")

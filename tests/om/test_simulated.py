@@ -11,7 +11,8 @@ from omforge import ir
 from omforge.ir.errors import InputError
 from omforge.om import GEAR_INPUT, OmTensor, model_def, read_om, write_om
 from omforge.om.layout import MODEL_DEF
-from omforge.om.simulated import read_payload, simulate_om
+from omforge.om.payload import read_payload
+from omforge.om.simulated import simulate_om
 from tests.om.samples import sample
 
 GRAPH = """
@@ -82,7 +83,7 @@ def test_the_payload_runs_and_its_weights_are_beside_it(tmp_path):
     options.add_session_config_entry(
         "session.model_external_initializers_file_folder_path", str(tmp_path)
     )
-    session = onnxruntime.InferenceSession(bytes(payload.graph), options)
+    session = onnxruntime.InferenceSession(bytes(payload.graphs[0]), options)
     x = np.full((1, 2, 32), 3, np.float16)
     y, _ = session.run(None, {"x": x, "mask": np.zeros((1, 6), np.float16)})
     tensors = {n: v.const_value.numpy() for n, v in graph().graph.initializers.items()}
@@ -95,7 +96,7 @@ def test_weights_inside(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a.om"]
     payload = read_payload(read_om(tmp_path / "a.om"))
     assert payload.weights == ()
-    onnx.checker.check_model(onnx.load_from_string(bytes(payload.graph)))
+    onnx.checker.check_model(onnx.load_from_string(bytes(payload.graphs[0])))
 
 
 @pytest.mark.parametrize("external_weight", [0, 1])
@@ -104,7 +105,7 @@ def test_a_graph_whose_weights_are_in_another_file(tmp_path, external_weight):
     (tmp_path / "om").mkdir()
     file = tmp_path / "om" / "a.om"
     simulate_om(tmp_path / "graph.onnx", file, shapes=STATIC, external_weight=external_weight)
-    payload = onnx.load_from_string(bytes(read_payload(read_om(file)).graph))
+    payload = onnx.load_from_string(bytes(read_payload(read_om(file)).graphs[0]))
     outside = {
         tensor.name: tensor.external_data[0].value
         for tensor in payload.graph.initializer

@@ -13,6 +13,7 @@ Asked to, a twin does not round what it quantises (see `between`).
 
 from __future__ import annotations
 
+import dataclasses
 import graphlib
 import os
 from collections.abc import Mapping, Sequence
@@ -23,15 +24,26 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from omforge.air.graph import CONST_TYPES, DATA_TYPES, NET_OUTPUT, Air, Desc, Graph, Op, Tensor
+from omforge.air.graph import (
+    CONST_TYPES,
+    DATA_TYPES,
+    NET_OUTPUT,
+    Air,
+    Desc,
+    Edge,
+    Graph,
+    Op,
+    Tensor,
+)
 from omforge.air.names import by_slot, input_names
 from omforge.air.prototypes import prototype
 from omforge.air.reference import elementwise, layout, linear, transformer, writers
 from omforge.air.reference.between import CARRIERS, FLOAT, INTEGERS, Between
 from omforge.air.reference.builder import OPSET, Body, Call, Twin, onnx_dtype
+from omforge.air.reference.inference import ShapeFault, infer
 from omforge.ir.errors import InputError
 
-__all__ = ["BODIES", "Reference", "reference"]
+__all__ = ["BODIES", "Reference", "ShapeFault", "reference"]
 
 BODIES: Mapping[str, Body] = {
     **elementwise.BODIES,
@@ -52,32 +64,46 @@ class Reference:
     Attributes:
         model: Its constants that are in files are external data of the same files.
         written: Of each input that the graph writes the output with what lies there afterwards.
+        results: Dtype and shape of each output of each operator, by its name and the number.
     """
 
     model: onnx.ModelProto
     written: Mapping[str, str]
+    results: Mapping[tuple[str, int], Desc]
 
 
-def reference(air: Air, outputs: Sequence[str] = (), *, rounding: bool = True) -> Reference:
+def reference(
+    air: Air,
+    outputs: Sequence[str] = (),
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    *,
+    rounding: bool = True,
+) -> Reference:
     """Return the twin of the model's graph.
 
     Args:
         air: The file.
         outputs: What to call the outputs; else they are named as atc would name them.
+        shapes: Of inputs, in place of what the file says. With these, and be there none, all
+            results are inferred from the inputs on, as GE does; else they are what the file says.
         rounding: Whether what is quantised is rounded to int8; else it is cut off only, and an int8
             cache is float32.
 
     Raises:
+        ShapeFault: An operator does not take what comes in.
         InputError: An operator has no body, or the graph is damaged.
     """
-    return _Assembly(air.graph, rounding=rounding).assembled(outputs)
+    return _Assembly(air.graph, shapes, rounding=rounding).assembled(outputs)
 
 
 class _Assembly:
     """Goes through the operators in an order that they can run in."""
 
-    def __init__(self, graph: Graph, *, rounding: bool) -> None:
+    def __init__(
+        self, graph: Graph, shapes: Mapping[str, Sequence[int]] | None, *, rounding: bool
+    ) -> None:
         self.graph = graph
+        self.shapes = shapes
         self.ops = graph.by_name()
         self.twin = Twin(rounds=rounding)
         self.between = None if rounding else Between(graph)
@@ -88,6 +114,7 @@ class _Assembly:
         self.written: dict[str, tuple[str, int]] = {}
         """By RefData what holds it once all writers have run."""
         self._behind: dict[str, frozenset[str]] = {}
+        self._tensors: dict[str, TensorProto] = {}
 
     def assembled(self, outputs: Sequence[str]) -> Reference:
         if len(self.ops) != len(self.graph.ops):
@@ -118,7 +145,7 @@ class _Assembly:
         )
         opset = helper.make_opsetid("", OPSET)
         model = helper.make_model(graph, opset_imports=[opset], ir_version=_IR_VERSION)
-        return Reference(model, written)
+        return Reference(model, written, self.descs)
 
     def _needs(self, op: Op) -> list[str]:
         found = [edge.producer for edge in op.edges if edge is not None] + list(op.controls)
@@ -140,10 +167,13 @@ class _Assembly:
             raise _damaged(self.graph, f"{op.type} {op.name} says no dtype and shape")
         index = op.attributes.get("index")
         place = index.value if index is not None and isinstance(index.value, int) else 0
+        desc = op.output_desc[0]
+        if self.shapes is not None and op.name in self.shapes:
+            desc = dataclasses.replace(desc, shape=tuple(self.shapes[op.name]))
         if self.between is not None and op.name in self.between.inputs:
             self.twin.floats.add(op.name)
-        self.inputs.append((place, self._info(op.name, op.name, op.output_desc[0])))
-        self._give(op, [op.name])
+        self.inputs.append((place, self._info(op.name, op.name, desc)))
+        self._give(op, [op.name], [desc])
 
     def _add_constant(self, op: Op) -> None:
         if op.type == "FileConstant":
@@ -175,11 +205,15 @@ class _Assembly:
         ]
         call = Call(op, of, values, descs, self.constants)
         exact = None if self.between is None else self.between.casts.get(op.name)
+        before = len(self.twin.nodes)
         if exact is not None:
             results = [self.twin.cast(self.values[exact.producer, exact.output], FLOAT)]
         else:
-            results = body(self.twin, call)
-        self._give(op, results)
+            results = self._laid_out(call)
+        if self.shapes is None:
+            self._give(op, results, op.output_desc)
+        else:
+            self._give(op, results, self._inferred(call, before, results, exact))
         if exact is not None or (op.type in CARRIERS and self.twin.floats.intersection(values)):
             described = zip(results, op.output_desc, strict=False)
             self.twin.floats.update(value for value, desc in described if desc.dtype in INTEGERS)
@@ -191,6 +225,37 @@ class _Assembly:
                 if owner is not None:
                     output = [slot.name for slot in of.outputs].index(name)
                     self.written[owner] = (op.name, output)
+
+    def _laid_out(self, call: Call) -> list[str]:
+        body = BODIES[call.op.type]
+        if self.shapes is None:
+            return body(self.twin, call)
+        try:
+            return body(self.twin, call)
+        except (IndexError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+            raise ShapeFault(call.op, f"{type(error).__name__}: {error}") from error
+
+    def _inferred(
+        self, call: Call, before: int, results: Sequence[str], exact: Edge | None
+    ) -> list[Desc]:
+        """Dtype and shape of what comes out of an operator, whose nodes are those from `before`."""
+        read = dict(zip(call.values, call.descs, strict=True))
+        if exact is not None:
+            place = (exact.producer, exact.output)
+            read[self.values[place]] = self.descs[place]
+        known = {
+            value: dataclasses.replace(desc, dtype=FLOAT) if value in self.twin.floats else desc
+            for value, desc in read.items()
+            if value
+        }
+        for tensor in self.twin.constants[len(self._tensors) :]:
+            self._tensors[tensor.name] = tensor
+        found = infer(call.op, self.twin.nodes[before:], results, known, self._tensors)
+        if self.between is None:
+            return found
+        # What is not rounded stays float32, and is described as what it would be.
+        stated = zip(call.op.output_desc, found, strict=False)
+        return [dataclasses.replace(desc, dtype=own.dtype) for own, desc in stated]
 
     def _owner(self, producer: str, output: int) -> str | None:
         """The RefData that a value is: itself, or what a writer gave back."""
@@ -230,11 +295,11 @@ class _Assembly:
             edge is not None and edge.producer == ref_data for edge in (edges[at] for at in places)
         )
 
-    def _give(self, op: Op, results: Sequence[str]) -> None:
+    def _give(self, op: Op, results: Sequence[str], descs: Sequence[Desc]) -> None:
         for index, value in enumerate(results):
             self.values[op.name, index] = value
-            if index < len(op.output_desc):
-                self.descs[op.name, index] = op.output_desc[index]
+            if index < len(descs):
+                self.descs[op.name, index] = descs[index]
 
     def _results(self, names: Sequence[str]) -> list[onnx.ValueInfoProto]:
         ends = [op for op in self.graph.ops if op.type == NET_OUTPUT]
@@ -284,7 +349,7 @@ def external(op: Op, name: str, desc: Desc) -> TensorProto:
         found = op.attributes.get(attribute)
         if key == "location" and found is None:
             found = op.attributes.get("file_path")
-        if found is not None and found.value is not None:
+        if found is not None and found.value not in (None, 0):  # a length of 0: all of it
             tensor.external_data.add(key=key, value=str(found.value))
     return tensor
 

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
 
 from omforge.air.reference.builder import Body, Call, Twin
+from omforge.air.reference.inference import ShapeFault
 
 
 def _reshape(twin: Twin, call: Call) -> list[str]:
     if call.integer("axis", 0) or call.integer("num_axes", -1) != -1:
         raise call.fault("it reshapes some of the axes only")
+    if call.input("shape") in call.constants:
+        _check_count(call, [int(size) for size in call.number_list("shape")])
     shape = twin.cast(call.input("shape"), "int64")
-    return [twin.op("Reshape", call.input("x"), shape, allowzero=1)]
+    # ATC's ONNX plugin writes allowzero; without it 0 is read as a size.
+    allowed = call.integer("allowzero", 1)
+    return [twin.op("Reshape", call.input("x"), shape, allowzero=allowed)]
+
+
+def _check_count(call: Call, sizes: list[int]) -> None:
+    """ONNX's inference does not look at what GE's refuses: another count of numbers."""
+    own = call.shape("x")
+    told = [own[at] if size == 0 and at < len(own) else size for at, size in enumerate(sizes)]
+    if min((*own, *told), default=0) >= 0 and math.prod(own) != math.prod(told):
+        raise ShapeFault(call.op, f"{list(own)} cannot be {sizes}")
 
 
 def _by_output_shape(twin: Twin, call: Call) -> list[str]:
@@ -114,12 +128,30 @@ def _strided_slice(twin: Twin, call: Call) -> list[str]:
 
 
 def _slice_d(twin: Twin, call: Call) -> list[str]:
-    offsets, sizes = call.integers("offsets"), call.integers("size")
+    return _cut(twin, call, call.integers("offsets"), call.integers("size"))
+
+
+def _slice(twin: Twin, call: Call) -> list[str]:
+    offsets, sizes = (
+        [int(number) for number in call.number_list(name)] for name in ("offsets", "size")
+    )
+    return _cut(twin, call, offsets, sizes)
+
+
+def _cut(twin: Twin, call: Call, offsets: list[int], sizes: list[int]) -> list[str]:
+    shape = call.shape("x")
+    if any(at + size > dim for at, size, dim in zip(offsets, sizes, shape, strict=True)):
+        raise ShapeFault(call.op, f"{sizes} from {offsets} on are not within {list(shape)}")
     ends = [
         np.iinfo(np.int64).max if size == -1 else offset + size
         for offset, size in zip(offsets, sizes, strict=True)
     ]
     return [twin.op("Slice", call.input("x"), twin.integers(offsets), twin.integers(ends))]
+
+
+def _as_it_is(twin: Twin, call: Call) -> list[str]:
+    """Another format in memory: the numbers, which are all that is looked at here, stay."""
+    return [twin.op("Identity", call.input("src"))]
 
 
 def _broadcast(twin: Twin, call: Call) -> list[str]:
@@ -249,6 +281,7 @@ BODIES: Mapping[str, Body] = {
     "Reshape": _reshape,
     "ScatterElements": _scatter_elements,
     "Shape": _shape,
+    "Slice": _slice,
     "SliceD": _slice_d,
     "SoftmaxV2": _softmax_v2,
     "SplitD": _split_d,
@@ -260,6 +293,7 @@ BODIES: Mapping[str, Body] = {
     "TensorScatterUpdate": _tensor_scatter,
     "Tile": _tile,
     "TopKV2": _top_k_v2,
+    "TransData": _as_it_is,
     "Transpose": _transpose,
     "TransposeD": _transpose_d,
     "Tril": _triangle(0),

@@ -19,7 +19,7 @@ from omforge.atc.sim.shapes import Shapes, read_shapes
 from omforge.ir.json_text import parse_json
 
 GENERATE, TO_JSON, PRE_CHECK, TEXT_TO_JSON, DISPLAY, OM2, NANO = 0, 1, 3, 5, 6, 7, 30
-ONNX = 5
+MINDSPORE, ONNX = 1, 5
 
 _SUFFIX = {NANO: ".exeom", OM2: ".om2"}
 _NANO_SOCS = ("Ascend035", "Ascend035A", "Ascend035B")
@@ -236,7 +236,8 @@ def check_output_type(arguments: Arguments, report: Report) -> None:
 def load_raw_options(arguments: Arguments, report: Report) -> None:
     """main_impl.cc:LoadRawGeOptions: the file is read and its form checked.
 
-    The simulator acts on no option of it; names are not checked against atc's list.
+    The simulator acts on few of its options (`Arguments.raw_options`); names are not checked
+    against atc's list.
     """
     file = arguments["raw_ge_options"]
     if not file:
@@ -256,6 +257,7 @@ def load_raw_options(arguments: Arguments, report: Report) -> None:
         reason = 'raw_ge_options must contain object "compile options"'
         report.error("E10032", file_name=file, reason=reason)
         raise Refused
+    arguments.raw_options |= {str(n): str(v) for n, v in cast(dict[str, Any], options).items()}
 
 
 def _invalid(report: Report, parameter: str, value: object, reason: str) -> NoReturn:

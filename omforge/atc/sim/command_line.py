@@ -44,11 +44,13 @@ class Arguments:
 
     Attributes:
         line: The command line as one string, which atc keeps in the .om.
+        raw_options: What the file of --raw_ge_options says.
     """
 
     line: str
     values: dict[str, str] = field(default_factory=dict[str, str])
     given: set[str] = field(default_factory=set[str])
+    raw_options: dict[str, str] = field(default_factory=dict[str, str])
 
     def __getitem__(self, name: str) -> str:
         return self.values.get(name, flags()[name].default)

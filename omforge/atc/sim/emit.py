@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,11 +19,12 @@ from google.protobuf.json_format import MessageToDict
 from omforge import ir
 from omforge.atc.sim import parser, tensors
 from omforge.atc.sim.command_line import Arguments
-from omforge.atc.sim.graph import Parsed
+from omforge.atc.sim.graph import GeNode, Parsed
 from omforge.atc.sim.inference import load_graph
 from omforge.atc.sim.reports import Refused, Report
 from omforge.atc.sim.shapes import Gears, Shapes
 from omforge.om import layout, model_def, read_om, write_om
+from omforge.om.model_def import Attribute
 from omforge.om.read import OmFile
 from omforge.om.simulated import simulate_om
 
@@ -48,14 +49,13 @@ def check_build(parsed: Parsed, arguments: Arguments, shapes: Shapes, report: Re
     """
     _check_shapes(parsed, arguments, shapes, report)
     _check_out_nodes(parsed, arguments, report)
-    if shapes.gears is not None:
-        _check_gears(parsed, arguments["soc_version"], shapes, report)
+    check_gear_limits(parsed, arguments["soc_version"], shapes, report)
     for tensor in parsed.tensors.values():
         _check_file(Path(arguments["model"]).resolve().parent, tensor, report)
 
 
 def _check_shapes(parsed: Parsed, arguments: Arguments, shapes: Shapes, report: Report) -> None:
-    """hicann/ge:api/atc/omg.cc:CheckInputShapeNode and CheckUserInputShape."""
+    """hicann/ge:api/atc/omg.cc:CheckInputShapeNode."""
     unknown = [value.name for value in parsed.inputs if -1 in value.dims]
     if unknown and shapes.gears is None and not shapes.ranges:
         reason = (
@@ -64,15 +64,25 @@ def _check_shapes(parsed: Parsed, arguments: Arguments, shapes: Shapes, report: 
         )
         report.error("E10001", parameter="--input_shape", value="NULL", reason=reason)
         raise Refused
-    data = {value.name for value in parsed.inputs}
-    nodes = {node.name for node in parsed.nodes}
-    for name in () if shapes.ranges else shapes.dims:
-        if name not in data:
-            code = "E10017" if name in nodes else "E10016"
-            report.error(code, parameter="input_shape", opname=name)
-            raise Refused
+    check_names({value.name for value in parsed.inputs}, parsed.nodes, shapes, report)
     if shapes.ranges and arguments["soc_version"].startswith("Ascend310B"):
         report.trap("SIM050", "shape ranges are not documented for 310B.")
+
+
+def check_names(
+    data: Collection[str], nodes: Sequence[GeNode], shapes: Shapes, report: Report
+) -> None:
+    """hicann/ge:api/atc/omg.cc:CheckUserInputShape: --input_shape names inputs.
+
+    Raises:
+        Refused: It names something else.
+    """
+    known = {node.name for node in nodes}
+    for name in () if shapes.ranges else shapes.dims:
+        if name not in data:
+            code = "E10017" if name in known else "E10016"
+            report.error(code, parameter="input_shape", opname=name)
+            raise Refused
 
 
 def _check_out_nodes(parsed: Parsed, arguments: Arguments, report: Report) -> None:
@@ -104,7 +114,14 @@ def _check_out_nodes(parsed: Parsed, arguments: Arguments, report: Report) -> No
     )
 
 
-def _check_gears(parsed: Parsed, soc: str, shapes: Shapes, report: Report) -> None:
+def check_gear_limits(parsed: Parsed, soc: str, shapes: Shapes, report: Report) -> None:
+    """Check what gears ask of the inputs, and how many there may be.
+
+    Raises:
+        Refused: An input has no shape on the command line.
+    """
+    if shapes.gears is None:
+        return
     missing = [value.name for value in parsed.inputs if value.name not in shapes.dims]
     if missing:
         # multi_batch_options.cc:CheckNodeSize; the documentation asks for scalars as well.
@@ -121,7 +138,7 @@ def _check_gears(parsed: Parsed, soc: str, shapes: Shapes, report: Report) -> No
                 "SIM051", f"input {name} has gears and {len(dims)} dims; the runtime documents 4."
             )
     most = _MOST_GEARS_950 if soc.startswith(("Ascend950", "Ascend910_95")) else _MOST_GEARS
-    count = 0 if shapes.gears is None else len(shapes.gears.profiles)
+    count = len(shapes.gears.profiles)
     if count > most:
         report.trap("SIM053", f"{count} gears are given; the documentation says at most {most}.")
     quantised = [node for node in parsed.nodes if node.type in _INT8_OPS]
@@ -167,8 +184,8 @@ def write_model(parsed: Parsed, arguments: Arguments, shapes: Shapes, report: Re
             model,
             output,
             shapes={value.name: value.dims for value in parsed.inputs},
-            gears=_profiles(parsed, shapes.gears),
-            external_weight=_external(arguments["external_weight"]),
+            gears=profiles({value.name: value.dims for value in parsed.inputs}, shapes.gears),
+            external_weight=external_weight(arguments),
             ge_types=_ge_types(parsed),
         )
     except (ir.InputError, ValueError) as error:  # onnx-ir raises ValueError for odd protobufs
@@ -187,15 +204,16 @@ def _empty_constants(model: ir.Model) -> None:
             node.attributes.add(ir.AttrTensor("value", ir.tensor(np.zeros(0, np.float32))))
 
 
-def _external(text: str) -> Literal[0, 1]:
-    return 0 if text == "0" else 1
+def external_weight(arguments: Arguments) -> Literal[0, 1]:
+    """Whether weights stand beside the .om."""
+    return 0 if arguments["external_weight"] == "0" else 1
 
 
-def _profiles(parsed: Parsed, gears: Gears | None) -> Sequence[Sequence[int]]:
+def profiles(shapes: Mapping[str, Sequence[int]], gears: Gears | None) -> Sequence[Sequence[int]]:
     """Per gear one number for each -1: --dynamic_batch_size gives one for all inputs."""
     if gears is None:
         return ()
-    slots = sum(value.dims.count(-1) for value in parsed.inputs)
+    slots = sum(list(shape).count(-1) for shape in shapes.values())
     return [p * slots if gears.kind == "dynamic_batch_size" else p for p in gears.profiles]
 
 
@@ -206,16 +224,20 @@ def _ge_types(parsed: Parsed) -> dict[str, str]:
 
 def _note_dtypes(parsed: Parsed, arguments: Arguments, report: Report) -> None:
     precision = arguments["precision_mode_v2"] or arguments["precision_mode"] or "fp16"
-    floats = {value.dtype for value in (*parsed.inputs, *parsed.outputs)}
-    if precision in ("fp16", "force_fp16") and floats & {"float32", "bfloat16"}:
+    note_precision([value.dtype for value in (*parsed.inputs, *parsed.outputs)], precision, report)
+    if arguments["output_type"]:
+        report.note(
+            "SIM064", "the simulated .om keeps the model's dtypes; --output_type is checked"
+        )
+
+
+def note_precision(dtypes: Sequence[str], precision: str, report: Report) -> None:
+    """Say where the simulated .om is of another precision than atc's."""
+    if precision in ("fp16", "force_fp16") and {"float32", "bfloat16"}.intersection(dtypes):
         report.note(
             "SIM063",
             f"--precision_mode_v2={precision} turns float32 and bfloat16 into float16; the "
             "simulated .om keeps the model's dtypes. Use origin.",
-        )
-    if arguments["output_type"]:
-        report.note(
-            "SIM064", "the simulated .om keeps the model's dtypes; --output_type is checked"
         )
 
 
@@ -227,10 +249,7 @@ def _add_attributes(output: Path, arguments: Arguments) -> None:
     weight = sum(file.stat().st_size for file in _weight_files(output))
     attributes: dict[str, Any] = {
         **definition.attributes,
-        "atc_version": ATC_VERSION,
-        "atc_cmdline": arguments.line,
-        "soc_version": arguments["soc_version"],
-        "framework_type": arguments["framework"],
+        **model_attributes(arguments),
         "weight_size": weight if arguments["external_weight"] == "0" else 0,
     }
     definition = dataclasses.replace(definition, attributes=attributes)
@@ -242,6 +261,16 @@ def _add_attributes(output: Path, arguments: Arguments) -> None:
         partitions={**found, layout.MODEL_DEF: model_def.encode(definition)},
         platform_version=om.platform_version,
     )
+
+
+def model_attributes(arguments: Arguments) -> dict[str, Attribute]:
+    """What --mode=6 prints of a file, but for its sizes."""
+    return {
+        "atc_version": ATC_VERSION,
+        "atc_cmdline": arguments.line,
+        "soc_version": arguments["soc_version"],
+        "framework_type": arguments["framework"],
+    }
 
 
 def _weight_files(output: Path) -> list[Path]:

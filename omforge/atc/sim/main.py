@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import NoReturn
 
 from omforge.atc.sim import checks, emit, inference, paths
+from omforge.atc.sim.air import compile_air
 from omforge.atc.sim.command_line import Arguments, Helped, parse, usage
 from omforge.atc.sim.parser import parse_model
 from omforge.atc.sim.reports import Refused, Report
-from omforge.atc.sim.shapes import check_gears
+from omforge.atc.sim.shapes import Shapes, check_gears
 
 START = "ATC start working now, please wait for a moment."
 SUCCESS = "ATC run success, welcome to the next use."
@@ -99,11 +100,24 @@ def _run_mode(arguments: Arguments, report: Report, out: list[str]) -> None:
 def _compile(arguments: Arguments, report: Report, out: list[str]) -> None:
     shapes = checks.check_flags(arguments, report)
     checks.check_environment(arguments, report)
-    if arguments["framework"] != str(checks.ONNX):
-        _not_simulated(f"--framework={arguments['framework']}", report)
+    framework, mode = arguments["framework"], arguments.number("mode")
+    if framework == str(checks.MINDSPORE) and mode == checks.GENERATE:
+        compile_air(arguments, shapes, report)
+    elif framework == str(checks.ONNX):
+        if not _compile_onnx(arguments, shapes, report):
+            return
+    else:
+        _not_simulated(f"--framework={framework} with --mode={mode}", report)
+    if arguments["display_model_info"] == "1":
+        arguments.values["om"] = arguments["output"] + ".om"
+        out += emit.display(arguments, report)
+
+
+def _compile_onnx(arguments: Arguments, shapes: Shapes, report: Report) -> bool:
+    """Say whether there is an .om now: none of --mode=3."""
     parsed = parse_model(arguments, shapes, report)
     if parsed is None:
-        return
+        return False
     emit.check_build(parsed, arguments, shapes, report)
     inference.check_inference(Path(arguments["model"]), report)
     checks.check_output_type(arguments, report)
@@ -111,9 +125,7 @@ def _compile(arguments: Arguments, report: Report, out: list[str]) -> None:
     if report.errors:  # silent failures, which stop the run here
         raise Refused
     emit.write_model(parsed, arguments, shapes, report)
-    if arguments["display_model_info"] == "1":
-        arguments.values["om"] = arguments["output"] + ".om"
-        out += emit.display(arguments, report)
+    return True
 
 
 def _check_json(arguments: Arguments, report: Report) -> None:

@@ -31,6 +31,13 @@ Place = Callable[[ir.TensorProtocol], tuple[str, int, int] | None]
 _NAMES = {"FLOAT": "float32", "DOUBLE": "float64"}
 
 
+UNREGISTERED: Mapping[tuple[str, str], str] = {("Reshape", "allowzero"): "Int"}
+"""Attributes that no prototype has, and that ATC's ONNX plugins write: with their types.
+
+Source: hicann/ops-math:conversion/reshape/framework/reshape_onnx_plugin.cpp.
+"""
+
+
 class NotEmittedError(Exception):
     """A node cannot be said in GE's operators; the message says why."""
 
@@ -272,9 +279,10 @@ def _attributes(of: Prototype, values: Mapping[str, AttributeValue]) -> dict[str
     made: dict[str, Attr] = {}
     for name, value in values.items():
         known = of.attribute(name)
-        if known is None:
+        type_ = UNREGISTERED.get((of.name, name)) if known is None else known.type
+        if type_ is None:
             raise NotEmittedError(f"{of.name} has no attribute {name}")
-        made[name] = _MAKE[known.type](value)
+        made[name] = _MAKE[type_](value)
     missing = [item.name for item in of.attributes if item.required and item.name not in made]
     if missing:
         raise NotEmittedError(f"{of.name} needs its attribute {missing[0]}")

@@ -159,11 +159,18 @@ def _softmax(to: Emission, node: ir.Node) -> None:
 
 
 def _reshape(to: Emission, node: ir.Node) -> None:
-    """The shape is what comes out: at most one of its dims may be open."""
-    shape = typed(node.outputs[0]).shape
-    if shape.count(-1) > 1:
+    """The shape is what comes out; where gears leave several dims open, what the node says.
+
+    There 0 keeps a dim, as it does for ATC's plugin, whose attribute goes with it.
+    """
+    x, shape = to.edge(node.inputs[0]), typed(node.outputs[0]).shape
+    if shape.count(-1) <= 1:
+        _one(to, node, "Reshape", {"x": x, "shape": to.constant(list(shape))})
+        return
+    told = _known(node, 1, "shape") if node.op_type == "Reshape" else [-1, -1]
+    if told.count(-1) > 1 or _integer(node, "allowzero", 0):
         raise NotEmittedError(f"its result {list(shape)} has more than one open size")
-    _one(to, node, "Reshape", {"x": to.edge(node.inputs[0]), "shape": to.constant(list(shape))})
+    _one(to, node, "Reshape", {"x": x, "shape": to.constant(told)}, {"allowzero": 0})
 
 
 def _trilu(to: Emission, node: ir.Node) -> None:

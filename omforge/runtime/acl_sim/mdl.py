@@ -11,11 +11,12 @@ from typing import Any, ClassVar, TypeVar
 from omforge.air.ge_types import ge_number
 from omforge.ir.errors import InputError
 from omforge.om import GEAR_INPUT, OmTensor, read_om
-from omforge.om.simulated import read_payload
+from omforge.om.payload import read_payload
 from omforge.runtime.acl_sim.codes import (
     FEATURE_UNSUPPORTED,
     GE_DYNAMIC_BATCH_SIZE_INVALID,
     GE_DYNAMIC_INPUT_LENGTH_INVALID,
+    GE_INTERNAL_ERROR,
     GE_MODEL_ID_INVALID,
     GE_MODEL_PATH_INVALID,
     GE_PARAM_INVALID,
@@ -394,8 +395,9 @@ class Models(Part):
         model = self._model(model_id)
         source: Dataset = self.process.get(inputs, "dataset")
         target: Dataset = self.process.get(outputs, "dataset")
-        read = self._regions(source, model.inputs, "input")
-        write = self._regions(target, model.outputs, "output")
+        read = self._regions(source, model, model.inputs, "input")
+        write = self._regions(target, model, model.outputs, "output")
+        self._check_written(model, read)
         for address, size in write:
             for other, length in (*read, model.work, *model.weights):
                 # No document allows it, and the memory planner does not know of it.
@@ -411,7 +413,23 @@ class Models(Part):
 
         return Task(f"model {model_id}", work, model_id=model_id)
 
-    def _regions(self, dataset: Dataset, tensors: tuple[OmTensor, ...], kind: str) -> list[Region]:
+    def _check_written(self, model: LoadedModel, read: list[Region]) -> None:
+        """What the model writes in place is nobody else's."""
+        for at, (tensor, (address, size)) in enumerate(zip(model.inputs, read, strict=True)):
+            if not model.is_written(tensor.name):
+                continue
+            others = [region for other, region in enumerate(read) if other != at]
+            for other, length in (*others, model.work, *model.weights):
+                if address < other + length and other < address + size:
+                    raise Fault(
+                        RT_PARAM_INVALID,
+                        f"RefData {tensor.name} at {address:#x} is written, and overlaps what the "
+                        f"model reads at {other:#x}",
+                    )
+
+    def _regions(
+        self, dataset: Dataset, model: LoadedModel, tensors: tuple[OmTensor, ...], kind: str
+    ) -> list[Region]:
         if len(dataset.buffers) != len(tensors):
             raise Fault(
                 GE_PARAM_INVALID,
@@ -420,19 +438,27 @@ class Models(Part):
         found: list[Region] = []
         for index, tensor in enumerate(tensors):
             buffer = self._buffer(dataset, index)
-            # A device only warns of a buffer that is too large, and allows one 64 bytes too small.
-            if buffer.size != tensor.size:
-                raise Fault(
-                    GE_PARAM_INVALID,
-                    f"{kind} {tensor.name} has {tensor.size} bytes, its buffer {buffer.size}",
-                )
-            self.process.memory.view(buffer.address, buffer.size, "device", f"{kind} {tensor.name}")
-            if buffer.address % WRITTEN_ALIGNMENT:
-                raise Fault(
-                    RT_PARAM_INVALID, f"{kind} {tensor.name}: {buffer.address:#x} is not aligned"
-                )
+            try:
+                self._check_buffer(buffer, tensor, kind)
+            except Fault as fault:
+                if kind == "input" and model.is_written(tensor.name):
+                    raise _no_zero_copy(index, tensor.name, fault) from fault
+                raise
             found.append((buffer.address, buffer.size))
         return found
+
+    def _check_buffer(self, buffer: DataBuffer, tensor: OmTensor, kind: str) -> None:
+        # A device only warns of a buffer that is too large, and allows one 64 bytes too small.
+        if buffer.size != tensor.size:
+            raise Fault(
+                GE_PARAM_INVALID,
+                f"{kind} {tensor.name} has {tensor.size} bytes, its buffer {buffer.size}",
+            )
+        self.process.memory.view(buffer.address, buffer.size, "device", f"{kind} {tensor.name}")
+        if buffer.address % WRITTEN_ALIGNMENT:
+            raise Fault(
+                RT_PARAM_INVALID, f"{kind} {tensor.name}: {buffer.address:#x} is not aligned"
+            )
 
     def _buffer(self, dataset: Dataset, index: int) -> DataBuffer:
         number = _at(dataset.buffers, index, "buffer")
@@ -473,6 +499,15 @@ def _dims(name: str, shape: tuple[int, ...]) -> dict[str, Any]:
 def _short(name: str, desc: int, kind: str, index: int) -> str:
     """Replace a name that is too long for aclmdlIODims."""
     return name if len(name) <= LONG_NAME else f"acl_modelId_{desc}_{kind}_{index}_long"
+
+
+def _no_zero_copy(index: int, name: str, fault: Fault) -> Fault:
+    """hicann/ge:runtime/v1/graph/load/model_manager/davinci_model.cc: an assertion, at RefData."""
+    return Fault(
+        GE_INTERNAL_ERROR,
+        f"input_index {index}, op_name {name} op_type RefData not support zero copy: "
+        f"{fault.reason}",
+    )
 
 
 def _need_minus_one(index: int) -> None:

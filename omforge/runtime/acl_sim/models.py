@@ -14,7 +14,7 @@ import numpy.typing as npt
 from omforge.air.ge_types import byte_size
 from omforge.ir.errors import InputError, OmforgeError
 from omforge.om import GEAR_INPUT, OmModel, OmTensor, read_om
-from omforge.om.simulated import Payload, read_payload
+from omforge.om.payload import Payload, read_payload
 from omforge.runtime.acl_sim.codes import (
     GE_DYNAMIC_BATCH_SIZE_INVALID,
     GE_DYNAMIC_INPUT_LENGTH_INVALID,
@@ -60,7 +60,7 @@ class LoadedModel:
     Attributes:
         interface: What the .om says.
         payload: What is run.
-        session: Runs it.
+        sessions: Run it: one for whatever gear, or one for each.
         owned: Device memory that the load allocated, and that unload frees.
         work: The workspace.
         weights: The weights on the device, shared or not.
@@ -70,7 +70,7 @@ class LoadedModel:
     path: str
     interface: OmModel
     payload: Payload
-    session: OrtSession
+    sessions: Sequence[OrtSession]
     owned: list[int]
     work: Region
     weights: list[Region]
@@ -85,6 +85,10 @@ class LoadedModel:
     def outputs(self) -> tuple[OmTensor, ...]:
         """The outputs."""
         return self.interface.outputs
+
+    def is_written(self, name: str) -> bool:
+        """Whether an input is a RefData: what the model writes lands in the caller's buffer."""
+        return name in self.payload.written
 
     def check_dims(self, dims: Sequence[int]) -> Gear:
         """Return the gear that all dims of all inputs mean.
@@ -162,14 +166,25 @@ class LoadedModel:
         for address, size in (*self.weights, self.work):
             memory.view(address, size, "device", "the model's own memory")
         memory.view(*self.work, "device", "workspace")[:] = CLOBBERED
+        regions = {tensor.name: region for tensor, region in zip(self.inputs, inputs, strict=True)}
         try:
-            results = list(self.session.run(feeds).values())
+            results = self._session(gear).run(feeds)
         except OmforgeError as error:
+            for name in self.payload.written:  # half written, and nobody knows how far
+                memory.view(*regions[name], "device", f"RefData {name}")[:] = CLOBBERED
             raise Fault(RT_MODEL_EXECUTE, str(error)) from error
-        for result, tensor, (address, size) in zip(results, self.outputs, outputs, strict=True):
-            target = memory.view(address, size, "device", f"output {tensor.name}")
-            content = np.frombuffer(np.ascontiguousarray(result).tobytes(), np.uint8)
-            target[: len(content)] = content
+        hidden = set(self.payload.written.values())
+        given = [array for name, array in results.items() if name not in hidden]
+        for result, tensor, (address, size) in zip(given, self.outputs, outputs, strict=True):
+            _put(memory.view(address, size, "device", f"output {tensor.name}"), result)
+        for name, output in self.payload.written.items():
+            _put(memory.view(*regions[name], "device", f"RefData {name}"), results[output])
+
+    def _session(self, gear: Gear | None) -> OrtSession:
+        if len(self.sessions) == 1:
+            return self.sessions[0]
+        chosen = gear or self.largest() or ()
+        return self.sessions[self.interface.gears.index(chosen)]
 
     def _check_gear_data(self, data: npt.NDArray[np.uint8], gear: Gear | None) -> None:
         """The device chooses the branch by what is in the buffer, not by what the host believes."""
@@ -182,6 +197,11 @@ class LoadedModel:
                 GE_DYNAMIC_BATCH_SIZE_INVALID,
                 f"the buffer of {GEAR_INPUT} holds {found}, the dataset was set to {gear}",
             )
+
+
+def _put(target: npt.NDArray[np.uint8], array: npt.NDArray[Any]) -> None:
+    content = np.frombuffer(np.ascontiguousarray(array).tobytes(), np.uint8)
+    target[: len(content)] = content
 
 
 def load_model(
@@ -212,7 +232,8 @@ def load_model(
         raise Fault(GE_MODEL_DATA_SIZE_INVALID, str(error)) from error
     try:
         payload = read_payload(om)
-        session = OrtSession(bytes(payload.graph), folder=Path(path).parent, name=path)
+        folder = Path(path).parent
+        sessions = [OrtSession(bytes(graph), folder=folder, name=path) for graph in payload.graphs]
     except InputError as error:
         raise Fault(GE_LOAD_TASK_PARTITION_FAILED, str(error)) from error
     owned: list[int] = []
@@ -228,7 +249,7 @@ def load_model(
         path=path,
         interface=om.models[0],
         payload=payload,
-        session=session,
+        sessions=sessions,
         owned=owned,
         work=work or own(max(payload.work_size, 1), "workspace of a model"),
         weights=weights,

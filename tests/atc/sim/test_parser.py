@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from omforge.atc.sim.parser import FILE_LIMIT
 from omforge.om import read_om
-from omforge.om.simulated import read_payload
+from omforge.om.payload import read_payload
 from tests.atc.sim.models import RELU, atc, model, refused, save
 
 
@@ -220,7 +220,7 @@ def test_constants_are_read_from_value_only(
     monkeypatch.setenv("OMFORGE_ATC_SIM_STRICT", "0")
     assert atc(save(body, tmp_path)).codes == ("SIM033",)
     payload = read_payload(read_om(tmp_path / "out" / "model.om"))
-    (value,) = onnx.load_from_string(bytes(payload.graph)).graph.node[0].attribute
+    (value,) = onnx.load_from_string(bytes(payload.graphs[0])).graph.node[0].attribute
     assert list(value.t.dims) == [0]  # what runs is wrong, as it would be
 
 
