@@ -78,24 +78,30 @@ def attributes_are_of_their_kind(subject: AirSubject) -> Iterator[Finding]:
 def lists_are_typed(subject: AirSubject) -> Iterator[Finding]:
     """A list says the type of its items (val_type), an empty one too."""
     for call in subject.calls:
-        if call.op.type in CONST_TYPES:
-            continue  # constants have rules of their own
-        for name, given in call.op.attributes.items():
-            attribute = None if call.prototype is None else call.prototype.attribute(name)
-            mixed = (
-                given.kind == "raw"
-                and attribute is not None
-                and _is_list(attribute)
-                and attribute.type in _KINDS
+        names = [name for name in call.op.attributes if _is_dropped(call, name)]
+        for at, desc in (*enumerate(call.op.input_desc), *enumerate(call.op.output_desc)):
+            names += [
+                f"{name} of {desc.name or at}"
+                for name, given in desc.attributes.items()
+                if not given.typed
+            ]
+        for name in names:
+            yield Finding(
+                call.where,
+                f"the list {name} does not say what it holds",
+                "without val_type a list is dropped",
+                "set val_type",
             )
-            own = name in BOOKKEEPING or name in _RECOVERED or name in _BESIDE  # read untyped
-            if not own and (not given.typed or mixed):
-                yield Finding(
-                    call.where,
-                    f"the list {name} does not say what it holds",
-                    "without val_type a list is dropped",
-                    "set val_type",
-                )
+
+
+def _is_dropped(call: Call, name: str) -> bool:
+    """Whether an attribute is a list without a type, or of several, and not one read untyped."""
+    if call.op.type in CONST_TYPES or name in (*BOOKKEEPING, *_RECOVERED, *_BESIDE):
+        return False  # constants have rules of their own
+    given = call.op.attributes[name]
+    attribute = None if call.prototype is None else call.prototype.attribute(name)
+    listed = attribute is not None and _is_list(attribute) and attribute.type in _KINDS
+    return not given.typed or (given.kind == "raw" and listed)
 
 
 def numbers_of_dtypes_are_right(subject: AirSubject) -> Iterator[Finding]:

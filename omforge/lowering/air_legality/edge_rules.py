@@ -25,6 +25,16 @@ def edges_lead_somewhere(subject: AirSubject) -> Iterator[Finding]:
                 why = _astray(body, item)
                 if why:
                     yield Finding(describe(op), f"it reads {item}", why, 'write "producer:output"')
+        for kind, items in (("input", body.graph.inputs), ("output", body.graph.outputs)):
+            for item in items:
+                edge = parse_edge(item)
+                if edge is not None and edge.producer not in body.by_name:
+                    yield Finding(
+                        f"graph {body.graph.name}",
+                        f"it names {item} as an {kind}",
+                        "there is no such operator",
+                        "leave it out: Data and NetOutput say the same",
+                    )
 
 
 def _astray(body: Body, item: str) -> str:

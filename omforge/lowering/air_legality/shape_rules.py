@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from omforge.lowering.air_legality.fused_shapes import FUSED
-from omforge.lowering.air_legality.shapes import PLAIN, Misfit, Shapes
+from omforge.lowering.air_legality.moved_shapes import MOVED
+from omforge.lowering.air_legality.shapes import COMPUTED, Misfit, Shapes
 from omforge.lowering.air_legality.subject import AirSubject, Call
 from omforge.lowering.legality.subject import Finding, Rule
 
+PLAIN = {**COMPUTED, **MOVED}
 _TABLE = {**PLAIN, **FUSED}
 
 
@@ -87,11 +89,7 @@ def _kept(call: Call, name: str, given: str | None, made: str | None) -> Iterato
         )
 
 
-_MOVED = (
-    "Reshape Transpose TransposeD Identity TensorMove TransData Slice SliceD Split SplitD SplitV "
-    "SplitVD Gather GatherV2 Squeeze Unsqueeze ExpandDims BroadcastTo Tile TileD"
-)
-_MOVES = frozenset(_MOVED.split())
+_MOVES = frozenset((*MOVED, "Identity", "TensorMove", "TransData"))
 
 _INFERENCE = "hicann/ge:compiler/graph/preprocess/graph_prepare.cc (InferShapeForPreprocess)"
 

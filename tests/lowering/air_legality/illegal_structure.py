@@ -48,6 +48,12 @@ FILE = (
 EDGES = (
     Illegal(
         "air-edges",
+        "an input of the graph that is not there",
+        "layer",
+        lambda air: replace(air, graphs=(replace(air.graph, inputs=("nobody:0",)),)),
+    ),
+    Illegal(
+        "air-edges",
         "a producer that is not there",
         "layer",
         lambda air: edit(air, "cast", lambda op: replace(op, inputs=("summ:0",))),
@@ -262,6 +268,7 @@ ATTRIBUTES = (
     Illegal("air-attribute-kinds", "an int as dtype", "layer", lambda air: told(air, "cast", dst_type=graph.dtype("float32"))),
     Illegal("air-attribute-kinds", "no value", "layer", lambda air: told(air, "norm", epsilon=Attr("none"))),
     Illegal("air-list-types", "a list without val_type", "layer", lambda air: told(air, "norm", _mine=Attr("i", items=(1,), typed=False))),
+    Illegal("air-list-types", "a description's list without val_type", "layer", lambda air: edit(air, "norm", lambda op: replace(op, input_desc=(replace(op.input_desc[0], attributes={"origin_shape": Attr("i", items=(1, 4, 64), typed=False)}), *op.input_desc[1:])))),
     Illegal("air-attribute-dtypes", "a number of ge.proto.DataType", "layer", lambda air: told(air, "cast", dst_type=1)),
     Illegal("air-attribute-dtypes", "a number that is no dtype", "layer", lambda air: told(air, "cast", dst_type=99)),
     Illegal("air-attribute-values", "a reduction that the kernel has not", "decode", lambda air: told(air, "write_k", reduce="add")),

@@ -342,6 +342,35 @@ def moved() -> Air:
     return b.air(less)
 
 
+def gathered() -> Air:
+    """Numbers that are cut out, padded, stacked and picked."""
+    b = Builder()
+    x = b.data("x", HALF, 4, 6, 32)
+    begin, end, strides = (
+        b.const(name, "int64", 3, values=values)
+        for name, values in (("begin", (0, 1, 0)), ("end", (4, 5, 99)), ("strides", (1, 2, 1)))
+    )
+    cut = b.op(
+        "StridedSlice",
+        "cut",
+        {"x": x, "begin": begin, "end": end, "strides": strides},
+        {"y": (HALF, (4, 2, 32))},
+        begin_mask=1,
+    )
+    wide = b.op(
+        "PadV3",
+        "wide",
+        {"x": cut, "paddings": b.const("paddings", "int64", 6, values=(0, 0, 1, 0, 0, 0))},
+        {"y": (HALF, (4, 3, 32))},
+        mode="constant",
+        paddings_contiguous=True,
+    )
+    both = b.op("Pack", "both", {"x": [wide, wide]}, {"y": (HALF, (4, 2, 3, 32))}, axis=1, N=2)
+    at = b.data("at", "int32", 5, 2)
+    picked = b.op("GatherNd", "picked", {"x": both, "indices": at}, {"y": (HALF, (5, 3, 32))})
+    return b.air(picked)
+
+
 def routed() -> Air:
     """Tokens that are sent to two experts each, and put together again."""
     b = Builder()
@@ -418,7 +447,7 @@ GRAPHS = {
     graph.__name__: graph
     for graph in (
         *(layer, decode, decode_int8, prefill, infer, pages, rotary, gated, quantised, experts),
-        *(scatters, moved, routed, turned, small),
+        *(scatters, moved, gathered, routed, turned, small),
     )
 }
 SOCS = {
