@@ -40,6 +40,7 @@ SUCCESS = "ATC run success"
 CODE = re.compile(r"\b([EW][0-9A-Z]\d{4})\b")
 SIMULATED = b"omforge-atc-sim"
 NOT_SIMULATED = "SIM000"
+STAMP = re.compile(r"^\[PID: \d+\] \S+ ")
 LOST_INPUT = "E18888"  # a plugin lost an input, and atc says that it succeeded
 CANNOT_ANSWER = ("E10021", "E10022", "E10054", "E13026")
 """Codes that are about this machine's paths and the command, not about the question."""
@@ -149,7 +150,7 @@ def build_om(kit: str, work: str, build: Json, options: Options) -> str:
 
 
 def _line(text: str, word: str) -> str:
-    found = [line.strip() for line in text.splitlines() if word in line]
+    found = [STAMP.sub("", line.strip()) for line in text.splitlines() if word in line]
     return found[0][:300] if found else word
 
 

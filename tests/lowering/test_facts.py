@@ -241,6 +241,23 @@ def test_a_kernel_that_no_table_has_is_there_once_it_was_seen(tmp_path: Path) ->
     assert not kernel_faults(tmp_path, DYNAMIC_QUANT, seeing("Ascend310P3", dynamic_quant="right"))
 
 
+BERNOULLI = """<ir_version: 8, opset_import: ["" : 15]>
+g (float[4, 64] x) => (float[4, 64] y) { y = Bernoulli (x) }"""
+
+
+def test_what_a_plugin_was_seen_to_do_right_is_advice(tmp_path: Path) -> None:
+    def level(target: Target) -> str:
+        proto = onnx.parser.parse_model(BERNOULLI)
+        proto.graph.node[0].name = "n"
+        onnx.save(proto, tmp_path / "model.onnx")
+        found = check_file(tmp_path / "model.onnx", target).offences
+        return next(each.level for each in found if each.code == "plugin-changes")
+
+    assert level(SOC) == "error"
+    assert level(seeing("Ascend310P3", bernoulli_without_dtype="right")) == "advice"
+    assert level(seeing("Ascend310P3", bernoulli_without_dtype="wrong")) == "error"
+
+
 def test_facts_of_a_ge_graph_are_followed_too(tmp_path: Path) -> None:
     kit = tmp_path / "kit"
     write_kit(kit, SOC)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from omforge import ir
+from omforge.lowering.facts import row_key
 from omforge.lowering.legality.subject import Finding, Rule, Subject
 from omforge.lowering.plugins import Kind, PluginFact, PluginNode, plugin_facts, plugin_node
-from omforge.lowering.target import DEFAULT_DOMAIN
+from omforge.lowering.target import DEFAULT_DOMAIN, Target
 
 
 def needed(subject: Subject) -> Iterator[Finding]:
@@ -38,12 +39,17 @@ def _broken(subject: Subject, kind: Kind) -> Iterator[Finding]:
         seen = plugin_node(node) if facts else None
         for fact in facts:
             if seen is not None and fact.broken_by(seen):
-                yield _finding(node, fact, seen)
+                yield _finding(node, fact, seen, subject.target)
 
 
-def _finding(node: ir.Node, fact: PluginFact, seen: PluginNode) -> Finding:
-    told, why, remedy = fact.told(seen), fact.why, fact.remedy
-    return Finding(ir.describe(node), told, why, remedy, fact.atc, source=fact.source)
+def _finding(node: ir.Node, fact: PluginFact, seen: PluginNode, target: Target) -> Finding:
+    told, why, remedy, level = fact.told(seen), fact.why, fact.remedy, None
+    key = row_key(fact.op, f"{fact.kind} {fact.attribute}")
+    verdict = target.facts.of("plugin", key) if fact.certainty == "inferred" else None
+    if verdict is not None:
+        why = f"{why}; {verdict.words}"
+        level = None if verdict.holds else "advice"
+    return Finding(ir.describe(node), told, why, remedy, fact.atc, level, fact.source)
 
 
 _PLUGINS = "the plugins' sources (*_onnx_plugin.cpp), see onnx_plugins.tsv"

@@ -182,25 +182,28 @@ def _never_made(_: str) -> Experiment:
 
 
 def _bernoulli(_: str) -> Experiment:
+    """Chances of 0 and 1, which leave nothing to chance."""
     spec = ("float32", (4, 64))
-    return _taken(
-        model(
-            [node("Bernoulli", ["x"], ["y"], seed=1.0)],
-            {"x": spec},
-            {"y": spec},
-            opsets=(("", 15),),
-        )
+    made = model(
+        [node("Bernoulli", ["x"], ["y"], seed=1.0)], {"x": spec}, {"y": spec}, opsets=(("", 15),)
     )
+    x = (np.arange(256) % 3 == 0).astype(np.float32).reshape(4, 64)
+    return once(made, {"x": x}, x)
 
 
 def _grid_sample(*given: str) -> Experiment:
+    """A point between four pixels, and one outside: both say which mode it is."""
     attributes = {name: {"mode": "bilinear", "padding_mode": "zeros"}[name] for name in given}
     made = model(
-        [node("GridSample", ["x", "grid"], ["y"], **attributes)],
-        {"x": ("float32", (1, 1, 4, 4)), "grid": ("float32", (1, 4, 4, 2))},
-        {"y": ("float32", (1, 1, 4, 4))},
+        [node("GridSample", ["x", "grid"], ["y"], align_corners=0, **attributes)],
+        {"x": ("float32", (1, 1, 4, 4)), "grid": ("float32", (1, 1, 2, 2))},
+        {"y": ("float32", (1, 1, 1, 2))},
     )
-    return _taken(made)
+    x = np.arange(1, 17, dtype=np.float32).reshape(1, 1, 4, 4)
+    grid = np.array([[0.0, 0.0], [-2.0, -2.0]], np.float32).reshape(1, 1, 2, 2)
+    middle = x[0, 0, 1:3, 1:3].mean()
+    wanted = np.array([middle, 0], np.float32).reshape(1, 1, 1, 2)
+    return once(made, {"x": x, "grid": grid}, wanted)
 
 
 _TAKEN_OR_NOT = {
@@ -340,26 +343,26 @@ PROBES = (
     ),
     Probe(
         "bernoulli-without-dtype",
-        "Does atc compile Bernoulli without its dtype?",
+        "Is Bernoulli without its dtype right?",
         _bernoulli,
-        _TAKEN_OR_NOT,
-        expected=REFUSED,
-        after=(ATC,),
+        _NUMBERS,
+        expected=WRONG,
+        after=(ATC, DEVICE),
     ),
     Probe(
         "grid-sample-without-mode",
-        "Does atc compile GridSample without its mode?",
+        "Is GridSample without its mode right?",
         lambda _: _grid_sample("padding_mode"),
-        _TAKEN_OR_NOT,
-        expected=REFUSED,
-        after=(ATC,),
+        _NUMBERS,
+        expected=WRONG,
+        after=(ATC, DEVICE),
     ),
     Probe(
         "grid-sample-without-padding",
-        "Does atc compile GridSample without its padding_mode?",
+        "Is GridSample without its padding_mode right?",
         lambda _: _grid_sample("mode"),
-        _TAKEN_OR_NOT,
-        expected=REFUSED,
-        after=(ATC,),
+        _NUMBERS,
+        expected=WRONG,
+        after=(ATC, DEVICE),
     ),
 )
