@@ -19,7 +19,8 @@ and for values::
 So nothing touches the whole cache but a Cast. It is exact: a step that belongs to a channel of the
 keys may as well multiply the query's; what the middle adds to a score is the same for all keys,
 which a softmax does not notice; and shares add up to 1, so the middle of the values is added once.
-Under a softcap, which would notice, keys have no middle; and where attention was not raised, the
+Under a softcap, which would notice, keys have no middle; nor has anything where a sink is one more
+row of zeros, which have to stay zeros, and takes a share; and where attention was not raised, the
 integers are multiplied where they are read, and there are no middles at all.
 
 A step's own keys and values are read ahead of their rounding, but cut off as later steps will see
@@ -51,6 +52,7 @@ from omforge.ir.segment import Walk
 from omforge.ir.values import attribute, dims
 from omforge.quantization.blockwise import storable
 from omforge.quantization.token_file import read_tokens
+from omforge.recognition.attention import sinks
 from omforge.recognition.feeds import token_feeds
 from omforge.recognition.interface import find_interface
 from omforge.recognition.step_names import PAST, PRESENT, is_cache
@@ -163,7 +165,8 @@ class _Cache:
     def centred(self) -> bool:
         """Whether the integers may stand for what is off a middle."""
         softcapped = any(attribute(node, "softcap", 0.0) for node, at in self.slots if at == 4)
-        return self.raised and not softcapped
+        sunk = any(sinks.find(node) is not None for node, _ in self.slots)
+        return self.raised and not softcapped and not sunk
 
     def narrow(self) -> None:
         """Let the past be int8; the nodes that read it must be mended."""
@@ -231,7 +234,7 @@ def _cache(
         raise _lost(name, f"what is new in it is [{', '.join(map(str, of_new))}]")
     uses = [(use.node, use.idx) for use in past.uses() if use.node.op_type != "Shape"]
     slots = tuple((node, at) for node, at in uses if node.op_type == "Attention" and at in (4, 5))
-    if any(node.inputs[at - 3] is not value for node, at in slots):
+    if any(sinks.new_of(node)[at - 4] is not value for node, at in slots):
         raise _lost(name, "attention reads other keys than its output shows")
     raised = len(slots) == len(uses) and not any(
         output.uses() or output.is_graph_output()
@@ -239,6 +242,15 @@ def _cache(
         for output in node.outputs[1:]
     )
     return _Cache(inputs, past, value, place, heads, size, slots, raised and bool(slots))
+
+
+def _read_steps(node: ir.Node, at: int, steps: ir.Value) -> None:
+    """Let attention read steps; the row of a sink comes behind them, and zeros are zeros."""
+    padded = node.inputs[at - 3]
+    if sinks.find(node) is None or padded is None:
+        node.replace_input_with(at - 3, steps)
+    elif (pad := padded.producer()) is not None:
+        pad.replace_input_with(0, steps)
 
 
 def _lost(name: str, why: str) -> ir.CheckError:
@@ -331,7 +343,7 @@ def _fold(model: ir.Model, cache: _Cache, grid: _Grid, names: Names) -> None:
         insert(op, _first(model, cache.past), by=QuantizeKv.name, names=names)
     for node, at in cache.slots:
         node.replace_input_with(at, past)
-        node.replace_input_with(at - 3, steps)
+        _read_steps(node, at, steps)
         if at == 4:
             query = node.inputs[0]
             assert query is not None

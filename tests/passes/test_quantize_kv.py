@@ -18,6 +18,7 @@ from omforge.passes.fuse_kv_io import FuseKvIo, mask_name
 from omforge.passes.last_token_logits import LastTokenLogits
 from omforge.passes.quantize_kv import QuantizeKv
 from omforge.passes.quantize_weights import QuantizeWeights
+from omforge.recognition.attention import sinks
 from omforge.rewriting.builder import Builder
 from omforge.rewriting.splice import insert
 
@@ -184,6 +185,49 @@ def relative_error(model: ir.Model, exact: Array, first: int = 0) -> float:
     """||y' - y|| / ||y|| of the logits; each token is a step, and reads integers."""
     found, _ = steps(model, [1] * TOKENS, first=first)
     return float(np.linalg.norm(found - exact) / np.linalg.norm(exact))
+
+
+def sunk(path: Path, layout: Layout) -> ir.Model:
+    """The graph of fuse-kv-io, where a number of each head takes a share of its softmax."""
+    model = ir.load(path)
+    make_pipeline("canonicalize").run(model)
+    for softmax in [node for node in model.graph if node.op_type == "Softmax"]:
+        scores, old = softmax.inputs[0], softmax.outputs[0]
+        assert scores is not None
+        uses = old.uses()
+        with Builder(model) as op:
+            numbers = op.constant(np.array([0.5, 2.0, 1.0, -0.5], np.float32).reshape(1, 4, 1, 1))
+            rows = op.Concat(op.Shape(scores, start=0, end=3), [1], axis=0)
+            joined = op.Concat(scores, op.Expand(numbers, rows), axis=-1)
+            new = op.Slice(op.Softmax(joined, axis=-1), [0], [-1], [3])
+            insert(op, softmax, by="test")
+        for node, index in uses:
+            node.replace_input_with(index, new)
+    make_pipeline("remove-no-ops").run(model)
+    make_pipeline("fuse").run(model)
+    LastTokenLogits().run(model)
+    FuseKvIo(layout).run(model)
+    blocks = [node for node in model.graph if node.op_type == "Attention"]
+    assert blocks
+    assert all(sinks.find(block) is not None for block in blocks)
+    return model
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("granularity", ["head", "channel"])
+def test_the_row_of_a_sink_stays_zeros(
+    exported: Exported, layout: Layout, granularity: Literal["head"]
+) -> None:
+    """A middle of the keys or values would give it a score and a value."""
+    model = sunk(exported("optimum", "llama_gqa"), layout)
+    exact, _ = steps(model, [TOKENS])
+    assert QuantizeKv(granularity, tokens=TEXT).run(model) == 4
+    check(model)
+    whole, cache = steps(model, [TOKENS])
+    parts, _ = steps(model, [4, 1, 1, 3])
+    assert within(whole, exact, tolerance("float32"))
+    assert 0 < np.abs(parts - exact).max() < 0.05 * np.abs(exact).max()
+    assert all(array.dtype == np.int8 and array[:, :, :TOKENS].any() for array in cache.values())
 
 
 @pytest.mark.parametrize("softcap", [0.0, 3.0])
