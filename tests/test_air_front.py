@@ -16,6 +16,7 @@ from omforge.bundle.manifest import Manifest
 from omforge.compilation.canonical import float_canonical
 from omforge.compilation.compile import compile_bundle
 from omforge.compilation.options import CompileOptions
+from omforge.compilation.why import explain_choices
 from omforge.ir.errors import InputError
 from omforge.lowering.air_legality import check_air_file
 from omforge.lowering.target import target
@@ -162,6 +163,21 @@ def test_a_quantised_bundle_is_judged_as_one_of_onnx_graphs(
         for each in report.comparisons
         if each.judged and each.level != "exported, in pieces"
     } == judged
+
+
+def test_an_int8_cache_that_no_operator_writes_is_the_runtimes(
+    exported: Exported, tmp_path: Path, text: Path
+) -> None:
+    options = dataclasses.replace(ONE, soc="Ascend310B4", kv_dtype="int8", calibration=text)
+    result = compile_bundle(exported("optimum", "llama_gqa"), tmp_path / "b", options)
+    assert not result.manifest.kv.in_place
+    (told,) = [event for event in result.events if event.pass_name == "cache-in-place"]
+    assert told.reason.endswith("310b has no Scatter, and ScatterNdUpdate for no int8")
+    report = verify_bundle(Bundle.open(tmp_path / "b"), steps=3)
+    assert report.ok, report.failures
+    assert {each.level for each in report.comparisons if each.judged} >= {"lowered, unrounded"}
+    (why, _) = explain_choices(tmp_path / "b", target("Ascend310B4"))
+    assert why.layout == "per-layer"
 
 
 def test_the_quality_of_a_bundle_that_writes_its_cache(

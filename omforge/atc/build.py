@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from omforge import ir
+from omforge.air.files import read_air
 from omforge.atc.build_inputs import OM_FOLDER, BuildInputs
 from omforge.atc.cache import AtcCache, cache_folder, hashes_below
 from omforge.atc.children import Children
@@ -329,10 +330,10 @@ def _remove(folder: Path, left: Path) -> None:
 
 def _diagnose(graph: Path, result: AtcResult) -> Sequence[ir.Diagnostic]:
     try:
-        model = ir.load(graph)
+        read = read_air(graph) if graph.suffix == ".air" else ir.load(graph)
     except ir.OmforgeError:
-        model = None  # what atc says is told anyway, without our places
-    return diagnose(result.lines, model)
+        read = None  # what atc says is told anyway, without our places
+    return diagnose(result.lines, read)
 
 
 def _refused(failures: Sequence[_Failure]) -> ir.CheckError:

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from omforge import ir
+from omforge.air.graph import DATA_TYPES, Air
 from omforge.lowering.tables import table_rows
 
 # GE's own codes are registered; EZ9999 and the like come from operators.
@@ -51,6 +52,8 @@ _REMEDIES: Mapping[str, str] = {
     "E10501": "Install the operator package of this CANN for the SoC",
     "E13015": "Keep weights in a file of their own, as bundles do",
     "E13001": "Move the bundle as a whole: its weights stand beside the graphs",
+    "E10041": "Run atc in the bundle's folder, where the weights are; a CANN without GE graphs "
+    "needs --front onnx",
     "E16005": "Spell all operators in the default domain, or use a newer CANN",
 }
 _OTHERWISE = "See its log, and run `omforge check` on the graph"
@@ -153,7 +156,16 @@ def _patterns() -> tuple[tuple[str, re.Pattern[str]], ...]:
 class NodeNames:
     """Finds our nodes by the names that GE gives them."""
 
-    def __init__(self, model: ir.Model) -> None:
+    def __init__(self, graph: ir.Model | Air) -> None:
+        self._places: dict[str, str] = {}
+        if isinstance(graph, ir.Model):
+            self._place_nodes(graph)
+            return
+        for op in graph.graph.ops:
+            given = op.type in DATA_TYPES
+            self._places[op.name] = f"input {op.name}" if given else f"{op.type} {op.name}"
+
+    def _place_nodes(self, model: ir.Model) -> None:
         self._places = {value.name or "": f"input {value.name}" for value in model.graph.inputs}
         unnamed = 0
         for node in model.graph.all_nodes():
@@ -182,17 +194,17 @@ def _contains(name: str, own: str) -> bool:
     return (not before or before[-1] in "/_") and (not after or after[0] in "_/:")
 
 
-def diagnose(lines: Sequence[str], model: ir.Model | None) -> list[ir.Diagnostic]:
+def diagnose(lines: Sequence[str], graph: ir.Model | Air | None) -> list[ir.Diagnostic]:
     """Turn what atc wrote into diagnostics.
 
     Args:
         lines: All that it wrote.
-        model: The graph that it compiled, for the places; None where it cannot be read.
+        graph: What it compiled, for the places; None where it cannot be read.
 
     Returns:
         One per error, warnings left out; the same error at many nodes can be grouped.
     """
-    names = None if model is None else NodeNames(model)
+    names = None if graph is None else NodeNames(graph)
     errors = [error for error in errors_of(lines) if not error.is_warning]
     # Only what led to the rest is told, unless nothing else is known.
     causes = [error for error in errors if not error.text.startswith(_CONSEQUENCES)]

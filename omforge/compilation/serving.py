@@ -33,6 +33,7 @@ from omforge.compilation.raising import Raised
 from omforge.compilation.task import encode_passes
 from omforge.compilation.trail import Trail
 from omforge.compilation.work import Work
+from omforge.lowering.legalize.ge_cache import in_place_obstacle
 from omforge.passes.cache_in_place import CacheInPlace
 from omforge.passes.convert_precision import ConvertPrecision
 from omforge.passes.fuse_kv_io import FuseKvIo
@@ -40,7 +41,7 @@ from omforge.passes.last_token_logits import LastTokenLogits
 from omforge.passes.tabulate_rotary import TabulateRotary
 from omforge.quantization.linear import find_linears, stored_as_integers
 from omforge.recognition.interface import cache_layers, find_interface
-from omforge.rewriting.events import Event, events
+from omforge.rewriting.events import Event, events, record
 from omforge.rewriting.pipeline import Pipeline
 
 if TYPE_CHECKING:
@@ -109,6 +110,9 @@ def serve(raised: Raised, work: Work) -> Canonical:
         stored=bool(stored),
     )
     fixed = encode_passes(options.context or 0) if encode else _cache_passes(raised, work)
+    obstacle = _obstacle(raised)
+    if obstacle:
+        record(model, CacheInPlace.name, "the cache", f"it is not written in place: {obstacle}")
     trail = raised.trail.and_then(work.run(model, Pipeline((*weights, *fixed))))
     trail = trail.and_then(canonical=model.graph.num_nodes())
 
@@ -152,9 +156,23 @@ def _cache_passes(raised: Raised, work: Work) -> tuple[Pass, ...]:
         FuseKvIo(options.layout),
         *kv_passes(options.kv_dtype, raised.calibration, capacity, meter),
         TabulateRotary(capacity),
-        # ATC's ONNX parser has no operator that writes an input.
-        *((CacheInPlace(),) if options.front == "air" else ()),
+        *_in_place(raised),
     )
+
+
+def _in_place(raised: Raised) -> tuple[Pass, ...]:
+    # ATC's ONNX parser has no operator that writes an input.
+    return (CacheInPlace(),) if raised.options.front == "air" and not _obstacle(raised) else ()
+
+
+def _obstacle(raised: Raised) -> str:
+    """Why the target cannot write the cache in place, where the front could say it."""
+    options = raised.options
+    if options.front != "air" or raised.task == "encode":
+        return ""
+    dtype = {"fp16": ir.DataType.FLOAT16, "fp32": ir.DataType.FLOAT}[options.dtype]
+    cached = ir.DataType.INT8 if options.kv_dtype == "int8" else dtype
+    return in_place_obstacle(raised.checked.soc, cached)
 
 
 def _footprint(raised: Raised, spare: int) -> Footprint:
@@ -166,7 +184,7 @@ def _footprint(raised: Raised, spare: int) -> Footprint:
         LastTokenLogits(),
         FuseKvIo(options.layout),
         TabulateRotary(options.context or 0),
-        *((CacheInPlace(),) if options.front == "air" else ()),
+        *_in_place(raised),
         ConvertPrecision(options.dtype),
         plan.bind(options),
     )

@@ -5,10 +5,12 @@ from pathlib import Path
 import pytest
 
 from omforge import ir
+from omforge.air.files import read_air
 from omforge.atc.errors import NodeNames, codes_of, diagnose, errors_of
 from omforge.atc.sim.main import run
 from tests.atc.sim.models import save
 
+SAMPLES = Path(__file__).parent.parent / "air" / "samples"
 MODEL = """
 <ir_version: 8, opset_import: ["" : 16]>
 agraph (float[1,4] x, float[4,4] w) => (float[1,4] y) {
@@ -101,6 +103,19 @@ def test_diagnostics_name_our_nodes_and_their_layers() -> None:
 )
 def test_names_that_ge_makes(name: str, place: str) -> None:
     assert NodeNames(graph()).place(name) == place
+
+
+def test_a_ge_graph_names_its_operators() -> None:
+    air = read_air(SAMPLES / "minimal.air")
+    said = [
+        "E10041: Failed to load the model from b/minimal.air.",
+        "EZ9999: [InferShape] Call InferShapeAndType for node:mm(MatMulV2) failed",
+    ]
+    loaded, inferred = diagnose(said, air)
+    assert loaded.where == ""
+    assert "in the bundle's folder" in loaded.remedy
+    assert inferred.where == "MatMulV2 mm"
+    assert NodeNames(air).place("x") == "input x"
 
 
 def test_what_the_simulation_says_is_understood(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from omforge import ir
+from omforge.lowering.legalize import ge_choices
 from omforge.lowering.legalize.builder import (
     Builder,
     NotLegal,
@@ -18,6 +19,7 @@ from omforge.lowering.legalize.builder import (
     number,
     required_input,
 )
+from omforge.lowering.target import Target
 
 _SCATTERED = {
     "310p": (ir.DataType.FLOAT16, ir.DataType.FLOAT, ir.DataType.INT8),
@@ -28,6 +30,21 @@ _SCATTERED_ND = {
     "910b": (ir.DataType.FLOAT16, ir.DataType.FLOAT, ir.DataType.BFLOAT16, ir.DataType.INT8),
 }
 _LIKE = {"310p": "310p", "310b": "310p"}
+
+
+def in_place_obstacle(target: Target, dtype: ir.DataType) -> str:
+    """Why no operator writes a cache of that dtype in place; "" where one does."""
+    family = target.family.name
+    like = _LIKE.get(family, "910b")
+    has_scatter = any(
+        row.op == "TensorScatter" and row.form == "Scatter" and family in row.families
+        for row in ge_choices.GE_CHOICES
+    )
+    takes = {*_SCATTERED_ND[like], *(_SCATTERED[like] if has_scatter else ())}
+    if dtype in takes:
+        return ""
+    missing = "" if has_scatter else "no Scatter, and "
+    return f"{family} has {missing}ScatterNdUpdate for no {dtype.name.lower()}"
 
 
 def scatter(op: Builder, node: ir.Node) -> Results:
