@@ -60,6 +60,7 @@ def _kernelless(subject: AirSubject) -> Iterator[Finding]:
                 f"{subject.target.family.name} has no kernel for {call.op.type}",
                 f"its operator table names none{note}{_CPU if slow else ''}",
                 "use operators that it has",
+                atc="" if slow else None,
                 level="advice" if slow else None,
             )
 
@@ -95,6 +96,7 @@ def _uncombined(subject: AirSubject) -> Iterator[Finding]:
             f"no kernel takes these dtypes together: {told}",
             f"the nearest is {_nearest(wanted, width)}{note}{_CPU if slow else ''}",
             "cast what differs",
+            atc="" if slow else None,
             level="advice" if slow else None,
         )
 
@@ -190,6 +192,7 @@ def _unformatted(body: Body, call: Call, operand: Operand, note: str) -> Iterato
         f"its kernel takes FRACTAL_NZ alone{note}"
         + ("; GE puts a TransData in front of it" if plain else ""),
         "put a TransData before it, or describe an input that is stored so as FRACTAL_NZ",
+        atc="" if plain else None,
         level="advice" if plain else None,
     )
 
