@@ -22,6 +22,7 @@ from omforge.compilation.insertion import parse_insertion
 from omforge.compilation.options import CompileOptions, TaskOption
 from omforge.compilation.quantize_options import KvDtype
 from omforge.compilation.work import Progress
+from omforge.ir.floats import FloatName
 from omforge.ir.fronts import Front
 from omforge.lowering.facts_file import target_with
 from omforge.rewriting.instruments import CompareEach, Instrument, VerifyEach
@@ -39,7 +40,7 @@ def compile(
     context: int | None = None,
     prefill: Sequence[int] = (),
     batch: int = 1,
-    dtype: Literal["fp16", "fp32"] = "fp16",
+    dtype: FloatName = "fp16",
     layout: Literal["auto", "stacked", "per-layer"] = "auto",
     front: Front | Literal["auto"] = "auto",
     facts: str | os.PathLike[str] | None = None,

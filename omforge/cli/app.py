@@ -36,6 +36,7 @@ from omforge.cli.options import (
     CheckHashes,
     CompareEach,
     Context,
+    Dtype,
     Facts,
     Forms,
     Front,
@@ -119,9 +120,7 @@ def compile_(
     context: Context = None,
     prefill: Prefill = "",
     batch: Annotated[int, typer.Option(min=1, help="Rows of every bucket.")] = 1,
-    dtype: Annotated[
-        Literal["fp16", "fp32"], typer.Option(help="Dtype of the lowered graphs.")
-    ] = "fp16",
+    dtype: Dtype = "fp16",
     front: Front = "auto",
     facts: Facts = None,
     layout: Annotated[

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from omforge.cli import console
+from omforge.ir.floats import FloatName
 
 if TYPE_CHECKING:
     from omforge.atc.build import BuildOptions
@@ -31,6 +32,9 @@ Task = Annotated[
     typer.Option(
         help="Continue texts with a KV cache, or take whole texts in one run; auto: by the graph.",
     ),
+]
+Dtype = Annotated[
+    FloatName, typer.Option(help="Dtype of the lowered graphs; bf16 on A2, A3 and 950.")
 ]
 Context = Annotated[
     int | None,

@@ -10,6 +10,7 @@ from omforge.atc.build import BuildOptions
 from omforge.atc.command import AtcOptions
 from omforge.compilation.insertion import Insertion
 from omforge.compilation.quantize_options import KvDtype
+from omforge.ir.floats import FLOATS, FloatName
 from omforge.ir.fronts import Front
 from omforge.lowering.facts import NOTHING_SEEN, Facts
 
@@ -54,7 +55,7 @@ class CompileOptions:
     context: int | None = None
     prefill: tuple[int, ...] = ()
     batch: int = 1
-    dtype: Literal["fp16", "fp32"] = "fp16"
+    dtype: FloatName = "fp16"
     layout: Literal["auto", "stacked", "per-layer"] = "auto"
     allow_partial: bool = False
     gears: bool = False
@@ -73,4 +74,4 @@ class CompileOptions:
     @property
     def float_name(self) -> str:
         """The dtype of the lowered graphs, as a manifest writes it."""
-        return {"fp16": "float16", "fp32": "float32"}[self.dtype]
+        return FLOATS[self.dtype]

@@ -79,6 +79,9 @@ class QuantizeOptions:
         return ":".join(words)
 
 
+_HALVES = f"{OP} takes float16 beside its weights, and bfloat16 on A2, A3 and 950"
+
+
 def parse_quantize(text: str) -> QuantizeOptions | None:
     """Return what `--quantize` says; None where it is empty.
 
@@ -164,6 +167,13 @@ def check_quantize(
                 "Say with --quantize what the others have: int4:g64, or int8 on 310P",
             )
     if kv != "fp16":
+        if dtype == "bf16":
+            raise InputError(
+                f"--kv-dtype {kv} with --dtype bf16",
+                "AscendQuant, which writes an int8 cache, takes float16 and float32, and what "
+                "reads it gives float16",
+                "Use --dtype fp16, or leave the cache in bfloat16",
+            )
         if not calibration:
             raise _no_text(f"--kv-dtype {kv}", "its scales are the largest keys and values of one")
         if gears:
@@ -196,12 +206,8 @@ def check_stored(stored: Sequence[ir.Value], soc: Target, dtype: str) -> None:
             f"{OP} is on 310P (int8 per channel) and on A2, A3 and 950 (int8, int4, groups)",
             "Start from an export with float weights, with --quantize int8 or w8a8",
         )
-    if count and dtype != "fp16":
-        raise InputError(
-            f"{what}, with --dtype {dtype}",
-            f"{OP} takes float16 beside its weights",
-            "Use --dtype fp16",
-        )
+    if count and dtype == "fp32":
+        raise InputError(f"{what}, with --dtype {dtype}", _HALVES, "Use --dtype fp16")
 
 
 def _check_weights(weights: QuantizeOptions, soc: Target, dtype: str) -> None:
@@ -219,12 +225,8 @@ def _check_weights(weights: QuantizeOptions, soc: Target, dtype: str) -> None:
             f"310P has {OP} for int8 weights with one scale per channel, and nothing else",
             "Use --quantize int8",
         )
-    if dtype != "fp16":
-        raise InputError(
-            f"{what} with --dtype {dtype}",
-            f"{OP} takes float16 beside its weights",
-            "Use --dtype fp16",
-        )
+    if dtype == "fp32":
+        raise InputError(f"{what} with --dtype {dtype}", _HALVES, "Use --dtype fp16")
 
 
 def _no_text(what: str, why: str) -> InputError:

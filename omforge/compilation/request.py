@@ -14,6 +14,7 @@ from omforge.atc.find import Atc, choose_atc
 from omforge.bundle.destination import destination_of
 from omforge.bundle.source import Source, find_source
 from omforge.compilation.activation_options import atc_for_int8
+from omforge.compilation.float_options import check_dtype
 from omforge.compilation.graph_plan import plan_graphs, with_sizes
 from omforge.compilation.options import CompileOptions
 from omforge.compilation.quantize_options import (
@@ -89,6 +90,7 @@ def read_request(request: Request, work: Work) -> Checked:
     sized = with_sizes(options, bounds)
     check_forms(dict(options.forms))
     options.atc.words()  # refuses a wrong flag
+    check_dtype(options.dtype, soc, options.atc)
     scheme = parse_quantize(options.quantize)
     check_quantize(
         scheme,

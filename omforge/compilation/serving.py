@@ -35,7 +35,7 @@ from omforge.compilation.trail import Trail
 from omforge.compilation.work import Work
 from omforge.lowering.legalize.ge_cache import in_place_obstacle
 from omforge.passes.cache_in_place import CacheInPlace
-from omforge.passes.convert_precision import ConvertPrecision
+from omforge.passes.convert_precision import DTYPES, ConvertPrecision
 from omforge.passes.fuse_kv_io import FuseKvIo
 from omforge.passes.last_token_logits import LastTokenLogits
 from omforge.passes.tabulate_rotary import TabulateRotary
@@ -170,7 +170,7 @@ def _obstacle(raised: Raised) -> str:
     options = raised.options
     if options.front != "air" or raised.task == "encode":
         return ""
-    dtype = {"fp16": ir.DataType.FLOAT16, "fp32": ir.DataType.FLOAT}[options.dtype]
+    dtype = DTYPES[options.dtype]
     cached = ir.DataType.INT8 if options.kv_dtype == "int8" else dtype
     return in_place_obstacle(raised.checked.soc, cached)
 

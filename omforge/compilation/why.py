@@ -16,6 +16,7 @@ from omforge.air.lowered import written_slot
 from omforge.bundle import manifest as m
 from omforge.bundle.source import find_source
 from omforge.compilation.graph_plan import cheapest_layout
+from omforge.ir.floats import FloatName, float_name
 from omforge.ir.fronts import Front
 from omforge.lowering.facts import Facts
 from omforge.lowering.legalize import LEGALIZED_FROM, Decision, Refusal, legalize
@@ -207,8 +208,7 @@ def explain_choices(
                 "its canonical graph has the cache as that front wants it",
                 "Leave --front away, or give the export",
             )
-        dtype = "fp32" if bundle.dtype == "float32" else "fp16"
-        return _explain(model, dtype, plans, soc, forms, bundle.front)
+        return _explain(model, float_name(bundle.dtype), plans, soc, forms, bundle.front)
     source = find_source(path)
     model = ir.load(source.graph)
     if all(isinstance(dim, int) for value in model.graph.inputs for dim in value.shape or ("",)):
@@ -232,13 +232,13 @@ def explain_choices(
 
 def _explain(
     model: ir.Model,
-    dtype: str,
+    dtype: FloatName,
     plans: Sequence[tuple[str, BindShapes, tuple[int, ...]]],
     soc: Target,
     forms: Mapping[str, str] | None,
     front: Front,
 ) -> tuple[GraphWhy, ...]:
-    ConvertPrecision("fp32" if dtype == "fp32" else "fp16").run(model)
+    ConvertPrecision(dtype).run(model)
     found: list[GraphWhy] = []
     for name, bind, gears in plans:
         bucket = model.clone()

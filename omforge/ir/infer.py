@@ -96,8 +96,11 @@ def _target_op(context: Inference) -> None:
     """What the table of target ops says."""
     given: list[tuple[ir.DataType, Dims]] = []
     for value in context.node.inputs:
-        shape = None if value is None else dims(value)
-        if value is None or value.dtype is None or shape is None:
+        if value is None:  # an optional one
+            given.append((ir.DataType.UNDEFINED, ()))
+            continue
+        shape = dims(value)
+        if value.dtype is None or shape is None:
             return
         given.append((value.dtype, shape))
     for index, (dtype, shape) in enumerate(TARGET_OPS[context.node.op_type].infer(given)):

@@ -29,6 +29,9 @@ DEFAULT_DOMAIN = "ai.onnx"
 # plugin's ParseOpToGraph). Such a node's inputs must all be there.
 EXPANDED = "PartitionedCall"
 
+_INPUT_SHAPE = "hicann/ge:docs/zh/user_guides/atc_tools/CLI_options (input_shape)"
+_PRECISION_MODE = "hicann/ge:docs/zh/user_guides/atc_tools/CLI_options (precision_mode_v2)"
+
 
 @dataclass(frozen=True)
 class Fact:
@@ -47,6 +50,7 @@ class Family:
         dtypes: The dtypes that tensors may have.
         facts: Limits in words, with their sources.
         run_time_sizes: What becomes of a size that is not known before the run.
+        no_bfloat16: Why graphs are not computed in it; None where they may be.
     """
 
     name: str
@@ -54,8 +58,9 @@ class Family:
     facts: tuple[Fact, ...]
     run_time_sizes: Fact = Fact(
         "the graph becomes one of dynamic shape: the host schedules each operator, nothing is sunk",
-        "hicann/ge:docs/zh/user_guides/atc_tools/CLI_options (input_shape)",
+        _INPUT_SHAPE,
     )
+    no_bfloat16: Fact | None = None
 
 
 @dataclass(frozen=True)
@@ -81,14 +86,14 @@ _INTEGERS = frozenset(
     ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "bool")
 )
 
+_310P_WITHOUT_BFLOAT16 = Fact("no bfloat16 compute: use float16", _PRECISION_MODE)
+
 FAMILY_310P = Family(
     name="310p",
     dtypes=_INTEGERS | {"float16", "float32"},
+    no_bfloat16=_310P_WITHOUT_BFLOAT16,
     facts=(
-        Fact(
-            "no bfloat16 compute: use float16",
-            "hicann/ge:docs/zh/user_guides/atc_tools/CLI_options (precision_mode_v2)",
-        ),
+        _310P_WITHOUT_BFLOAT16,
         Fact(
             "no int4 weights: WeightQuantBatchMatmulV2 takes int8 only, one scale per channel (its "
             "document lists groups as well, its prototype excludes them)",
@@ -108,9 +113,8 @@ FAMILY_910B = Family(
     dtypes=_INTEGERS | {"float16", "float32", "bfloat16", "int4"},
     facts=(
         Fact(
-            "bfloat16 compute is there; atc's default precision turns it into float16, so compile "
-            "with --precision_mode_v2=origin",
-            "hicann/ge:docs/zh/user_guides/atc_tools/CLI_options (precision_mode_v2)",
+            "bfloat16 compute is there; atc makes float16 of it without --precision_mode_v2=origin",
+            _PRECISION_MODE,
         ),
         Fact(
             "prompt flash attention with a mask takes a zero-element or zero pse (untested on a "
@@ -132,22 +136,23 @@ FAMILY_910_93 = Family(
     ),
 )
 
+_310B_WITHOUT_BFLOAT16 = Fact(
+    "no bfloat16 kernel of GatherV2, ReduceMean, Rsqrt or Sigmoid: use float16",
+    "CANN 8.1.RC1:opp/built-in/op_impl/ai_core/tbe/config/ascend310b",
+)
+
 FAMILY_310B = Family(
     name="310b",
     dtypes=_INTEGERS | {"float16", "float32", "bfloat16"},
-    run_time_sizes=Fact(
-        "dynamic shapes are not supported",
-        "hicann/ge:docs/zh/user_guides/atc_tools/CLI_options (input_shape)",
-    ),
+    no_bfloat16=_310B_WITHOUT_BFLOAT16,
+    run_time_sizes=Fact("dynamic shapes are not supported", _INPUT_SHAPE),
     facts=(
         Fact(
             "no kernel for RmsNorm, RotaryMul, ScaledMaskedSoftmax or weight-quantised products",
             "CANN 8.1.RC1:opp/built-in/op_impl/ai_core/tbe/config/ascend310b",
         ),
-        Fact(
-            "no shape ranges: static shapes or gears",
-            "hicann/ge:docs/zh/user_guides/atc_tools/CLI_options (input_shape)",
-        ),
+        _310B_WITHOUT_BFLOAT16,
+        Fact("no shape ranges: static shapes or gears", _INPUT_SHAPE),
     ),
 )
 
@@ -175,8 +180,7 @@ FAMILY_950 = Family(
     ),
 )
 
-# A further SoC is one more row. Cores and memory only where the contract states them: they are for
-# reports, nothing is decided by them.
+# Cores and memory only where the contract states them: nothing is decided by them.
 _ROWS = (
     Target("Ascend310P1", FAMILY_310P),
     Target("Ascend310P3", FAMILY_310P, cores=8, memory_gib=24),
@@ -248,10 +252,7 @@ def dtype_name(dtype: ir.DataType | None) -> str:
     return _DTYPE_NAMES.get(dtype, dtype.name.lower())
 
 
-_DTYPE_NAMES = {
-    ir.DataType.FLOAT: "float32",
-    ir.DataType.DOUBLE: "float64",
-}
+_DTYPE_NAMES = {ir.DataType.FLOAT: "float32", ir.DataType.DOUBLE: "float64"}
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import Literal
 
 from omforge import ir
 from omforge.air.ge_types import byte_size
+from omforge.ir.bfloat16 import computed_wide
 from omforge.ir.dims import Dim, evaluate, symbols
 from omforge.ir.errors import InputError
 from omforge.ir.ops import is_target_op, reference_model
@@ -87,8 +88,9 @@ def simulate_om(
 
 def _twin(model: ir.Model) -> ir.Model:
     if any(is_target_op(node) for node in model.graph.all_nodes()):
-        return reference_model(model)
-    return model.clone()
+        return reference_model(computed_wide(model))
+    wide = computed_wide(model)
+    return model.clone() if wide is model else wide
 
 
 # Interface

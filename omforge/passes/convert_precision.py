@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from omforge import ir
+from omforge.ir.floats import FloatName
 from omforge.ir.infer import infer_model
 from omforge.ir.values import constant, tensor_shape
 from omforge.recognition.interface import is_weight
@@ -19,9 +20,9 @@ from omforge.rewriting.events import record
 from omforge.rewriting.splice import Names, insert
 
 _FLOAT, _HALF, _BRAIN = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16
-_DTYPES = {"fp16": _HALF, "fp32": _FLOAT}
+DTYPES: Mapping[FloatName, ir.DataType] = {"fp16": _HALF, "bf16": _BRAIN, "fp32": _FLOAT}
 
-# What holds positions or angles: half precision has no odd number above 2,048.
+# What holds positions or angles: float16 has no odd number above 2,048, bfloat16 none above 256.
 _EXACT = {"Cos", "Sin", "Range"}
 
 # Attributes that name the dtype of arithmetic inside an op.
@@ -34,16 +35,17 @@ _SMALL = 1024
 class ConvertPrecision(Pass):
     """Convert float weights, inputs, outputs and arithmetic to `dtype`.
 
-    Towards half precision, four things stay in float32, with a Cast behind them: what rotary
-    angles are computed from, up to the cosine; what counts (integers that are computed with as
-    floats, and become integers again); a LayerNormalization, scale and bias included; and what a
-    half-precision model computes in float32 between two casts. Weights are converted when they are
-    written, one at a time. A weight outside the range of float16 is clipped to it, and is an event.
+    Towards half precision (float16, bfloat16), four things stay in float32, with a Cast behind
+    them: what rotary angles are computed from, up to the cosine; what counts (integers that are
+    computed with as floats, and become integers again); a LayerNormalization, scale and bias
+    included; and what a half-precision model computes in float32 between two casts. Weights are
+    converted when they are written, one at a time. A weight outside the range of the dtype is
+    clipped to it, and is an event.
     """
 
     name: ClassVar[str] = "convert-precision"
     changes_interface: ClassVar[bool] = True
-    dtype: Literal["fp16", "fp32"] = "fp16"
+    dtype: FloatName = "fp16"
 
     def run(self, model: ir.Model) -> int:
         """Convert; the number of tensors and nodes that changed.
@@ -63,10 +65,10 @@ class ConvertPrecision(Pass):
             model
         )
         infer_model(model)
-        to = _DTYPES[self.dtype]
+        to = DTYPES[self.dtype]
         old = {_FLOAT, _HALF, _BRAIN} - {to}
         kept = set[ir.Value]()
-        if to == _HALF:
+        if to != _FLOAT:
             kept = _exact_values(model) | _counts(model) | _norms(model) | _islands(model)
         changed = _cast_behind(model, kept, to, self.name)
         changed += _cast_ahead(model, kept, self.name)

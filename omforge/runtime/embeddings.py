@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from omforge.ir.bfloat16 import is_float
 from omforge.ir.errors import InputError
 
 Array = npt.NDArray[Any]
@@ -68,7 +69,7 @@ def embedded(
     array = np.asarray(prompt)
     if not array.size:
         return np.zeros((0, hidden_size), np.float32)
-    if array.dtype.kind == "f":
+    if is_float(array.dtype):
         if array.ndim != 2 or array.shape[1] != hidden_size:
             raise InputError(
                 f"a prompt of embeddings is {list(array.shape)}",

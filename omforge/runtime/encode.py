@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from omforge.bundle.manifest import Bucket, Manifest
+from omforge.ir.bfloat16 import is_float
 from omforge.ir.errors import InputError
 from omforge.runtime.bundle import Bundle
 from omforge.runtime.fixed import fixed_feeds
@@ -292,4 +293,4 @@ def _own(output: Array, shape: Sequence[int | str], row: int, length: int) -> Ar
     whole = slice(None)
     parts = tuple(row if n == "batch" else slice(length) if n == "seq" else whole for n in shape)
     found = output[parts]
-    return found.astype(np.float32) if found.dtype.kind == "f" else found
+    return found.astype(np.float32) if is_float(found.dtype) else found

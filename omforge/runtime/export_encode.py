@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from omforge.bundle.manifest import Manifest
+from omforge.ir.bfloat16 import is_float
 from omforge.runtime.encode import Encoded
 from omforge.runtime.export import at_full_accuracy_of, require
 from omforge.runtime.fixed import fixed_feeds
@@ -115,5 +116,5 @@ class ExportEncoder:
             array = outputs[name]
             if spec.shape[:1] == ("batch",):
                 array = array[0]
-            found[spec.name] = array.astype(np.float32) if array.dtype.kind == "f" else array
+            found[spec.name] = array.astype(np.float32) if is_float(array.dtype) else array
         return found

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from omforge.bundle.manifest import FixedInput, Manifest, TensorSpec
+from omforge.ir.bfloat16 import is_float
 from omforge.ir.errors import InputError
 from omforge.runtime.session import describe
 
@@ -60,7 +61,7 @@ def read_fixed(fixed: Sequence[FixedInput], file: Path | None) -> dict[str, Arra
 
 def required(fixed: Sequence[FixedInput]) -> list[str]:
     """The names of an encoder's states: a mask may be absent, and so may an adapter."""
-    return [s.name for s in fixed if s.kind == "memory" and np.dtype(s.dtype).kind == "f"]
+    return [s.name for s in fixed if s.kind == "memory" and is_float(s.dtype)]
 
 
 def as_exported(manifest: Manifest, given: Mapping[str, Array]) -> dict[str, Array]:
@@ -79,7 +80,7 @@ def random_fixed(fixed: Sequence[FixedInput], batch: int, seed: int) -> dict[str
     found: dict[str, Array] = {}
     for spec in fixed_specs(fixed, batch):
         shape = tuple(dim for dim in spec.shape if isinstance(dim, int))
-        if np.dtype(spec.dtype).kind == "f":
+        if is_float(spec.dtype):
             found[spec.name] = 0.1 * stream.standard_normal(shape)
         else:
             found[spec.name] = np.ones(shape, spec.dtype)
@@ -122,10 +123,9 @@ def fixed_feeds(
             feeds[name] = np.full(shape, np.dtype(dtype).kind in "iub", dtype)
             continue
         array = np.asarray(given[name])
-        kinds = "f" if np.dtype(dtype).kind == "f" else "iub"
         rows = {1, batch} if spec_of[name].shape[:1] == ("batch",) else {shape[0] if shape else 0}
         if (
-            array.dtype.kind not in kinds
+            is_float(array.dtype) != is_float(dtype)
             or array.shape[1:] != shape[1:]
             or array.ndim != len(shape)
             or (shape and array.shape[0] not in rows)

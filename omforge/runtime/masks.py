@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from omforge import ir
+
 Array = npt.NDArray[Any]
 Firsts = npt.NDArray[np.int64]
 
@@ -114,5 +116,5 @@ def key_positions(
     keys = np.concatenate([np.where(slots < past, slots, past), past + np.minimum(new, count - 1)])
     if in_place:  # [1, 1, 1, C]: the new tokens are in slots, too
         keys = np.minimum(slots, last)
-    lowest = float(np.finfo(dtype).min)
+    lowest = float(ir.DataType.from_numpy(np.dtype(dtype)).min)
     return np.maximum(keys - last, lowest).astype(dtype)[None, None, None]

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from omforge import ir
 from omforge.bundle.manifest import Bucket, TensorSpec
+from omforge.ir.bfloat16 import is_float
 from omforge.ir.files import load
 from omforge.ir.values import constant
 from omforge.runtime.bundle import Bundle
@@ -55,7 +56,7 @@ def _limit(node: ir.Node) -> float | None:
     if scores is None or scores.is_graph_input():  # a mask
         return None
     array = constant(limit, limit=1)
-    if array is None or array.size != 1 or array.dtype.kind != "f":
+    if array is None or array.size != 1 or not is_float(array.dtype):
         return None
     return float(array.ravel()[0]) if constant(scores) is None else None
 

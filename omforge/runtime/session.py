@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from omforge import ir
 from omforge.bundle.manifest import TensorSpec
+from omforge.ir.bfloat16 import computed_wide, run_session
 from omforge.ir.errors import InputError, OmforgeError
 from omforge.ir.files import load
 from omforge.ir.ops import reference_model
@@ -81,7 +82,7 @@ class OrtSession:
         content: str | bytes
         folded = True
         if isinstance(source, bytes):
-            content = source
+            content, folded = source, False  # it may widen what it stores; nobody has looked
             if folder is not None:
                 options.add_session_config_entry(EXTERNAL_FOLDER, os.path.abspath(folder))
         elif isinstance(source, ir.Model) or lowered:
@@ -89,8 +90,9 @@ class OrtSession:
             beside = _weights_folder(model)
             if beside is not None:
                 options.add_session_config_entry(EXTERNAL_FOLDER, beside)
-            folded = not any(_widens(node) for node in model.graph)
-            twin = reference_model(model) if lowered else model
+            wide = computed_wide(model)
+            folded = not any(_widens(node) for node in wide.graph)
+            twin = reference_model(wide) if lowered else wide
             content = ir.to_proto(twin).SerializeToString()
         else:
             content = os.fspath(source)
@@ -122,7 +124,7 @@ class OrtSession:
             raise InputError(f"{self.name}: the session is closed", next_step="Open a new one")
         names = [spec.name for spec in self._outputs]
         try:
-            results: list[Array] = self._session.run(names, dict(feeds))
+            results = run_session(self._session, names, feeds)
         # onnxruntime's exceptions have no common base below Exception.
         except Exception as error:
             raise OmforgeError(

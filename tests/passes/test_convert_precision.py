@@ -7,6 +7,7 @@ import pytest
 
 from omforge import ir
 from omforge.ir import numerics
+from omforge.ir.bfloat16 import BFLOAT16
 from omforge.ir.values import constant
 from omforge.passes.convert_precision import ConvertPrecision
 from omforge.passes.fuse_rotary import FuseRotary
@@ -77,6 +78,33 @@ def test_what_is_computed_of_integers_and_stays_a_float_is_converted() -> None:
         f = Cast <to = 1> (i) y = Mul (x, f)
     }""")
     assert {v.dtype for node in model.graph for v in node.outputs} == {HALF}
+
+
+def test_to_bfloat16_what_counts_and_what_turns_stays_in_float() -> None:
+    """bfloat16 has no odd number above 256: positions and their cosines are float32."""
+    model = converted(
+        """g (float[N, 2] x, int64[N, 1] p) => (float[N, 2] y)
+    <float[2] w = {1, 2}, float[2] r = {3, 4}> {
+        f = Cast <to = 1> (p) a = Mul (f, w) c = Cos (a) b = Mul (x, r) y = Add (b, c) }""",
+        "bf16",
+    )
+    three, four = np.array([3, 4], BFLOAT16).view(np.uint16)
+    assert outline(model) == lines(f"""g (bfloat16[N, 2] x, int64[N, 1] p) => (bfloat16[N, 2] y)
+    <float[2] w = {{1, 2}}, bfloat16[2] r = {{{three}, {four}}}> {{
+        f = Cast <to = 1> (p) a = Mul (f, w) c = Cos (a) b = Mul (x, r)
+        h = Cast <to = 16> (c) y = Add (b, h) }}""")
+    feeds = {"x": np.ones((2, 2), BFLOAT16), "p": np.array([[0], [301]])}
+    expected = np.cos(feeds["p"] * np.array([1.0, 2.0])) + np.array([3, 4])
+    found = numerics.run(model, feeds)["y"].astype(np.float64)
+    np.testing.assert_allclose(found, expected, atol=2.0**-6)
+
+
+def test_a_weight_beyond_float16_stays_what_it_is_in_bfloat16() -> None:
+    text = "g (float[2] x) => (float[2] y) <float[2] w = {100000, 2}> { y = Mul (x, w) }"
+    model = converted(text, "bf16")
+    assert not events(model)
+    assert constant(model.graph.initializers["w"]).tolist() == [99840, 2]  # type: ignore[union-attr]
+    assert len(events(converted(text))) == 1
 
 
 def test_finds_nothing_in_a_second_run() -> None:

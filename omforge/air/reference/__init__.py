@@ -24,6 +24,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from omforge import ir
 from omforge.air.graph import (
     CONST_TYPES,
     DATA_TYPES,
@@ -41,6 +42,7 @@ from omforge.air.reference import elementwise, layout, linear, transformer, writ
 from omforge.air.reference.between import CARRIERS, FLOAT, INTEGERS, Between
 from omforge.air.reference.builder import OPSET, Body, Call, Twin, onnx_dtype
 from omforge.air.reference.inference import ShapeFault, infer
+from omforge.ir.bfloat16 import computed_wide
 from omforge.ir.errors import InputError
 
 __all__ = ["BODIES", "Reference", "ShapeFault", "reference"]
@@ -145,7 +147,7 @@ class _Assembly:
         )
         opset = helper.make_opsetid("", OPSET)
         model = helper.make_model(graph, opset_imports=[opset], ir_version=_IR_VERSION)
-        return Reference(model, written, self.descs)
+        return Reference(_computed(model), written, self.descs)
 
     def _needs(self, op: Op) -> list[str]:
         found = [edge.producer for edge in op.edges if edge is not None] + list(op.controls)
@@ -321,6 +323,13 @@ class _Assembly:
         shape = [f"{name}.{at}" if dim < 0 else dim for at, dim in enumerate(desc.shape or ())]
         dtype = FLOAT if value in self.twin.floats else desc.dtype
         return helper.make_tensor_value_info(name, onnx_dtype(dtype, name), shape)
+
+
+def _computed(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same in float32 where the graph is in bfloat16, for which the CPU has no kernels."""
+    narrow = ir.from_proto(model)
+    wide = computed_wide(narrow)
+    return model if wide is narrow else ir.to_proto(wide)
 
 
 def _inline(graph: Graph, op: Op, name: str, tensor: Tensor) -> TensorProto:

@@ -56,7 +56,7 @@ def soc_dtypes(subject: Subject) -> Iterator[Finding]:
 
 
 _DTYPE_REMEDIES = {
-    "bfloat16": "run `convert-precision{dtype=float16}`",
+    "bfloat16": "run `convert-precision{dtype=fp16}`",
     "float64": "run `convert-precision`: double runs on the AICPU, if at all",
     "int4": "quantise to int8 for this SoC",
 }
