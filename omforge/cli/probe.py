@@ -66,6 +66,7 @@ def probe(
     verbose: Verbose = False,
 ) -> None:
     """Ask CANN and a device what the tables can only infer, and write facts for --facts."""
+    from omforge.ir.errors import InputError
     from omforge.lowering.target import target as find_target
     from omforge.probe.kit import write_kit
     from omforge.probe.results import read_result
@@ -81,6 +82,12 @@ def probe(
     if show:
         _list(target, as_json=as_json)
         return
+    if not target:
+        raise InputError(
+            "--target is missing",
+            "the probes are those of one SoC",
+            "Give --target SOC, or one of --read, --bench and --list",
+        )
     soc = find_target(target)
     if export is not None:
         with console.progress() as bar:

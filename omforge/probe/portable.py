@@ -7,9 +7,8 @@ this file as `probe.py`, with `kit.json` and the models. `omforge probe` runs th
     python3 probe.py --target Ascend310P3                   # atc and device 0
     python3 probe.py --target Ascend310P3 --backend none    # atc alone: no device here
 
-Each probe is a process of its own, so that a crash of atc, of a driver or of the process answers
-one question and ends no other. The answers so far are in the result file after each probe; the same
-command goes on where it was interrupted.
+Each probe is a process of its own: a crash of atc, of a driver or of the process answers one
+question and ends no other. The same command goes on where it was interrupted.
 """
 
 from __future__ import annotations
@@ -35,12 +34,11 @@ from typing import Any, Callable, Dict
 
 import numpy as np
 
-SCHEMA = 1
-SUCCESS = "ATC run success"
+SCHEMA, SUCCESS = 1, "ATC run success"
 CODE = re.compile(r"\b([EW][0-9A-Z]\d{4})\b")
-SIMULATED = b"omforge-atc-sim"
-NOT_SIMULATED = "SIM000"
+SIMULATED, NOT_SIMULATED = b"omforge-atc-sim", "SIM000"
 STAMP = re.compile(r"^\[PID: \d+\] \S+ ")
+CONTROL = "onnx-taken"  # what all others stand on
 LOST_INPUT = "E18888"  # a plugin lost an input, and atc says that it succeeded
 CANNOT_ANSWER = ("E10021", "E10022", "E10054", "E13026")
 """Codes that are about this machine's paths and the command, not about the question."""
@@ -505,8 +503,11 @@ def answer_kit(folder: str, options: Options, tell: Callable[..., None]) -> Json
     head.update(cann=options.cann or cann_version(options.atc), backend=options.backend)
     before = _kept(options.output)
     raw: dict[str, Json] = {}
-    if not options.again and all(before.get(name) == head[name] for name in head):
+    interrupted = before.get("complete") is False and not options.again
+    if interrupted and all(before.get(name) == head[name] for name in head):
         raw = {n: a for n, a in before["answers"].items() if a["value"] is not None}
+        if raw.get(CONTROL, {}).get("value") != "taken":  # that has been mended, perhaps
+            raw = {}
     asked = with_controls(kit, options.only)
     with ThreadPoolExecutor(max_workers=max(1, options.jobs)) as pool:
         left = [probe for probe in asked if probe["id"] not in raw]

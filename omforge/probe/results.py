@@ -15,6 +15,7 @@ from omforge.ir.weights import replacing, writing
 from omforge.lowering.facts_file import SCHEMA, file_name
 from omforge.lowering.target import target
 from omforge.probe.questions import probes_for
+from omforge.probe.record import REFUSED
 
 _AGAIN = "Run the kit of this omforge again: omforge probe --export"
 
@@ -82,15 +83,14 @@ class Outcome:
         """Write the facts file, whole or not at all; return where.
 
         Raises:
-            CheckError: Nothing was seen, so that there are no facts.
+            CheckError: Nothing was seen, so that there are no facts; or atc compiles nothing here,
+                so that it says nothing.
         """
-        if not self.seen:
-            first = self.answers[0] if self.answers else None
-            raise CheckError(
-                "no probe gave an answer",
-                "" if first is None else f"{first.probe}: {first.evidence}",
-                "Mend what it says; `--only onnx-taken` asks that alone",
-            )
+        first = self.answers[0] if self.answers else None
+        told = "" if first is None else f"{first.probe}: {first.evidence}"
+        if not self.seen or (first is not None and first.value == REFUSED):
+            what = "atc does not compile one MatMul" if self.seen else "no probe gave an answer"
+            raise CheckError(what, told, "Mend what it says; `--only onnx-taken` asks that alone")
         file = path or Path(file_name(self.cann, self.soc))
         text = json.dumps(self.document(), indent=1, sort_keys=True) + "\n"
         with writing(file), replacing(file) as temporary:

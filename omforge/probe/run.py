@@ -93,9 +93,8 @@ def run_probes(
         portable.answer_kit(str(kit), _words(work, target, atc, options), _tell(progress)),
         str(file),
     )
-    written = found.write(file)
-    shutil.rmtree(work, ignore_errors=True)
-    return found, written
+    shutil.rmtree(work, ignore_errors=True)  # all is answered: the next run asks anew
+    return found, found.write(file)
 
 
 def _check_names(names: Sequence[str], target: Target) -> None:

@@ -82,10 +82,11 @@ def test_probe_reads_a_result(tmp_path: Path) -> None:
     assert json.loads(facts.read_text())["cann"] == "8.5"
 
 
-def test_probe_without_a_target_names_those_that_are_known() -> None:
+def test_probe_without_a_target_says_what_goes_without_one() -> None:
     done = Result("probe", "--atc", "sim")
     assert done.status == 2
-    assert "Ascend310P3" in done.err
+    assert "Give --target SOC, or one of --read, --bench and --list" in done.err
+    assert "Ascend310P3" in Result("probe", "--target", "310", "--atc", "sim").err
 
 
 # --facts

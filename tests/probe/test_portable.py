@@ -228,6 +228,16 @@ def test_an_interrupted_run_goes_on_with_what_has_no_answer(
     assert found["complete"] is True
     assert set(found["answers"]) == {"onnx-taken", "never-made"}
     told.clear()
+    portable.answer_kit(str(kit), chosen, lambda name, *_: told.append(name))
+    assert sorted(told) == ["never-made", "onnx-taken"]  # what is complete is asked anew
+    monkeypatch.setenv("PLANT", "EZ3003")
+    with pytest.raises(KeyboardInterrupt):
+        portable.answer_kit(str(kit), chosen, interrupt)
+    monkeypatch.setenv("PLANT", "taken")  # it was mended: nothing of before counts
+    told.clear()
+    portable.answer_kit(str(kit), chosen, lambda name, *_: told.append(name))
+    assert sorted(told) == ["never-made", "onnx-taken"]
+    told.clear()
     portable.answer_kit(
         str(kit),
         options(kit, tmp_path, atc, again=True, only=["onnx-taken"], backend="none"),

@@ -45,6 +45,9 @@ def test_what_an_atc_says_becomes_facts(
     assert facts.is_seen("never-made=taken")
     assert "runs" not in facts.seen  # it was built, and no device was asked
     assert [each.probe for each in found.surprises] == ["never-made"]
+    monkeypatch.setenv("PLANT", "EZ3003")  # an atc that lacks the SoC's operators
+    with pytest.raises(CheckError, match=r"does not compile one MatMul.*EZ3003: Planted"):
+        run_probes(SOC, options, tmp_path / "none.json")
     monkeypatch.setenv("PLANT", "E10054")  # the command is wrong: nothing follows
     with pytest.raises(CheckError, match="no probe gave an answer"):
         run_probes(SOC, options, tmp_path / "none.json")
