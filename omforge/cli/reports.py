@@ -103,9 +103,10 @@ def show_compiled(result: CompileResult, source: Path, output: Path, remark: str
     show(f"legality   {made.target}: {nodes}")
     show(f"task       {task_text(made)}")
     cache = "no" if made.task == "encode" else made.kv.layout
+    place = ", which the graphs write in place" if made.kv.in_place else ""
     show(
         f"bundle     {output}: {made.dtype}, context {made.context}, batch {made.batch}, "
-        f"{cache} cache"
+        f"{cache} cache{place}"
     )
     if why := _bounded_by(result):
         show(f"context    {made.context} tokens: {why}")
@@ -194,6 +195,8 @@ def compiled_json(result: CompileResult, remark: str) -> dict[str, Any]:
         "bounds": [dataclasses.asdict(bound) for bound in result.bounds],
         "batch": made.batch,
         "layout": made.kv.layout,
+        "in_place": made.kv.in_place,
+        "front": made.front,
         "quantization": dataclasses.asdict(made.quantization),
         "budget": None if result.budget is None else dataclasses.asdict(result.budget),
         **passes_json(result.passes, result.events, remark),
