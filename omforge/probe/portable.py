@@ -36,8 +36,8 @@ import numpy as np
 
 SCHEMA, SUCCESS = 1, "ATC run success"
 CODE = re.compile(r"\b([EW][0-9A-Z]\d{4})\b")
-SIMULATED, NOT_SIMULATED = b"omforge-atc-sim", "SIM000"
-STAMP = re.compile(r"^\[PID: \d+\] \S+ ")
+SIMULATED, NOT_SIMULATED = b"omforge-atc-sim", re.compile("SIM000|SIM062")
+STAMP = re.compile(r"\[PID: \d+\] \S+ ")
 CONTROL = "onnx-taken"  # what all others stand on
 LOST_INPUT = "E18888"  # a plugin lost an input, and atc says that it succeeded
 CANNOT_ANSWER = ("E10021", "E10022", "E10054", "E13026")
@@ -133,8 +133,8 @@ def build_om(kit: str, work: str, build: Json, options: Options) -> str:
     made = sorted(glob.glob(output + ".om") + glob.glob(output + "_*_*.om"))
     if done.returncode == 0 and SUCCESS in text and LOST_INPUT not in codes and made:
         return made[0]
-    if NOT_SIMULATED in text:
-        raise NoAnswer(f"the simulated atc does not do that: {_line(text, NOT_SIMULATED)}")
+    if beyond := NOT_SIMULATED.search(text):
+        raise NoAnswer(f"the simulated atc does not do that: {_line(text, beyond.group())}")
     about_us = [code for code in codes if code in CANNOT_ANSWER]
     if about_us:
         raise NoAnswer(f"atc stumbles over something else: {_line(text, about_us[0])}")
@@ -149,7 +149,7 @@ def build_om(kit: str, work: str, build: Json, options: Options) -> str:
 
 def _line(text: str, word: str) -> str:
     found = [STAMP.sub("", line.strip()) for line in text.splitlines() if word in line]
-    return found[0][:300] if found else word
+    return max(found, key=len)[:300]  # "EZ9999: Inner Error!" comes ahead of what it was
 
 
 def _last_line(text: str) -> str:
