@@ -226,6 +226,10 @@ def _arg_max(twin: Twin, call: Call) -> list[str]:
     return [twin.cast(found, call.dtype("dtype", "int64"))]
 
 
+def _einsum(twin: Twin, call: Call) -> list[str]:
+    return [twin.op("Einsum", *call.inputs("x"), equation=call.text("equation"))]
+
+
 def _cumsum(twin: Twin, call: Call) -> list[str]:
     options = {name: int(call.flag(name)) for name in ("exclusive", "reverse")}
     return [twin.op("CumSum", call.input("x"), call.input("axis"), **options)]
@@ -266,6 +270,7 @@ BODIES: Mapping[str, Body] = {
     "BroadcastTo": _broadcast,
     "ConcatD": _concat_d,
     "Cumsum": _cumsum,
+    "Einsum": _einsum,
     "Expand": _broadcast,
     "Fill": _fill,
     "Flatten": _by_output_shape,

@@ -335,19 +335,29 @@ def _top_k(to: Emission, node: ir.Node) -> None:
 
 
 def _arg_max(to: Emission, node: ir.Node) -> None:
+    """GE's kernels give int32."""
     x = node.inputs[0]
     assert x is not None
     like = typed(x)
     axis = _integer(node, "axis", 0) % len(like.shape)
     operands = {"x": to.edge(x), "dimension": to.constant(axis, "int32")}
-    shape = like.shape[:axis] + like.shape[axis + 1 :]
-    if not _integer(node, "keepdims", 1):
-        _one(to, node, "ArgMaxV2", operands, {"dtype": "int64"})
-        return
-    (found,) = to.add(
-        "ArgMaxV2", f"{_name(node)}/flat", operands, [Typed("int64", shape)], {"dtype": "int64"}
-    )
-    _one(to, node, "Unsqueeze", {"x": found}, {"axes": [axis]})
+    flat = like.shape[:axis] + like.shape[axis + 1 :]
+    narrow = Typed("int32", flat)
+    (found,) = to.add("ArgMaxV2", f"{_name(node)}/int32", operands, [narrow], {"dtype": "int32"})
+    if _integer(node, "keepdims", 1):
+        kept = Typed("int32", typed(node.outputs[0]).shape)
+        axes = {"axes": [axis]}
+        (found,) = to.add("Unsqueeze", f"{_name(node)}/kept", {"x": found}, [kept], axes)
+    _one(to, node, "Cast", {"x": found}, {"dst_type": ge_number("int64")})
+
+
+def _einsum(to: Emission, node: ir.Node) -> None:
+    edges = _edges(to, node)
+    attributes: dict[str, AttributeValue] = {
+        "equation": node.attributes["equation"].as_string(),
+        "N": len(edges),
+    }
+    _one(to, node, "Einsum", {"x": edges}, attributes)
 
 
 def _cumsum(to: Emission, node: ir.Node) -> None:
@@ -407,6 +417,7 @@ STANDARD: Mapping[str, Emit] = {
     "Clip": _clip,
     "Concat": _concat,
     "CumSum": _cumsum,
+    "Einsum": _einsum,
     "Expand": _expand,
     "Flatten": _flatten,
     "Gather": _gather,

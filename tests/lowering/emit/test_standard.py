@@ -28,6 +28,7 @@ CASES = {
     "Cos": (X, "Cos (x)"),
     "CumSum": (X, "CumSum <reverse = 1> (x, one)"),
     "Div": (f"{X}, float16[2, 1, 4] y", "Div (x, y)"),
+    "Einsum": (f"{X}, float16[2, 4] y", 'Einsum <equation = "bst,bt->bs"> (x, y)'),
     "Equal": ("int64[2, 3] x, int64[3] y", "Equal (x, y)"),
     "Erf": (X, "Erf (x)"),
     "Exp": (X, "Exp (x)"),
