@@ -11,7 +11,8 @@ kernels. Success here says that atc would parse the model, not that a kernel exi
 
 GE graphs (--framework=1) have no parser: they go through GE's own loader, which is lenient, and
 through its inference, which here is ONNX's over the bodies of `omforge.air.reference` (`air`). What
-it does not do there: constant folding, tiling (E20001), and operators that have no body (SIM062).
+it does not do there: constant folding, and operators that have no body (SIM062); of tilings
+(E20001) it knows those of fused attention on 310P.
 
 Where the real atc goes wrong without a word (an empty tensor for a Constant with `value_ints`, an
 epsilon that is ignored), the simulator refuses with a code of its own, `SIM010` to `SIM053` and, of

@@ -17,6 +17,7 @@ from omforge.air.reference import Reference, ShapeFault, reference
 from omforge.atc.sim import air_checks, emit
 from omforge.atc.sim.air_kernels import Placed, check_kernels, check_types, family_of
 from omforge.atc.sim.air_loader import LoadedAir, load_air
+from omforge.atc.sim.air_tiling import check_tiling
 from omforge.atc.sim.command_line import Arguments
 from omforge.atc.sim.graph import GeNode, GraphInput, Parsed
 from omforge.atc.sim.reports import Refused, Report
@@ -57,6 +58,8 @@ def compile_air(arguments: Arguments, shapes: Shapes, report: Report) -> None:
     twins = [_inferred(loaded, each, family, report) for each in bound]
     precision = arguments["precision_mode_v2"] or arguments["precision_mode"] or "fp16"
     check_kernels(_placed(loaded, twins[0]), family, precision, report)
+    for twin in twins:
+        check_tiling(_placed(loaded, twin), family, report)
     if report.errors:  # silent failures, which stop the run here
         raise Refused
     output = Path(arguments["output"] + ".om")

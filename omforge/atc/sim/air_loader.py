@@ -118,14 +118,13 @@ class _Loader:
         for name, attribute in op.attributes.items():
             if attribute.kind == "none":
                 continue
-            if attribute.items is not None and not attribute.typed and name not in BOOKKEEPING:
-                if name not in _RECOVERED:
-                    self.report.trap(
-                        "SIM073",
-                        f"{op.type} {op.name}: its attribute {name} is a list that does not say "
-                        "its type: atc drops it (model_serialize.cc:"
-                        "DeserializeAllAttrsToAttrHolder).",
-                    )
+            untyped = attribute.items is not None and not attribute.typed
+            if untyped and name not in (*BOOKKEEPING, *_RECOVERED):
+                self.report.trap(
+                    "SIM073",
+                    f"{op.type} {op.name}: its attribute {name} is a list that does not say its "
+                    "type: atc drops it (model_serialize.cc:DeserializeAllAttrsToAttrHolder).",
+                )
                 continue
             kept[name] = attribute
         if op.type in _CONST:

@@ -167,6 +167,12 @@ REFUSED: tuple[tuple[str, str, Callable[[Air], Air], tuple[str, ...]], ...] = (
     ),
     ("an attribute of another kind", "layer", lambda a: told(a, "norm", epsilon=g.integer(1)), ("SIM075",)),
     ("a required attribute", "decode", lambda a: told(a, "attention", num_heads=None), ("SIM075", "SIM062")),
+    (
+        "what GE recovers, in another order",
+        "layer",
+        lambda a: told(a, "norm", _ir_inputs_key=g.texts(("gamma", "x"))),
+        ("E19999",),
+    ),
     ("a constant is written", "decode", lambda a: constant(a, "v_cache"), ("E19999",)),
     (
         "a written cache is an output",
@@ -213,6 +219,61 @@ def test_what_is_refused(legal: str, change: Callable[[Air], Air], codes: tuple[
     assert result.codes == codes, result.text
     assert result.exit_status == 255
     assert not Path("out/graph.om").exists()
+
+
+def _attention(size: int, kv_heads: int = 4, queries: int = 1) -> Air:
+    """A step over keys and values of 64 slots."""
+    b = Builder()
+    query = b.data("q", HALF, 1, 4, queries, size)
+    key, value = (b.data(name, HALF, 1, kv_heads, 64, size) for name in ("k", "v"))
+    attended = b.op(
+        "IncreFlashAttention",
+        "attention",
+        {"query": query, "key": [key], "value": [value]},
+        {"attention_out": (HALF, (1, 4, queries, size))},
+        num_heads=4,
+        input_layout="BNSD",
+        num_key_value_heads=kv_heads,
+    )
+    return b.air(attended)
+
+
+@pytest.mark.parametrize(
+    ("air", "codes"),
+    [
+        (_attention(64), ()),
+        (_attention(128, kv_heads=2), ()),
+        (_attention(256), ()),
+        (_attention(40), ("E20001",)),
+        (_attention(528), ("E20001",)),
+        (_attention(256, kv_heads=2), ("E20001",)),
+        (_attention(64, kv_heads=2, queries=17), ("E20001",)),
+    ],
+)
+def test_what_tiling_takes_on_310p(air: Air, codes: tuple[str, ...]) -> None:
+    """incre_flash_attention_tiling_check.cpp; A2 takes more."""
+    result = atc(air)
+    assert result.codes == codes, result.text
+    assert result.exit_status == (255 if codes else 0)
+
+
+def test_prefill_with_a_mask_is_square_and_aligned_on_310p() -> None:
+    """prompt_flash_attention_tiling.cpp: as many keys as queries, a multiple of 16."""
+    b = Builder()
+    q, k, v = (
+        b.data(name, HALF, 1, 4, rows, 64) for name, rows in (("q", 16), ("k", 32), ("v", 32))
+    )
+    mask = b.data("mask", "bool", 1, 1, 16, 32)
+    attended = b.op(
+        "PromptFlashAttention",
+        "attention",
+        {"query": q, "key": k, "value": v, "atten_mask": mask},
+        {"attention_out": (HALF, (1, 4, 16, 64))},
+        num_heads=4,
+        input_layout="BNSD",
+    )
+    assert atc(b.air(attended)).codes == ("E20001",)
+    assert atc(b.air(attended), soc="Ascend910B4").codes == ()
 
 
 def test_a_fused_operator_that_the_soc_has_not() -> None:
