@@ -17,6 +17,7 @@ from omforge.ir.fronts import Front
 from omforge.runtime.backends import open_model
 from omforge.runtime.bundle import Bundle
 from omforge.runtime.compare import verify_bundle
+from omforge.runtime.compare_encode import verify_encoder
 
 Exported = Callable[[str, str], Path]
 
@@ -51,8 +52,9 @@ def _floats(file: Path) -> set[str]:
     return {dtype.name.lower() for dtype in found if dtype.is_floating_point()}
 
 
+@pytest.mark.parametrize("front", ["onnx", "air"])
 def test_the_simulated_device_computes_what_the_cpu_does(
-    exported: Exported, tmp_path: Path
+    exported: Exported, tmp_path: Path, front: Front
 ) -> None:
     bundle = omforge.compile(
         exported("optimum", "llama_gqa"),
@@ -61,6 +63,7 @@ def test_the_simulated_device_computes_what_the_cpu_does(
         context=32,
         prefill=(8,),
         dtype="bf16",
+        front=front,
         atc="sim",
     )
     found: list[list[int]] = []
@@ -70,6 +73,14 @@ def test_the_simulated_device_computes_what_the_cpu_does(
     assert found[0] == found[1]
     inputs = json.loads((bundle.folder / "manifest.json").read_text())["buckets"][0]["inputs"]
     assert {spec["dtype"] for spec in inputs if "past" in spec["name"]} == {"bfloat16"}
+
+
+def test_an_encoder_folds_its_constants_in_bfloat16(encoder: Exported, tmp_path: Path) -> None:
+    options = dataclasses.replace(SMALL, context=32, prefill=(16,))
+    made = compile_bundle(encoder("optimum", "bert"), tmp_path / "b", options).manifest
+    assert (made.task, made.dtype) == ("encode", "bfloat16")
+    report = verify_encoder(Bundle.open(tmp_path / "b"))
+    assert report.ok, report.failures
 
 
 def test_weights_of_int4_have_scales_of_bfloat16(exported: Exported, tmp_path: Path) -> None:

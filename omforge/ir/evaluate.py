@@ -11,6 +11,7 @@ import onnx
 import onnx_ir as ir
 
 from omforge.ir import dims as d
+from omforge.ir.bfloat16 import computed_wide, run_session
 from omforge.ir.edit import all_values
 from omforge.ir.errors import InputError, OmforgeError
 from omforge.ir.values import constant_tensor, dims, known
@@ -141,13 +142,22 @@ class Cutout:
                 # than it saves.
                 options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
                 self._session = runtime.InferenceSession(
-                    self._proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+                    self._computed().SerializeToString(),
+                    options,
+                    providers=["CPUExecutionProvider"],
                 )
-            return list(self._session.run([_name(o) for o in self.outputs], given))
+            return run_session(self._session, [_name(o) for o in self.outputs], given)
         except Exception as error:  # onnxruntime's own errors share no base class
             if type(error).__module__.startswith("onnxruntime"):
                 raise EvaluationError("ONNX Runtime refuses the cut-out", str(error)) from error
             raise
+
+    def _computed(self) -> onnx.ModelProto:
+        """What ONNX Runtime gets: in float32, with roundings, where it is in bfloat16."""
+        values = [v for node in self.nodes for v in (*node.inputs, *node.outputs) if v is not None]
+        if all(value.dtype != ir.DataType.BFLOAT16 for value in values):
+            return self._proto
+        return ir.to_proto(computed_wide(ir.from_proto(self._proto)))
 
 
 def read_by(node: ir.Node) -> list[ir.Value]:

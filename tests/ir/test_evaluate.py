@@ -43,6 +43,15 @@ def test_shapes_are_leaves_whose_numbers_come_from_the_bindings():
     assert array.tolist() == [[0, 1, 2]]
 
 
+def test_bfloat16_is_computed_wide_and_rounded():
+    brain = ml_dtypes.bfloat16
+    part = cut(inferred("bfloat16[2] x", "[a] t = Mul (x, x) [b] y = Add (t, x)"), inputs="x")
+    x = np.array([1.0078125, 3], brain)
+    (y,) = part.run({"x": x}, {})
+    assert y.dtype == brain
+    assert y.tolist() == (x * x + x).tolist()
+
+
 def test_runs_again_with_other_bindings():
     part = cut(MASK)
     assert [part.run({}, {"s": size})[0].shape for size in (3, 5, 0)] == [(1, 3), (1, 5), (1, 0)]

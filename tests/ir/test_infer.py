@@ -252,6 +252,16 @@ def test_target_ops_are_in_their_own_table():
     assert (shape(model, "t"), shape(model, "u")) == ("n, 8", "n, 1")
 
 
+def test_a_target_op_may_lack_what_is_optional():
+    text = """<ir_version: 10, opset_import: ["" : 16]>
+    g (float16[2, 64] x, int8[64, 8] w, float16[8] scale, float16[8] bias) => (float16[] y) {
+        y = NPUWeightQuantBatchMatmulV2 (x, w, scale, , , , bias)
+    }"""
+    model = ir.from_onnx_text(text)
+    infer_model(model)
+    assert (value(model, "y").dtype, shape(model, "y")) == (ir.DataType.FLOAT16, "2, 8")
+
+
 def test_a_node_that_contradicts_its_op_is_unknown_and_said_so(caplog):
     with caplog.at_level(logging.WARNING, logger="omforge"):
         model = inferred("float[n, 4] x", "[bad] h = Transpose <perm = [0, 5]> (x) y = Neg (h)")
