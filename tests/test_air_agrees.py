@@ -15,6 +15,7 @@ FOUND = frozenset(
         *("air-edges", "air-no-cycles", "air-indices", "air-refdata-last", "air-required-inputs"),
         *("air-weight-files", "air-weight-bytes", "air-kernel", "air-dtypes"),
         *("air-ref-const", "air-ref-data", "air-ref-order", "air-ref-output"),
+        "air-ref-view",
     )
 )
 """Rules that atc, or where it says nothing its simulation, holds graphs against, too."""

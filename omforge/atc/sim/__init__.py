@@ -16,7 +16,7 @@ it does not do there: constant folding, and operators that have no body (SIM062)
 
 Where the real atc goes wrong without a word (an empty tensor for a Constant with `value_ints`, an
 epsilon that is ignored), the simulator refuses with a code of its own, `SIM010` to `SIM053` and, of
-GE graphs, `SIM071` to `SIM084`, and says what atc would do. OMFORGE_ATC_SIM_STRICT=0 turns those
+GE graphs, `SIM071` to `SIM085`, and says what atc would do. OMFORGE_ATC_SIM_STRICT=0 turns those
 into warnings. `SIM000` and `SIM060` to `SIM064` are its own limits; `SIM070`, `SIM076` and `SIM083`
 are told and harm nobody: flags that are ignored, attributes that nobody reads, the AI CPU.
 OMFORGE_ATC_SIM_RELEASE=9 leaves out what only releases before CANN 9 refuse (E16005).

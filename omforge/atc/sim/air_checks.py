@@ -20,6 +20,7 @@ from omforge.atc.sim.air_loader import LoadedAir
 from omforge.atc.sim.reports import Refused, Report
 
 _CONSTANTS = ("Const", "Constant", "FileConstant")
+_VIEWS = ("Reshape", "Squeeze", "Unsqueeze", "ExpandDims", "Flatten", "Identity", "TensorMove")
 _SOURCES = ("Data", "RefData", "NetOutput", *_CONSTANTS)
 
 
@@ -263,6 +264,12 @@ def _check_writers(graph: Graph, behind: Mapping[str, frozenset[str]], report: R
         outputs = {name: at for at, name in output_names(op).items()}
         for name, edge in _written(op):
             owner = None if edge is None else owners.get((edge.producer, edge.output))
+            if edge is not None and owner is None and _seen_through(edge, owners, by_name):
+                report.trap(
+                    "SIM085",
+                    f"{op.name} writes a view of {_seen_through(edge, owners, by_name)}: whether "
+                    "that is its own memory or a copy is up to the memory planner.",
+                )
             if owner is not None:
                 writers.setdefault(owner, []).append(op.name)
                 owners[op.name, outputs[name]] = owner
@@ -275,6 +282,21 @@ def _check_writers(graph: Graph, behind: Mapping[str, frozenset[str]], report: R
             )
         for op in graph.ops:
             _check_order(op, owner, names, owners, behind, report)
+
+
+def _seen_through(
+    edge: Edge, owners: Mapping[tuple[str, int], str], by_name: Mapping[str, Op]
+) -> str:
+    """The input of the model that a value is a view of, "" where it is of none."""
+    op = by_name[edge.producer]
+    while op.type in _VIEWS:
+        source = next((item for item in op.edges if item is not None), None)
+        if source is None:
+            return ""
+        if (source.producer, source.output) in owners:
+            return owners[source.producer, source.output]
+        op = by_name[source.producer]
+    return ""
 
 
 def _check_order(
