@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from omforge.cli import console
-from omforge.ir.floats import FloatName
 
 if TYPE_CHECKING:
     from omforge.atc.build import BuildOptions
@@ -34,7 +33,8 @@ Task = Annotated[
     ),
 ]
 Dtype = Annotated[
-    FloatName, typer.Option(help="Dtype of the lowered graphs; bf16 on A2, A3 and 950.")
+    Literal["fp16", "bf16", "fp32"],
+    typer.Option(help="Dtype of the lowered graphs; bf16 on A2, A3 and 950."),
 ]
 Context = Annotated[
     int | None,

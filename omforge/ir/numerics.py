@@ -30,10 +30,9 @@ TOLERANCES: Mapping[str, Tolerance] = {
     "float32": Tolerance(rtol=1e-4, atol=1e-4),
     # 11 bits of mantissa and two roundings a layer; logits are O(10).
     "float16": Tolerance(rtol=2e-2, atol=5e-2),
-    # 8 bits of mantissa, so steps eight times as wide: eight times the row above. (Two-layer models
-    # for Ascend910B4: logits are off by up to 0.18 where float16's are by 0.02, ten times as far in
-    # the median of 82.)
-    "bfloat16": Tolerance(rtol=1.6e-1, atol=4e-1),
+    # 8 bits of mantissa, so steps eight times as wide; the row allows five times the one above. (Of
+    # two-layer models for Ascend910B4 logits are off by up to 0.18 where float16's are by 0.02.)
+    "bfloat16": Tolerance(rtol=1e-1, atol=2e-1),
     "float64": Tolerance(rtol=1e-7, atol=1e-9),
 }
 """The one table of tolerances. Other dtypes (integers, booleans) must be equal to the bit."""
