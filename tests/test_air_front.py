@@ -210,8 +210,9 @@ def test_stacked_layers_are_written_by_the_runtime(exported: Exported, tmp_path:
     assert verify_bundle(Bundle.open(tmp_path / "b"), steps=4).ok
 
 
-def test_gears_share_one_graph(exported: Exported, tmp_path: Path) -> None:
-    options = dataclasses.replace(SMALL, gears=True)
+@pytest.mark.parametrize("soc", ["Ascend910B4", "Ascend310B4"])
+def test_gears_share_one_graph(exported: Exported, tmp_path: Path, soc: str) -> None:
+    options = dataclasses.replace(SMALL, gears=True, soc=soc)
     result = compile_bundle(exported("optimum", "llama_gqa"), tmp_path / "b", options)
     (bucket,) = result.manifest.buckets
     assert bucket.gears == (1, 4, 16)

@@ -88,6 +88,11 @@ class Builder:
         return [tuple(evaluate(dim, gear) for dim in shape) for gear in self.bindings()]
 
     @property
+    def inputs(self) -> Sequence[ir.Value]:
+        """The graph's inputs."""
+        return self._graph.inputs
+
+    @property
     def pending(self) -> Sequence[ir.Node]:
         """The nodes recorded since `begin`."""
         return self._pending

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from omforge import ir
+from omforge.ir.dims import Dim
 from omforge.lowering.legalize import ge_choices
 from omforge.lowering.legalize.builder import (
     Builder,
@@ -60,25 +61,45 @@ def scatter_nd_update(op: Builder, node: ir.Node) -> Results:
     """As ScatterNdUpdate: every row by its numbers, which are made once for all layers."""
     cache, new, indices = _operands(node)
     _check_dtype(op, cache, _SCATTERED_ND, "ScatterNdUpdate")
-    batch, heads, seq, _ = (number(dim, "a size of the new slots") for dim in dims(new))
+    seq = dims(new)[2]
+    batch, heads = (number(dim, "a size of the new slots") for dim in dims(new)[:2])
     dtype = indices.dtype or ir.DataType.INT64
 
     def make() -> ir.Value:
-        steps = op.constant(np.arange(seq).reshape(1, 1, seq, 1), dtype)
         start = op.reshape(indices, (batch, 1, 1, 1))
-        slot = op.emit(
-            "Expand",
-            [op.add(start, steps), op.constant([batch, heads, seq, 1], ir.DataType.INT64)],
-            dtype,
-            (batch, heads, seq, 1),
-        )
+        # Sizes that gears set come in by what is added: nothing is expanded to a shape.
+        heads_of = op.constant(np.zeros((1, heads, 1, 1)), dtype)
+        slot = op.add(op.add(start, _steps(op, seq, batch, dtype)), heads_of)
         row, head = np.meshgrid(np.arange(batch), np.arange(heads), indexing="ij")
-        fixed = np.stack([row, head], -1)[:, :, None].repeat(seq, 2)
-        return op.concat([op.constant(fixed, dtype), slot], axis=-1)
+        fixed = op.constant(np.stack([row, head], -1)[:, :, None], dtype)
+        return op.concat([op.add(op.mul(slot, 0), fixed), slot], axis=-1)
 
     numbers = op.shared(("slots", indices, batch, heads, seq), make)
     operands = {"var": cache, "indices": numbers, "updates": new}
     return op.ge("ScatterNdUpdate", operands, [(cache.dtype, dims(cache))])
+
+
+def _steps(op: Builder, seq: Dim, batch: int, dtype: ir.DataType) -> ir.Value:
+    """The numbers 0 to S-1, [1 or B, 1, S, 1]; of an S that gears set, counted on the tokens."""
+    if isinstance(seq, int):
+        return op.constant(np.arange(seq).reshape(1, 1, seq, 1), dtype)
+    tokens = next(
+        (
+            value
+            for value in op.inputs
+            if value.dtype in (ir.DataType.INT32, ir.DataType.INT64) and dims(value) == (batch, seq)
+        ),
+        None,
+    )
+    if tokens is None:
+        raise NotLegal(f"no input has a number for each of the {seq} tokens")
+    here = op.emit("Equal", [tokens, tokens], ir.DataType.BOOL, (batch, seq))
+    axis = op.constant(1, ir.DataType.INT32)
+    counted = op.emit(
+        "CumSum", [op.cast(here, ir.DataType.INT32), axis], ir.DataType.INT32, (batch, seq)
+    )
+    steps = op.cast(op.add(counted, -1), dtype)
+    return op.reshape(steps, (batch, 1, seq, 1))
 
 
 def _operands(node: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value]:

@@ -30,7 +30,7 @@ GE_CHOICES: tuple[Choice, ...] = (
         "TensorScatter",
         "ScatterNdUpdate",
         ALL,
-        "static sizes; float16 and float32, on A2 and later bfloat16 and int8",
+        "float16 and float32, on A2 and later bfloat16 and int8",
         "the same by the number of each row: what 310B has, where Scatter has no kernel; an int8 "
         "cache cannot be written in place there",
         f"{_PROTO}/matrix_calculation_ops.h (ScatterNdUpdate); {_OPS_INFO}",
