@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from omforge.ir.errors import InputError
+from omforge.om import layout, model_def
 from omforge.om.inout import OmTensor
 from omforge.om.read import OmFile, OmModel
 
@@ -21,11 +23,22 @@ def lines(om: OmFile) -> list[str]:
     ]
     for index, model in enumerate(om.models):
         what = f"sub model {index} of {len(om.models)}" if len(om.models) > 1 else "model"
-        text += ["", what, *_model(model)]
+        text += ["", what, *_model(model, _written(om, index))]
     return text
 
 
-def _model(model: OmModel) -> list[str]:
+def _written(om: OmFile, index: int) -> frozenset[str]:
+    """The inputs that a model writes where they lie: RefData, which only its graph tells."""
+    if all(part.type != layout.MODEL_DEF for part in om.models[index].partitions):
+        return frozenset()
+    try:
+        graphs = model_def.decode(om.partition(index, layout.MODEL_DEF), str(om.path)).graphs
+    except InputError:  # the interface is in a partition of its own
+        return frozenset()
+    return frozenset(op.name for graph in graphs[:1] for op in graph.ops if op.type == "RefData")
+
+
+def _model(model: OmModel, written: frozenset[str]) -> list[str]:
     rows = [("partition", "offset", "bytes")]
     rows += [(part.name, str(part.offset), str(part.size)) for part in model.partitions]
     text = _table(rows)
@@ -33,7 +46,9 @@ def _model(model: OmModel) -> list[str]:
         return [*text, "  its interface is in no partition that omforge reads"]
     text.append(f"  interface (from {model.interface})")
     rows = [("", "name", "dtype", "shape", "format", "bytes")]
-    rows += [_row("input", tensor) for tensor in model.inputs]
+    rows += [
+        _row("in place" if tensor.name in written else "input", tensor) for tensor in model.inputs
+    ]
     rows += [_row("output", tensor) for tensor in model.outputs]
     text += _table(rows)
     if model.gears:

@@ -1,6 +1,7 @@
 """What `omforge om` prints."""
 
-from omforge.om import OmTensor, read_om, write_om
+from omforge.om import OmTensor, layout, model_def, read_om, write_om
+from omforge.om.model_def import GraphDef, ModelDef, OpDef
 from omforge.om.report import lines
 from tests.om.samples import sample
 
@@ -46,3 +47,20 @@ def test_many_gears_ranges_and_simulations(tmp_path):
     assert "a simulation, which no device loads" in text
     assert "[1..9]" in text
     assert "7 batch gears: 1; 2; 3; 4; 5; and 2 more" in text
+
+
+def test_what_a_model_writes_in_place(tmp_path):
+    tensors = [OmTensor(name, "float16", (4,), 8) for name in ("x", "cache")]
+    ops = (OpDef("x", "Data"), OpDef("cache", "RefData"))
+    for content in (model_def.encode(ModelDef("m", (GraphDef("m", ops),))), b"\xff"):
+        write_om(
+            tmp_path / "a.om",
+            name="m",
+            inputs=tensors,
+            outputs=[],
+            partitions={layout.MODEL_DEF: content},
+        )
+        found = [line.split()[:2] for line in lines(read_om(tmp_path / "a.om"))]
+        whole = content != b"\xff"
+        assert (["in", "place"] in found) == whole
+        assert (["input", "cache"] in found) != whole
