@@ -295,7 +295,7 @@ ON_THE_SIMULATOR = {
     "cache-in-place-int8": "in-place",
     "cache-in-place-by-index": "in-place",
     "data-in-place": "refused",
-    "view-in-place": "lost",
+    "view-in-place": "refused",
     "two-models-one-cache": "right",
     "quant-update-scatter": "by-scale",
     "incre-attention": "right",
