@@ -1,15 +1,18 @@
-"""MODEL_DEF: the graph as ge.proto.ModelDef, read and written without protobuf's generated code.
+"""MODEL_DEF: the graph as ge.proto.ModelDef, as far as it names inputs, outputs and operators.
 
-Only what names inputs, outputs and operators is decoded; other fields are skipped. Field numbers:
-hicann/ge:graph_metadef/proto/ge_ir.proto.
+The messages are those of an .air (`air.messages`). The records here are not: what atc has compiled
+has fields that no .air has (sizes, the operators behind outputs), and a report needs no others.
 """
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
+from google.protobuf.message import DecodeError
+
+from omforge.air import messages
 from omforge.air.ge_types import byte_size, proto_dtype, proto_number
 from omforge.ir.errors import InputError
 from omforge.om.inout import InOut, OmTensor
@@ -21,7 +24,8 @@ ORIGIN_DIMS = "_mbatch_origin_input_dims"
 
 Attribute = int | float | bool | str | tuple[int, ...] | tuple[str, ...]
 
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_TEXTS, _INTEGERS = 1, 2
+"""ListValue.val_type of the lists that are written."""
 
 
 @dataclass(frozen=True)
@@ -111,102 +115,66 @@ def _tensor(name: str, desc: TensorDesc, origin: Attribute | None) -> OmTensor:
 
 def encode(model: ModelDef) -> bytes:
     """Return the partition; the same model gives the same bytes."""
-    parts = [_text(1, model.name)]
-    parts += [_nested(7, _graph(graph)) for graph in model.graphs]
-    parts += _attributes(11, model.attributes)
-    return b"".join(parts)
+    message = messages.new("ModelDef")
+    message.name = model.name
+    for graph in model.graphs:
+        _fill_graph(message.graph.add(), graph)
+    _fill_attributes(message.attr, model.attributes)
+    data: bytes = message.SerializeToString(deterministic=True)
+    return data
 
 
-def _graph(graph: GraphDef) -> bytes:
-    inputs = [op.name for op in graph.ops if op.type in INPUT_TYPES]
-    outputs = [source for op in graph.ops if op.type == OUTPUT_TYPE for source in op.inputs]
-    parts = [_text(1, graph.name)]
-    parts += [_text(4, name) for name in inputs]
-    parts += [_text(5, name) for name in outputs]
-    parts += [_nested(6, _op(op, number)) for number, op in enumerate(graph.ops)]
-    return b"".join(parts)
+def _fill_graph(message: Any, graph: GraphDef) -> None:
+    message.name = graph.name
+    message.input.extend(op.name for op in graph.ops if op.type in INPUT_TYPES)
+    for op in graph.ops:
+        if op.type == OUTPUT_TYPE:
+            message.output.extend(op.inputs)
+    for number, op in enumerate(graph.ops):
+        _fill_op(message.op.add(), op, number)
 
 
-def _op(op: OpDef, number: int) -> bytes:
-    parts = [_text(1, op.name), _text(2, op.type)]
-    parts += [_text(5, source) for source in op.inputs]
-    parts += _attributes(10, op.attributes)
-    parts += [_varint_field(20, 1), _varint_field(21, number)]
-    parts += [_text(24, name) for name in op.src_name]
-    parts += [_packed(25, op.src_index)]
-    parts += [_nested(33, _desc(desc)) for desc in op.input_desc]
-    parts += [_nested(34, _desc(desc)) for desc in op.output_desc]
-    parts += [_text(35, name) for name in op.subgraphs]
-    return b"".join(parts)
+def _fill_op(message: Any, op: OpDef, number: int) -> None:
+    message.name, message.type = op.name, op.type
+    message.has_out_attr, message.id = True, number
+    message.input.extend(op.inputs)
+    message.src_name.extend(op.src_name)
+    message.src_index.extend(op.src_index)
+    message.subgraph_name.extend(op.subgraphs)
+    for desc in op.input_desc:
+        _fill_desc(message.input_desc.add(), desc)
+    for desc in op.output_desc:
+        _fill_desc(message.output_desc.add(), desc)
+    _fill_attributes(message.attr, op.attributes)
 
 
-def _desc(desc: TensorDesc) -> bytes:
-    parts = [_text(1, desc.name)] if desc.name else []
-    parts.append(_varint_field(2, proto_number(desc.dtype)))
-    parts.append(_nested(3, _packed(1, desc.shape)))
-    parts.append(_text(4, desc.layout))
-    if desc.size:
-        parts.append(_varint_field(10, desc.size))
-    return b"".join(parts)
+def _fill_desc(message: Any, desc: TensorDesc) -> None:
+    message.name, message.layout, message.size = desc.name, desc.layout, desc.size
+    message.dtype = proto_number(desc.dtype)
+    message.shape.SetInParent()  # a scalar's is there, and empty
+    message.shape.dim.extend(desc.shape)
 
 
-def _attributes(number: int, attributes: Mapping[str, Attribute]) -> list[bytes]:
-    return [
-        _nested(number, _text(1, name) + _nested(2, _attribute(value)))
-        for name, value in sorted(attributes.items())
-    ]
-
-
-def _attribute(value: Attribute) -> bytes:
-    if isinstance(value, bool):
-        return _varint_field(5, int(value))
-    if isinstance(value, int):
-        return _varint_field(3, value)
-    if isinstance(value, float):
-        return _key(4, _FIXED32) + struct.pack("<f", value)
-    if isinstance(value, str):
-        return _text(2, value)
-    texts = [item for item in value if isinstance(item, str)]
-    if texts:
-        body = b"".join(_text(2, item) for item in texts)
-        return _nested(1, body + _varint_field(20, 1))
-    numbers = [item for item in value if not isinstance(item, str)]
-    return _nested(1, _packed(3, numbers) + _varint_field(20, 2))
-
-
-def _key(number: int, wire: int) -> bytes:
-    return _varint(number << 3 | wire)
-
-
-def _varint(value: int) -> bytes:
-    value &= (1 << 64) - 1  # negative numbers are written as ten bytes
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
-def _varint_field(number: int, value: int) -> bytes:
-    return _key(number, _VARINT) + _varint(value)
-
-
-def _nested(number: int, data: bytes) -> bytes:
-    return _key(number, _BYTES) + _varint(len(data)) + data
-
-
-def _text(number: int, text: str) -> bytes:
-    return _nested(number, text.encode())
-
-
-def _packed(number: int, values: Sequence[int]) -> bytes:
-    return _nested(number, b"".join(map(_varint, values))) if values else b""
+def _fill_attributes(target: Any, attributes: Mapping[str, Attribute]) -> None:
+    for name, value in attributes.items():
+        message = target[name]
+        if isinstance(value, bool):
+            message.b = value
+        elif isinstance(value, int):
+            message.i = value
+        elif isinstance(value, float):
+            message.f = value
+        elif isinstance(value, str):
+            message.s = value.encode()
+        elif value and isinstance(value[0], str):
+            message.list.val_type = _TEXTS
+            message.list.s.extend(str(item).encode() for item in value)
+        else:
+            message.list.val_type = _INTEGERS
+            message.list.i.extend(value)
 
 
 # Reading
-
-_Value = int | memoryview
 
 
 def decode(data: memoryview, where: str) -> ModelDef:
@@ -217,155 +185,72 @@ def decode(data: memoryview, where: str) -> ModelDef:
         where: The file, for messages.
 
     Raises:
-        InputError: It is not a protobuf message.
+        InputError: It is not such a message, or holds no graph.
     """
+    message = messages.new("ModelDef")
     try:
-        fields = _fields(data)
-        return ModelDef(
-            name=_string(fields, 1),
-            graphs=tuple(_read_graph(part) for part in _messages(fields, 7)),
-            attributes=_read_attributes(fields, 11),
-        )
-    except _DamagedError as error:
-        raise InputError(
-            f"{where}: MODEL_DEF is damaged", str(error), "Build the .om again"
-        ) from error
+        message.ParseFromString(bytes(data))
+    except DecodeError as error:
+        raise _damaged(where, "its bytes are no protobuf message of GE's") from error
+    if not message.graph:
+        raise _damaged(where, "it holds no graph")
+    return ModelDef(
+        name=message.name,
+        graphs=tuple(
+            GraphDef(graph.name, tuple(_op(op) for op in graph.op)) for graph in message.graph
+        ),
+        attributes=_attributes(message.attr),
+    )
 
 
-class _DamagedError(Exception):
-    """The bytes are no message of the expected form."""
+def _damaged(where: str, why: str) -> InputError:
+    return InputError(f"{where}: MODEL_DEF is damaged", why, "Build the .om again")
 
 
-def _fields(data: memoryview) -> dict[int, list[_Value]]:
-    """Every field of a message by number; fixed-width ones as their bytes."""
-    found: dict[int, list[_Value]] = {}
-    at = 0
-    while at < len(data):
-        key, at = _read_varint(data, at)
-        number, wire = key >> 3, key & 7
-        value: _Value
-        if wire == _VARINT:
-            value, at = _read_varint(data, at)
-        elif wire in (_BYTES, _FIXED64, _FIXED32):
-            size = 8 if wire == _FIXED64 else 4
-            if wire == _BYTES:
-                size, at = _read_varint(data, at)
-            if size > len(data) - at:
-                raise _DamagedError(f"field {number} takes {size} bytes, {len(data) - at} are left")
-            value = data[at : at + size]
-            at += size
-        else:
-            raise _DamagedError(f"field {number} has the wire type {wire}")
-        found.setdefault(number, []).append(value)
-    return found
-
-
-def _read_varint(data: memoryview, at: int) -> tuple[int, int]:
-    value = 0
-    for count in range(10):
-        if at + count >= len(data):
-            raise _DamagedError("the bytes end inside a number")
-        byte = data[at + count]
-        value |= (byte & 0x7F) << (7 * count)
-        if byte < 0x80:
-            return value & ((1 << 64) - 1), at + count + 1
-    raise _DamagedError("a number has more than ten bytes")
-
-
-def _messages(fields: Mapping[int, list[_Value]], number: int) -> Iterator[memoryview]:
-    for value in fields.get(number, ()):
-        if isinstance(value, int):
-            raise _DamagedError(f"field {number} is a number, not a message")
-        yield value
-
-
-def _strings(fields: Mapping[int, list[_Value]], number: int) -> tuple[str, ...]:
-    return tuple(bytes(part).decode("utf-8", "replace") for part in _messages(fields, number))
-
-
-def _string(fields: Mapping[int, list[_Value]], number: int) -> str:
-    found = _strings(fields, number)
-    return found[-1] if found else ""
-
-
-def _integers(fields: Mapping[int, list[_Value]], number: int) -> tuple[int, ...]:
-    """Repeated int64, packed or not."""
-    found: list[int] = []
-    for value in fields.get(number, ()):
-        if isinstance(value, int):
-            found.append(_signed(value))
-            continue
-        at = 0
-        while at < len(value):
-            item, at = _read_varint(value, at)
-            found.append(_signed(item))
-    return tuple(found)
-
-
-def _signed(value: int) -> int:
-    return value - (1 << 64) if value >> 63 else value
-
-
-def _read_graph(data: memoryview) -> GraphDef:
-    fields = _fields(data)
-    return GraphDef(_string(fields, 1), tuple(_read_op(part) for part in _messages(fields, 6)))
-
-
-def _read_op(data: memoryview) -> OpDef:
-    fields = _fields(data)
+def _op(message: Any) -> OpDef:
     return OpDef(
-        name=_string(fields, 1),
-        type=_string(fields, 2),
-        inputs=_strings(fields, 5),
-        input_desc=tuple(_read_desc(part) for part in _messages(fields, 33)),
-        output_desc=tuple(_read_desc(part) for part in _messages(fields, 34)),
-        attributes=_read_attributes(fields, 10),
-        src_name=_strings(fields, 24),
-        src_index=_integers(fields, 25),
-        subgraphs=_strings(fields, 35),
+        name=message.name,
+        type=message.type,
+        inputs=tuple(message.input),
+        input_desc=tuple(_desc(desc) for desc in message.input_desc),
+        output_desc=tuple(_desc(desc) for desc in message.output_desc),
+        attributes=_attributes(message.attr),
+        src_name=tuple(message.src_name),
+        src_index=tuple(message.src_index),
+        subgraphs=tuple(message.subgraph_name),
     )
 
 
-def _read_desc(data: memoryview) -> TensorDesc:
-    fields = _fields(data)
-    shapes = list(_messages(fields, 3))
-    dtype, size = _integers(fields, 2), _integers(fields, 10)
+def _desc(message: Any) -> TensorDesc:
     return TensorDesc(
-        dtype=proto_dtype(dtype[-1] if dtype else 0),
-        shape=_integers(_fields(shapes[-1]), 1) if shapes else (),
-        layout=_string(fields, 4),
-        size=max(size[-1], 0) if size else 0,
-        name=_string(fields, 1),
+        dtype=proto_dtype(message.dtype),
+        shape=tuple(message.shape.dim),
+        layout=message.layout,
+        size=max(message.size, 0),
+        name=message.name,
     )
 
 
-def _read_attributes(fields: Mapping[int, list[_Value]], number: int) -> dict[str, Attribute]:
-    found: dict[str, Attribute] = {}
-    for entry in _messages(fields, number):
-        pair = _fields(entry)
-        for body in _messages(pair, 2):
-            value = _read_attribute(_fields(body))
-            if value is not None:
-                found[_string(pair, 1)] = value
-    return found
+def _attributes(found: Any) -> dict[str, Attribute]:
+    read = {name: _attribute(found[name]) for name in sorted(found)}
+    return {name: value for name, value in read.items() if value is not None}
 
 
-def _read_attribute(fields: Mapping[int, list[_Value]]) -> Attribute | None:
-    if 3 in fields:
-        return _integers(fields, 3)[-1] if _integers(fields, 3) else None
-    if 5 in fields:
-        return bool(fields[5][-1])
-    if 4 in fields:
-        raw = fields[4][-1]
-        if isinstance(raw, int) or len(raw) != 4:
-            raise _DamagedError("a float attribute has not four bytes")
-        return float(struct.unpack("<f", raw)[0])
-    if 2 in fields:
-        return _string(fields, 2)
-    for body in _messages(fields, 1):
-        inner = _fields(body)
-        if 3 in inner:
-            return _integers(inner, 3)
-        if 2 in inner:
-            return _strings(inner, 2)
-    return None
+def _attribute(message: Any) -> Attribute | None:
+    kind = message.WhichOneof("value")
+    if kind in ("i", "f", "b"):
+        value: Attribute = getattr(message, kind)
+        return value
+    if kind == "s":
+        return _text(message.s)
+    if kind != "list":
+        return None
+    if message.list.s:
+        return tuple(_text(item) for item in message.list.s)
+    if message.list.i or message.list.val_type == _INTEGERS:
+        return tuple(message.list.i)
+    return () if message.list.val_type == _TEXTS else None
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "replace")
