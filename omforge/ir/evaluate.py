@@ -65,8 +65,6 @@ class Cutout:
                 imports.setdefault(node.domain, node.graph.opset_imports.get(node.domain, 1))
         for domain, version in imports.items():
             proto.opset_import.add(domain=domain, version=version)
-        for name, tensor in constants.items():
-            proto.graph.initializer.append(_inline(name, tensor))
         for name, value in {**self._used, **self._leaves}.items():
             if value.dtype is None:
                 raise EvaluationError(f"{name} has no dtype", "inference did not reach it")
@@ -74,6 +72,7 @@ class Cutout:
         for output in self.outputs:
             proto.graph.output.add(name=_name(output))
         self._proto = proto
+        self._constants = constants
         self._session: Any = None
 
     @property
@@ -154,6 +153,9 @@ class Cutout:
 
     def _computed(self) -> onnx.ModelProto:
         """What ONNX Runtime gets: in float32, with roundings, where it is in bfloat16."""
+        # Not before it is run: many parts are cut out only to look at what they hold.
+        for name, tensor in self._constants.items():
+            self._proto.graph.initializer.append(_inline(name, tensor))
         values = [v for node in self.nodes for v in (*node.inputs, *node.outputs) if v is not None]
         if all(value.dtype != ir.DataType.BFLOAT16 for value in values):
             return self._proto
