@@ -10,6 +10,7 @@ import numpy as np
 
 from omforge import ir
 from omforge.bundle import manifest as m
+from omforge.ir.dims import evaluate, parse_dim
 from omforge.ir.errors import CheckError
 from omforge.ir.fronts import Front
 from omforge.lowering.legalize import legalize
@@ -77,9 +78,9 @@ def check_budget(budget: str, graph_bytes: int, name: str) -> None:
         )
 
 
-def spec_bytes(spec: m.TensorSpec) -> int:
-    """Return the bytes of an input or output."""
-    sizes = [dim for dim in spec.shape if isinstance(dim, int)]
+def spec_bytes(spec: m.TensorSpec, seq: int = 1) -> int:
+    """Return the bytes of a bucket's input or output; of a graph with gears at that length."""
+    sizes = (evaluate(parse_dim(dim), {"seq": seq}) for dim in spec.shape)
     return math.prod(sizes) * np.dtype(spec.dtype).itemsize
 
 

@@ -284,7 +284,7 @@ def turn_weights(soc: Target) -> TurnWeights:
 
 def kv_passes(
     kv: KvDtype,
-    tokens: tuple[Array, ...],
+    tokens: tuple[Array, ...] | Literal["blank"],
     context: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Pass, ...]:

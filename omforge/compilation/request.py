@@ -61,6 +61,7 @@ class Checked:
         scheme: How weights are stored; None for floats.
         tokens: Of the calibration text, in pieces [S].
         atc: What compiles; None for nothing.
+        counting: Only bytes are wanted: what a calibration text decides is left blank.
     """
 
     source: Source
@@ -72,6 +73,7 @@ class Checked:
     scheme: QuantizeOptions | None
     tokens: tuple[Array, ...]
     atc: Atc | None
+    counting: bool = False
 
 
 def read_request(request: Request, work: Work) -> Checked:

@@ -150,11 +150,12 @@ def _cache_passes(raised: Raised, work: Work) -> tuple[Pass, ...]:
     """What gives the cache its capacity."""
     options = raised.options
     capacity = options.context or 0
+    tokens = "blank" if raised.checked.counting else raised.calibration
     meter = work.meter("measure the cache", "tensors")
     return (
         LastTokenLogits(),
         FuseKvIo(options.layout),
-        *kv_passes(options.kv_dtype, raised.calibration, capacity, meter),
+        *kv_passes(options.kv_dtype, tokens, capacity, meter),
         TabulateRotary(capacity),
         *_in_place(raised),
     )

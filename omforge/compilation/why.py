@@ -18,7 +18,7 @@ from omforge.bundle.source import find_source
 from omforge.compilation.graph_plan import cheapest_layout
 from omforge.ir.floats import FloatName, float_name
 from omforge.ir.fronts import Front
-from omforge.lowering.facts import Facts
+from omforge.lowering.devices import device
 from omforge.lowering.legalize import LEGALIZED_FROM, Decision, Refusal, legalize
 from omforge.lowering.legalize.choices import choices
 from omforge.lowering.legalize.traffic import CACHE, Traffic, bytes_moved, size
@@ -273,18 +273,15 @@ def _of_graph(
         layout=layout,
         cache_copied=bytes_moved(splits, bindings[0]).total,
         stacked_copies=2 * sum(size(value, bindings[0]) for value in caches),
-        seconds=_least_seconds(bytes_moved(nodes, bindings[0]), soc.facts),
+        seconds=_seen_seconds(bytes_moved(nodes, bindings[0]), soc),
     )
 
 
-def _least_seconds(moved: Traffic, facts: Facts) -> float | None:
+def _seen_seconds(moved: Traffic, soc: Target) -> float | None:
     """Seconds that the bytes take at what `omforge probe` measured, and a launch."""
-    weights = facts.figure("bandwidth-of-weights")
-    others = facts.figure("bandwidth-of-cache")
-    if not weights or not others:
-        return None
-    gigabytes = moved.weights / weights + (moved.cache + moved.read + moved.written) / others
-    return gigabytes / 1e9 + (facts.figure("launch") or 0.0) / 1e6
+    known = device(soc)
+    seconds = known.seconds(moved)
+    return None if seconds is None or not known.measured else seconds + known.launch
 
 
 def _is_whole_cache(value: ir.Value | None) -> bool:

@@ -94,8 +94,9 @@ class QuantizeKv(Pass):
     granularity: Granularity = "channel"
     calibration: str = ""
     positions: int = 0
-    tokens: Sequence[Array] | None = field(default=None, compare=False)
-    """Instead of a calibration file: token numbers [S] of each piece."""
+    tokens: Sequence[Array] | Literal["blank"] | None = field(default=None, compare=False)
+    """Instead of a calibration file: token numbers [S] of each piece. `blank` measures nothing: the
+    graph then has its bytes, and steps of one."""
     progress: Callable[[int, int], None] | None = field(default=None, compare=False)
 
     def run(self, model: ir.Model) -> int:
@@ -107,6 +108,8 @@ class QuantizeKv(Pass):
         """
         infer_model(model)
         caches = list(_caches(model))
+        if self.tokens == "blank":
+            return self._write(model, caches, [_blank(cache, self.granularity) for cache in caches])
         tokens = self.tokens if self.tokens is not None else read_tokens(self.calibration)
         if not tokens:
             raise ir.InputError(
@@ -120,6 +123,9 @@ class QuantizeKv(Pass):
             grids.append(grid)
             if self.progress is not None:
                 self.progress(len(grids), len(caches))
+        return self._write(model, caches, grids)
+
+    def _write(self, model: ir.Model, caches: Sequence[_Cache], grids: Sequence[_Grid]) -> int:
         names = Names(model)
         for cache in caches:
             cache.narrow()
@@ -270,6 +276,12 @@ class _Grid:
 
     step: Array
     middle: Array
+
+
+def _blank(cache: _Cache, granularity: Granularity) -> _Grid:
+    """A grid of a measured one's size, with a middle where that has one."""
+    ones = np.ones((cache.heads, cache.size), np.float32)
+    return _Grid(ones, ones if granularity == "channel" and cache.centred else np.zeros_like(ones))
 
 
 def _feeds(model: ir.Model, tokens: Sequence[Array], positions: int) -> list[dict[str, Array]]:
