@@ -21,7 +21,8 @@ What there is, on one page:
         .encode(text, pair)                 outputs by name, of a model without a cache
         .session(level, backend=)           to run it step by step
         .verify() -> Verified               .ok, .report: every level against the export
-        .plan() -> MemoryPlan               bytes of weights, cache, inputs and outputs
+        .plan() -> Planned                  as below, of what is compiled
+    plan(source, target=, memory=) -> Planned   .total, .fits, .plan: memory, steps, bounds
     InputError, CheckError (OmforgeError)   .what, .why, .next_step
 
 A model is a path (a file, or an export's folder), an `onnx.ModelProto`, an `onnx_ir.Model` or a
@@ -38,10 +39,11 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from omforge.api.bundle import Bundle, Generated, MemoryPlan, Verified
+    from omforge.api.bundle import Bundle, Generated, Verified
     from omforge.api.checking import Checked, check
     from omforge.api.compiling import compile
     from omforge.api.models import load
+    from omforge.api.planning import Planned, plan
     from omforge.api.raising import Pipeline, Rewritten, raise_
     from omforge.ir.errors import CheckError, InputError, OmforgeError
 
@@ -51,27 +53,29 @@ __all__ = [
     "Checked",
     "Generated",
     "InputError",
-    "MemoryPlan",
     "OmforgeError",
     "Pipeline",
+    "Planned",
     "Rewritten",
     "Verified",
     "__version__",
     "check",
     "compile",
     "load",
+    "plan",
     "raise_",
 ]
 
 _WHERE = {
     "Bundle": "api.bundle",
     "Generated": "api.bundle",
-    "MemoryPlan": "api.bundle",
     "Verified": "api.bundle",
     "Checked": "api.checking",
     "check": "api.checking",
     "compile": "api.compiling",
     "load": "api.models",
+    "Planned": "api.planning",
+    "plan": "api.planning",
     "Pipeline": "api.raising",
     "Rewritten": "api.raising",
     "raise_": "api.raising",

@@ -88,7 +88,7 @@ def test_memory_that_is_read_in_another_order_is_found(whisper: Bundle) -> None:
 def test_a_batch_whose_rows_have_memories_of_different_lengths(
     decoder: Decoders, tmp_path: Path
 ) -> None:
-    options = CompileOptions("Ascend910B4", context=32, prefill=(4,), batch=2, memory=6)
+    options = CompileOptions("Ascend910B4", context=32, prefill=(4,), batch=2, encoder_length=6)
     bundle = Bundle.open(compile_bundle(decoder("dynamo", "bart"), tmp_path / "b", options).folder)
     mask = bundle.manifest.fixed[0]
     assert (mask.name, mask.dtype, mask.shape) == ("encoder_attention_mask", "int32", ("batch", 6))

@@ -29,11 +29,15 @@ ALLOWED = {
         *("ir", "rewriting", "recognition", "quantization", "passes"),
         *("bundle", "air", "lowering", "atc"),
     ),
+    "planning": (
+        *("ir", "rewriting", "recognition", "quantization", "passes"),
+        *("bundle", "air", "lowering", "compilation"),
+    ),
     "runtime": ("ir", "bundle", "air", "om"),
     "probe": ("ir", "bundle", "air", "om", "lowering", "atc", "runtime"),
     "api": (
         *("ir", "rewriting", "recognition", "quantization", "passes"),
-        *("bundle", "air", "om", "lowering", "atc", "compilation", "runtime"),
+        *("bundle", "air", "om", "lowering", "atc", "compilation", "planning", "runtime"),
     ),
 }
 ROOMS = tuple(ALLOWED)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from omforge.api.planning import Planned, plan
 from omforge.api.results import Result, table
-from omforge.bundle.manifest import Bucket, Manifest
+from omforge.bundle.manifest import Manifest
 from omforge.compilation.compile import CompileResult
 from omforge.runtime import bundle as runtime
 from omforge.runtime.backends import open_encoder, open_model
@@ -78,30 +76,6 @@ class Verified(Result):
         lines = [table(("level", "against", "case", "max abs", "of limit"), rows)]
         lines += [f"failed: {f.what}: {f.why}. {f.next_step}" for f in self.report.failures]
         return "\n".join([*lines, "verified" if self.ok else "not verified"])
-
-
-@dataclass(frozen=True)
-class MemoryPlan(Result):
-    """What the graphs of a bundle take of a device's memory.
-
-    Attributes:
-        weights: Bytes of one graph's constants.
-        cache: Bytes of the cache of all rows.
-        graphs: By bucket: kind, batch B, new tokens S, capacity C, bytes of inputs and outputs.
-    """
-
-    weights: int
-    cache: int
-    graphs: dict[str, tuple[str, int, int, int, int]]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the fields as plain data."""
-        return dataclasses.asdict(self)
-
-    def __str__(self) -> str:
-        rows = [(name, *of) for name, of in self.graphs.items()]
-        head = f"weights {self.weights:,} bytes a graph, cache {self.cache:,} bytes"
-        return f"{head}\n{table(('graph', 'kind', 'B', 'S', 'C', 'bytes of I/O'), rows)}"
 
 
 @dataclass(frozen=True)
@@ -254,14 +228,17 @@ class Bundle(Result):
         """
         return Verified(verify_bundle(self.inner, source, steps=steps, progress=progress))
 
-    def plan(self) -> MemoryPlan:
-        """Return what it takes of a device's memory: weights, cache, inputs and outputs."""
-        counted = self.manifest.quantization
-        graphs = {
-            b.name: (b.kind, b.batch, b.seq, b.capacity, _io_bytes(b))
-            for b in self.manifest.buckets
-        }
-        return MemoryPlan(counted.graph_bytes, counted.cache_bytes, graphs)
+    def plan(self, *, memory: str = "", knobs: bool = False) -> Planned:
+        """Return what it takes of a device: memory, bytes and products of a step, bounds of time.
+
+        Args:
+            memory: What the device has, such as `6GiB`.
+            knobs: Whether to weigh other sizes, too.
+
+        Raises:
+            InputError: The memory is no size.
+        """
+        return plan(self.folder, target=self.manifest.target, memory=memory, knobs=knobs)
 
     def to_json(self) -> dict[str, Any]:
         """Return what it is, and what compile did, as plain data."""
@@ -291,13 +268,3 @@ class Bundle(Result):
             f"{self.folder}: {made.task}, {made.target}, {made.dtype}, context {made.context}, "
             f"batch {made.batch}: {names}"
         )
-
-
-def _io_bytes(bucket: Bucket) -> int:
-    specs = (*bucket.inputs, *bucket.outputs)
-    sizes = (
-        math.prod(dim if isinstance(dim, int) else bucket.seq for dim in spec.shape)
-        * np.dtype(spec.dtype).itemsize
-        for spec in specs
-    )
-    return sum(sizes)

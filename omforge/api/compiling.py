@@ -25,6 +25,9 @@ from omforge.compilation.work import Progress
 from omforge.ir.floats import FloatName
 from omforge.ir.fronts import Front
 from omforge.lowering.facts_file import target_with
+from omforge.planning.chosen import UNIT
+from omforge.planning.lengths import Lengths, read_lengths
+from omforge.planning.stage import REST, PlanRequest
 from omforge.rewriting.instruments import CompareEach, Instrument, VerifyEach
 
 GRAPH, WEIGHTS = "exported.onnx", "exported.data"
@@ -50,7 +53,11 @@ def compile(
     kv_dtype: KvDtype = "fp16",
     calibration: str | os.PathLike[str] | None = None,
     budget: str = "",
-    memory: int | None = None,
+    memory: str = "",
+    plan: Literal["", "auto"] = "",
+    lengths: str | os.PathLike[str] | None = None,
+    graphs: int = 4,
+    encoder_length: int | None = None,
     form: Mapping[str, str] | Sequence[tuple[str, str]] = (),
     insert_pass: Sequence[str] = (),
     atc: str = "auto",
@@ -85,8 +92,12 @@ def compile(
         quantize: How weights are stored: `int8`, `int4:g32`, `w8a8`; "" for floats.
         kv_dtype: Of the cache.
         calibration: A text, or token numbers as .npy, for what needs one.
-        budget: Bytes of a graph's constants, such as `3.9GiB`.
-        memory: Length of the encoder's states that a decoder attends to.
+        budget: Bytes of a graph's constants, such as `3.9GiB`; `rest` is what `memory` leaves.
+        memory: What the device has, such as `6GiB`: what takes more is refused ahead of the work.
+        plan: `auto` chooses prefill lengths for the prompts in `lengths`.
+        lengths: A file of prompts' lengths, a number a line; a second one is the answer's.
+        graphs: How many graphs a plan may have.
+        encoder_length: Of the encoder's states that a decoder attends to.
         form: Operator and the form that it is lowered to.
         insert_pass: Passes of one's own: `after=fuse-swish:my-pass`.
         atc: `auto`, `sim`, `none` or a path.
@@ -102,6 +113,10 @@ def compile(
         InputError: The source, the target or an option is wrong.
         CheckError: Coverage is not complete, a lowered graph has illegal nodes, or atc refuses one.
     """
+    wanted = _wanted(plan, lengths, prefill)
+    asked = PlanRequest(memory, wanted, graphs, budget)
+    if wanted is not None and wanted.steps and context is None:
+        context = -(-wanted.longest // UNIT) * UNIT
     known = target_with(target, facts).facts
     build = BuildOptions(atc, atc_jobs) if atc_cache else BuildOptions(atc, atc_jobs, cache=None)
     options = CompileOptions(
@@ -120,8 +135,8 @@ def compile(
         quantize=quantize,
         kv_dtype=kv_dtype,
         calibration=None if calibration is None else Path(os.fspath(calibration)),
-        budget=budget,
-        memory=memory,
+        budget="" if budget == REST else budget,
+        encoder_length=encoder_length,
         insert=tuple(map(parse_insertion, insert_pass)),
         atc=AtcOptions(extra=tuple(atc_flag)),
         build=build,
@@ -131,8 +146,38 @@ def compile(
         watch.append(CompareEach(functools.partial(make_feeds, longest=context or 2048)))
     folder = Path(os.fspath(output))
     with _on_disk(source, folder, assets) as found:
-        made = compile_bundle(found, folder, options, instruments=watch, progress=progress)
+        made = compile_bundle(
+            found,
+            folder,
+            options,
+            stages=asked.stages(),
+            instruments=watch,
+            progress=progress,
+        )
     return Bundle.opened(made.folder, made)
+
+
+def _wanted(
+    plan: str, lengths: str | os.PathLike[str] | None, prefill: Sequence[int]
+) -> Lengths | None:
+    """The prompts to choose prefill lengths for; None where they are not to be chosen."""
+    if plan not in ("", "auto"):
+        raise ir.InputError(f"--plan {plan}", "it is auto or absent", "Write --plan auto")
+    if lengths is None and plan:
+        raise ir.InputError(
+            "--plan auto without --lengths",
+            "prefill lengths are chosen for the prompts that come",
+            "Give --lengths FILE, a number of tokens a line",
+        )
+    if lengths is not None and not plan:
+        raise ir.InputError(
+            f"--lengths {lengths} without --plan auto", "nothing is chosen", "Add --plan auto"
+        )
+    if plan and prefill:
+        raise ir.InputError(
+            "--plan auto with --prefill", "either chooses the lengths", "Leave one of them away"
+        )
+    return None if lengths is None else read_lengths(lengths)
 
 
 @contextlib.contextmanager

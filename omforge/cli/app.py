@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -28,6 +28,7 @@ from omforge.cli.options import (
     AtcJobs,
     AtcWords,
     Backend,
+    Batch,
     BisectLimit,
     BisectRewrites,
     Budget,
@@ -37,18 +38,24 @@ from omforge.cli.options import (
     CompareEach,
     Context,
     Dtype,
+    EncoderLength,
     Facts,
     Forms,
     Front,
+    Gears,
     Give,
+    Graphs,
     InsertPass,
     Json,
     KvDtype,
+    Layout,
+    Lengths,
     MaxIncrease,
     MaxKl,
     Memory,
     Model,
     Pair,
+    PlanHow,
     Prefill,
     PrintAfter,
     PrintAfterChanged,
@@ -70,11 +77,9 @@ from omforge.cli.options import (
     forms,
     numbers,
 )
+from omforge.cli.plan import plan as plan_command
 from omforge.cli.probe import probe
 from omforge.cli.watch import WatchFlags, comparer, export_comparison, watch
-
-if TYPE_CHECKING:
-    pass
 
 app = typer.Typer(
     name="omforge",
@@ -116,30 +121,26 @@ def compile_(
     target: Soc,
     output: Annotated[Path, typer.Option("--output", "-o", help="The bundle's folder.")],
     task: Task = "auto",
-    memory: Memory = None,
+    encoder_length: EncoderLength = None,
     context: Context = None,
     prefill: Prefill = "",
-    batch: Annotated[int, typer.Option(min=1, help="Rows of every bucket.")] = 1,
+    batch: Batch = 1,
     dtype: Dtype = "fp16",
     front: Front = "auto",
     facts: Facts = None,
-    layout: Annotated[
-        Literal["auto", "stacked", "per-layer"],
-        typer.Option(
-            help="One cache tensor, or two for each layer; auto: what moves the fewest bytes."
-        ),
-    ] = "auto",
+    layout: Layout = "auto",
     allow_partial: Annotated[
         bool, typer.Option("--allow-partial", help="Go on although blocks were not raised.")
     ] = False,
-    gears: Annotated[
-        bool,
-        typer.Option("--gears", help="One graph for all buckets, their lengths its gears."),
-    ] = False,
+    gears: Gears = False,
     quantize: Quantize = "",
     kv_dtype: KvDtype = "fp16",
     calibration: Calibration = None,
     budget: Budget = "",
+    memory: Memory = "",
+    plan: PlanHow = "",
+    lengths: Lengths = None,
+    graphs: Graphs = 4,
     form: Forms = None,
     insert_pass: InsertPass = None,
     atc: Atc = "auto",
@@ -196,6 +197,10 @@ def compile_(
             calibration=calibration,
             budget=budget,
             memory=memory,
+            plan=plan,
+            lengths=lengths,
+            graphs=graphs,
+            encoder_length=encoder_length,
             form=forms(form),
             insert_pass=insert_pass or (),
             atc=atc,
@@ -574,6 +579,7 @@ def passes(as_json: Json = False, verbose: Verbose = False) -> None:
 
 
 app.command()(guarded(probe))
+app.command("plan")(guarded(plan_command))
 
 
 def main() -> None:

@@ -199,7 +199,7 @@ Give = Annotated[
         help="By name, what is given once for a text: an encoder's keys and values, an adapter.",
     ),
 ]
-Memory = Annotated[
+EncoderLength = Annotated[
     int | None,
     typer.Option(
         min=1,
@@ -210,9 +210,37 @@ Memory = Annotated[
 Budget = Annotated[
     str,
     typer.Option(
-        metavar="SIZE",
-        help="Bytes of a graph's constants (3.9GiB, 120MB): layers that need it get more bits "
-        "than --quantize says. --calibration tells which.",
+        metavar="SIZE|rest",
+        help="Bytes of a graph's constants (3.9GiB, 120MB; rest: what --memory leaves): layers "
+        "that need it get more bits than --quantize says. --calibration tells which.",
+    ),
+]
+Memory = Annotated[
+    str,
+    typer.Option(metavar="SIZE", help="What the device has (6GiB, 800MB); what takes more fails."),
+]
+Lengths = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Prompts' lengths, a number of tokens a line; a second number is the answer's.",
+    ),
+]
+Graphs = Annotated[
+    int, typer.Option(help="How many graphs a plan may have, the decode graph among them.")
+]
+PlanHow = Annotated[
+    Literal["", "auto"],
+    typer.Option("--plan", help="auto: choose prefill lengths for the prompts of --lengths."),
+]
+Batch = Annotated[int, typer.Option(min=1, help="Rows of every bucket.")]
+Gears = Annotated[
+    bool, typer.Option("--gears", help="One graph for all buckets, their lengths its gears.")
+]
+Layout = Annotated[
+    Literal["auto", "stacked", "per-layer"],
+    typer.Option(
+        help="One cache tensor, or two for each layer; auto: what moves the fewest bytes."
     ),
 ]
 

@@ -10,7 +10,7 @@ from omforge.bundle import manifest as m
 from omforge.bundle.source import Source
 from omforge.compilation.options import CompileOptions
 from omforge.compilation.request import Request
-from omforge.compilation.stages import Built, run_stages
+from omforge.compilation.stages import STAGES, Built, Stage, run_stages
 from omforge.compilation.work import Progress
 from omforge.quantization.report import BudgetPlan, budget_plan
 from omforge.recognition.coverage import Coverage
@@ -43,6 +43,7 @@ def compile_bundle(
     output: str | Path,
     options: CompileOptions,
     *,
+    stages: Sequence[Stage] = STAGES,
     instruments: Sequence[Instrument] | None = None,
     progress: Progress | None = None,
 ) -> CompileResult:
@@ -54,6 +55,7 @@ def compile_bundle(
         source: The export's folder or .onnx file.
         output: The bundle's folder; one that is there is replaced when the new one is complete.
         options: What to make.
+        stages: What is run, as `run_stages` takes it.
         instruments: What watches the passes; the verifier alone if None.
         progress: Told the step's name, steps done and steps in all.
 
@@ -62,7 +64,7 @@ def compile_bundle(
         CheckError: Coverage is not complete, a lowered graph has illegal nodes, or atc refuses one.
     """
     request = Request(source, output, options)
-    built = run_stages(request, instruments=instruments, progress=progress)
+    built = run_stages(request, stages=stages, instruments=instruments, progress=progress)
     assert isinstance(built, Built)
     return result_of(built)
 

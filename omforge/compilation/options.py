@@ -42,7 +42,7 @@ class CompileOptions:
         calibration: A text, or token numbers as .npy, for what needs one.
         budget: Bytes of all constants of a lowered graph, such as 3.9GiB: some layers then get more
             bits than `quantize` says. "" for none.
-        memory: Length of the encoder's states that a decoder attends to; None: what the export or
+        encoder_length: Of the encoder's states that a decoder attends to; None: what the export or
             its config.json says.
         insert: Passes of the caller's own among those that raise.
         atc: Flags of atc that may be chosen.
@@ -65,7 +65,7 @@ class CompileOptions:
     kv_dtype: KvDtype = "fp16"
     calibration: str | Path | None = None
     budget: str = ""
-    memory: int | None = None
+    encoder_length: int | None = None
     insert: tuple[Insertion, ...] = ()
     atc: AtcOptions = field(default_factory=AtcOptions)
     build: BuildOptions = field(default_factory=BuildOptions)

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from omforge import ir
 from omforge.bundle.manifest import Task
 from omforge.compilation.context import Array, choose_context, cut_pieces
+from omforge.compilation.encoder_length import memory_passes
 from omforge.compilation.first_step import Chosen, choose_graph
 from omforge.compilation.graph_plan import GraphPlan, plan_graphs, with_sizes
 from omforge.compilation.insertion import inserted
 from omforge.compilation.integer_exports import require_float_products
-from omforge.compilation.memory import memory_passes
 from omforge.compilation.options import CompileOptions
 from omforge.compilation.request import Checked
 from omforge.compilation.task import encode_options, find_task
@@ -140,7 +140,7 @@ def raise_graph(loaded: Loaded, work: Work) -> Raised:
         options = encode_options(given, bounds)
     plans = plan_graphs(options, task)
     work.expect(len(plans))
-    memory = memory_passes(model, options.memory, checked.config, checked.source)
+    memory = memory_passes(model, options.encoder_length, checked.config, checked.source)
     trail = trail.and_then(work.run(model, Pipeline(memory)))
     return Raised(
         checked, loaded.chosen, model, task, options, plans, bounds, call, coverage, trail

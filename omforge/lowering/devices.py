@@ -16,6 +16,8 @@ from omforge.lowering.legalize.traffic import Traffic
 from omforge.lowering.tables import table_rows
 from omforge.lowering.target import Target
 
+_NONE = Products()
+
 
 @dataclass(frozen=True)
 class Device:
@@ -28,7 +30,7 @@ class Device:
         half: Operations a second in float16 and bfloat16; a product and its sum are two.
         int8: The same of int8.
         launch: Seconds that a run takes which moves next to nothing; 0 where that is not known.
-        sources: Where each figure is from, a sentence each.
+        sources: Where these are from.
         measured: Whether the bandwidths were seen on a device.
     """
 
@@ -41,13 +43,25 @@ class Device:
     sources: tuple[str, ...] = ()
     measured: bool = False
 
+    def __str__(self) -> str:
+        figures = [
+            f"{self.weights / 1e9:g} GB/s" if self.weights else "",
+            f"{self.others / 1e9:g} GB/s of all but weights"
+            if self.others and self.others != self.weights
+            else "",
+            f"{self.half / 1e12:g} TFLOPS float16" if self.half else "",
+            f"{self.int8 / 1e12:g} TOPS int8" if self.int8 else "",
+            f"{self.launch * 1e6:g} us a launch" if self.launch else "",
+        ]
+        return f"{self.soc}: {', '.join(filter(None, figures)) or 'no figure is public'}"
+
     @property
     def open(self) -> tuple[str, ...]:
         """What is not known of it, and hence in no figure."""
         missing = ("memory bandwidth",) * (self.weights is None or self.others is None)
         return (*missing, *("peak of products",) * (self.half is None))
 
-    def seconds(self, moved: Traffic, products: Products = Products()) -> float | None:
+    def seconds(self, moved: Traffic, products: Products = _NONE) -> float | None:
         """What bytes and products take at least; None where the bandwidth is not known.
 
         They may be taken at the same time, so that it is the longer of both.
@@ -59,7 +73,7 @@ class Device:
         return max(memory, self._computing(products))
 
     def _computing(self, products: Products) -> float:
-        # float32 products are slower than float16 ones, by what no source says: a bound all the same.
+        # Products of float32 take longer, by what no source says: it is a bound all the same.
         taken = 0.0 if self.half is None else products.floats / self.half
         return taken + (0.0 if self.int8 is None else products.int8 / self.int8)
 
@@ -76,8 +90,7 @@ def _seen(public: Device, facts: Facts) -> Device:
     launch = facts.figure("launch") or 0.0
     if not weights or not others:
         return public
-    where = f"bandwidths and launch: measured, {facts}"
-    peaks = tuple(source for source in public.sources if source.startswith("peak"))
+    where = f"bandwidths as measured: {facts}"
     return Device(
         public.soc,
         weights * 1e9,
@@ -85,7 +98,7 @@ def _seen(public: Device, facts: Facts) -> Device:
         public.half,
         public.int8,
         launch / 1e6,
-        (where, *peaks),
+        (where, *public.sources),
         measured=True,
     )
 
@@ -99,11 +112,12 @@ def _row(row: Mapping[str, str]) -> Device:
     def figure(column: str, unit: float) -> float | None:
         return float(row[column]) * unit if row[column] else None
 
-    bandwidth, half = figure("bandwidth", 1e9), figure("float16", 1e12)
-    told = f"{row['note']} [{row['source']}]"
-    sources = [f"bandwidth {row['bandwidth']} GB/s: {told}"]
-    if half is not None:
-        sources.append(f"peak {row['float16']} TFLOPS float16, {row['int8']} TOPS int8: {told}")
+    bandwidth = figure("bandwidth", 1e9)
     return Device(
-        row["soc"], bandwidth, bandwidth, half, figure("int8", 1e12), sources=tuple(sources)
+        row["soc"],
+        bandwidth,
+        bandwidth,
+        figure("float16", 1e12),
+        figure("int8", 1e12),
+        sources=(f"{row['note']} [{row['source']}]",),
     )

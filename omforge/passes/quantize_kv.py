@@ -96,7 +96,7 @@ class QuantizeKv(Pass):
     positions: int = 0
     tokens: Sequence[Array] | Literal["blank"] | None = field(default=None, compare=False)
     """Instead of a calibration file: token numbers [S] of each piece. `blank` measures nothing: the
-    graph then has its bytes, and steps of one."""
+    graph then has its bytes, and any steps."""
     progress: Callable[[int, int], None] | None = field(default=None, compare=False)
 
     def run(self, model: ir.Model) -> int:
@@ -109,7 +109,8 @@ class QuantizeKv(Pass):
         infer_model(model)
         caches = list(_caches(model))
         if self.tokens == "blank":
-            return self._write(model, caches, [_blank(cache, self.granularity) for cache in caches])
+            grids = [_blank(cache, self.granularity, at) for at, cache in enumerate(caches)]
+            return self._write(model, caches, grids)
         tokens = self.tokens if self.tokens is not None else read_tokens(self.calibration)
         if not tokens:
             raise ir.InputError(
@@ -118,7 +119,7 @@ class QuantizeKv(Pass):
                 "Give --calibration FILE: a text, or token numbers as .npy",
             )
         feeds = _feeds(model, tokens, self.positions)
-        grids: list[_Grid] = []
+        grids = list[_Grid]()
         for grid in _grids(model, caches, feeds, self.granularity):
             grids.append(grid)
             if self.progress is not None:
@@ -278,10 +279,15 @@ class _Grid:
     middle: Array
 
 
-def _blank(cache: _Cache, granularity: Granularity) -> _Grid:
-    """A grid of a measured one's size, with a middle where that has one."""
-    ones = np.ones((cache.heads, cache.size), np.float32)
-    return _Grid(ones, ones if granularity == "channel" and cache.centred else np.zeros_like(ones))
+def _blank(cache: _Cache, granularity: Granularity, seed: int) -> _Grid:
+    """A grid of a measured one's size, with a middle where that has one.
+
+    No two have the same numbers, as equal constants are stored once.
+    """
+    draw = np.random.default_rng(seed)
+    step, middle = (storable(draw.uniform(1, 2, (cache.heads, cache.size))) for _ in range(2))
+    centred = granularity == "channel" and cache.centred
+    return _Grid(step, middle if centred else np.zeros_like(middle))
 
 
 def _feeds(model: ir.Model, tokens: Sequence[Array], positions: int) -> list[dict[str, Array]]:

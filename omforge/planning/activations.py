@@ -16,12 +16,15 @@ from omforge.air.lowered import written_slot
 from omforge.lowering.legalize.traffic import is_constant, is_view, size
 
 
-def peak_bytes(nodes: Iterable[ir.Node], gear: Mapping[str, int] | None = None) -> int:
+def peak_bytes(
+    nodes: Iterable[ir.Node], gear: Mapping[str, int] | None = None, *, outputs: bool = False
+) -> int:
     """Return the most bytes of activations that are alive at once.
 
     Args:
         nodes: Lowered nodes in the order in which they run.
         gear: The numbers of the symbols in their shapes; None for static shapes.
+        outputs: Whether graph outputs are made in the step, too, as ONNX Runtime makes them.
 
     Raises:
         NotLegal: A shape is not known.
@@ -41,10 +44,11 @@ def peak_bytes(nodes: Iterable[ir.Node], gear: Mapping[str, int] | None = None) 
     alive = most = 0
     for at, node in enumerate(order):
         for made in node.outputs:
-            if root.get(made) is made and made not in given:
+            if root.get(made) is made and (outputs or made not in given):
                 bytes_ = size(made, gear or {})
                 alive += bytes_
-                ending.setdefault(last.get(made, at), []).append(bytes_)
+                if made not in given:
+                    ending.setdefault(last.get(made, at), []).append(bytes_)
         most = max(most, alive)
         alive -= sum(ending.pop(at, ()))
     return most

@@ -78,7 +78,7 @@ class OrtSession:
         name: str = "the model",
     ) -> None:
         self.name = name if isinstance(source, ir.Model | bytes) else os.fspath(source)
-        options = _options(threads)
+        options = session_options(threads)
         content: str | bytes
         folded = True
         if isinstance(source, bytes):
@@ -223,7 +223,8 @@ def _widens(node: ir.Node) -> bool:
     return node.op_type == "NPUWeightQuantBatchMatmulV2"
 
 
-def _options(threads: int) -> Any:
+def session_options(threads: int) -> Any:
+    """Return ONNX Runtime's options as every session has them."""
     ort = _onnxruntime()
     options = ort.SessionOptions()
     options.log_severity_level = 4  # what it would print is in the exceptions
@@ -238,8 +239,8 @@ def _options(threads: int) -> Any:
     options.add_session_config_entry("session.disable_prepacking", "1")
     options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
     options.enable_mem_pattern = False
-    # With it a buffer is kept for the next value of its shape, layers later: a prefill of 128 tokens
-    # of the example's model held 16.1 MB at once instead of 5.8, and was no sooner done.
+    # With it a buffer is kept for the next value of its shape, layers later: a prefill of 128
+    # tokens of the example's model held 16.1 MB at once instead of 5.8, and was no sooner done.
     options.enable_mem_reuse = False
     return options
 

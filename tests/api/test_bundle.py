@@ -51,8 +51,8 @@ def test_what_can_be_asked(source: Path, tmp_path: Path) -> None:
     text = bundle.generate("hello", max_new_tokens=4)
     assert text.text == str(text)
     plan = bundle.plan()
-    assert plan.weights > 0
-    assert plan.graphs["decode_c32"][:4] == ("decode", 1, 1, 32)
+    assert plan.plan.memory.weight_bytes == bundle.manifest.quantization.graph_bytes
+    assert plan.plan.memory.cache_bytes == bundle.manifest.quantization.cache_bytes
     assert "decode_c32" in str(plan)
     with pytest.raises(of.InputError, match="does not encode"):
         bundle.encode("hello")

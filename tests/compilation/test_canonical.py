@@ -16,7 +16,7 @@ def test_memory_has_the_length_of_the_bundles(
 ) -> None:
     """Which an export leaves open."""
     source = decoder("dynamo", "bart")
-    options = CompileOptions("Ascend910B4", context=32, prefill=(4,), memory=6)
+    options = CompileOptions("Ascend910B4", context=32, prefill=(4,), encoder_length=6)
     made = compile_bundle(source, tmp_path / "bundle", options).manifest
     again = float_canonical(tmp_path / "bundle" / made.export.path, made)
     assert ir.to_text(again) == ir.to_text(ir.load(tmp_path / "bundle" / made.canonical))

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from omforge import ir
 from omforge.ir.dims import evaluate
+from omforge.ir.values import attribute
 from omforge.lowering.legalize.builder import dims
 from omforge.lowering.legalize.traffic import is_constant
 
@@ -82,13 +83,13 @@ def _of_node(node: ir.Node, gear: Mapping[str, int]) -> int:
 
     if node.op_type in _MATRICES:
         rows = shape(node.inputs[0])
-        turned = "transA" in node.attributes and node.attributes["transA"].as_int()
+        turned = attribute(node, "transA", 0)
         return 2 * math.prod(shape(node.outputs[0])) * rows[-2 if turned else -1]
     if node.op_type in _CONVOLUTIONS:
         return 2 * math.prod(shape(node.outputs[0])) * math.prod(shape(node.inputs[1])[1:])
     if node.op_type in _FUSED:
         query, key = shape(node.inputs[0]), shape(node.inputs[1])
-        layout = node.attributes["input_layout"].as_string() if "input_layout" in node.attributes else ""
+        layout = attribute(node, "input_layout", "BSH")
         keys = key[2] if layout in _HEADS_FIRST else key[1]
         # Scores, and their sums of values: each query meets each key of its head twice.
         return 4 * math.prod(query) * keys

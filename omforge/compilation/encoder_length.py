@@ -1,4 +1,4 @@
-"""How long the memory of a decoder is: the states of an encoder that it attends to."""
+"""The length of the states of an encoder that a decoder attends to: its memory."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def memory_passes(
     if not memory_lengths(interface):
         if asked is not None and not memory:
             raise ir.InputError(
-                f"--memory {asked} does not fit the model",
+                f"--encoder-length {asked} does not fit the model",
                 "no input of it is the states of an encoder",
                 "Leave it away",
             )
@@ -45,13 +45,14 @@ def memory_passes(
             "the length of the encoder's states is not known",
             f"the decoder reads {named}{', …' if len(memory) > 4 else ''}, of any length, and a "
             "bucket has one",
-            "Give it with --memory N; shorter ones are padded under their mask, if it has one",
+            "Give it with --encoder-length N; shorter ones are padded under their mask, if it has "
+            "one",
         )
     if stated is not None and length != stated and not _masked(memory):
         raise ir.InputError(
-            f"--memory {length} does not fit the model",
+            f"--encoder-length {length} does not fit the model",
             f"its encoder makes {stated} states, and the decoder has no mask for them",
-            f"Leave it away, or say --memory {stated}",
+            f"Leave it away, or say --encoder-length {stated}",
         )
     return (BindMemory(length),)
 

@@ -1,4 +1,4 @@
-"""memory: the length of an encoder's states, from the user, config.json or the encoder itself."""
+"""encoder_length: the length of an encoder's states, from the user, config.json or the encoder itself."""
 
 import dataclasses
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 
 from omforge import ir
 from omforge.bundle.source import Source
-from omforge.compilation.memory import memory_passes
+from omforge.compilation.encoder_length import memory_passes
 from omforge.passes.bind_memory import BindMemory
 from omforge.recognition.config import ModelConfig
 from omforge.testing import parse
@@ -58,7 +58,7 @@ def test_where_nobody_says_it_the_user_is_asked(tmp_path: Path, length: str | No
         passes(tmp_path)
     assert str(caught.value) == (
         "the length of the encoder's states is not known: the decoder reads keys, of any length, "
-        "and a bucket has one. Give it with --memory N; shorter ones are padded under their mask, "
+        "and a bucket has one. Give it with --encoder-length N; shorter ones are padded under their mask, "
         "if it has one"
     )
 
