@@ -18,6 +18,7 @@ from omforge.atc.command import AtcOptions
 from omforge.bundle.source import Source
 from omforge.compilation.compare_feeds import make_feeds
 from omforge.compilation.compile import compile_bundle
+from omforge.compilation.cpu import is_cpu
 from omforge.compilation.insertion import parse_insertion
 from omforge.compilation.options import CompileOptions, TaskOption
 from omforge.compilation.quantize_options import KvDtype
@@ -43,7 +44,7 @@ def compile(
     context: int | None = None,
     prefill: Sequence[int] = (),
     batch: int = 1,
-    dtype: FloatName = "fp16",
+    dtype: FloatName | Literal["auto"] = "auto",
     layout: Literal["auto", "stacked", "per-layer"] = "auto",
     front: Front | Literal["auto"] = "auto",
     facts: str | os.PathLike[str] | None = None,
@@ -76,13 +77,13 @@ def compile(
     Args:
         source: A path to an export, or a model in memory as `load` takes it. The bundle of the
             latter holds a copy of it, which `verify` compares with.
-        target: The SoC: the value of atc's --soc_version.
+        target: The SoC: the value of atc's --soc_version; or `cpu`, for ONNX Runtime here.
         output: The bundle's folder; one that is there is replaced when the new one is complete.
         task: `generate`, `encode`, or what the graph says.
         context: Tokens that a sequence may hold, C.
         prefill: Lengths S of the prefill buckets.
         batch: Rows B of every bucket.
-        dtype: Of the lowered graphs.
+        dtype: Of the lowered graphs; `auto`: fp16, and fp32 for the CPU.
         layout: Of the cache: one tensor, or two for each layer.
         front: What atc is given: ONNX graphs, or GE graphs (.air), which may write the cache;
             `auto`: ONNX, until `facts` show that the device does.
@@ -117,7 +118,8 @@ def compile(
     asked = PlanRequest(memory, wanted, graphs, budget)
     if wanted is not None and wanted.steps and context is None:
         context = -(-wanted.longest // UNIT) * UNIT
-    known = target_with(target, facts).facts
+    soc = target_with(target, facts)
+    known = soc.facts
     build = BuildOptions(atc, atc_jobs) if atc_cache else BuildOptions(atc, atc_jobs, cache=None)
     options = CompileOptions(
         soc=target,
@@ -125,7 +127,7 @@ def compile(
         context=context,
         prefill=tuple(prefill),
         batch=batch,
-        dtype=dtype,
+        dtype=dtype if dtype != "auto" else "fp32" if is_cpu(soc) else "fp16",
         layout=layout,
         front=known.front if front == "auto" else front,
         facts=known,

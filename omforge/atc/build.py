@@ -123,7 +123,12 @@ def build_bundle(
         InputError: There is no atc, or the folder is no bundle.
     """
     recover(folder)
-    Manifest.load(folder)  # a folder that is no bundle is the nearer fault
+    if Manifest.load(folder).front == "ort":  # (a folder that is no bundle is the nearer fault)
+        raise ir.InputError(
+            f"{folder} is a bundle for the CPU",
+            "its graph has ONNX Runtime's own operators, which atc does not know",
+            "Compile the export for a SoC: --target Ascend310P3, ...",
+        )
     atc = choose_atc(options.atc)
     if atc is None:
         raise ir.InputError(

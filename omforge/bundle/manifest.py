@@ -163,16 +163,17 @@ class StateSpec:
 
 @dataclass(frozen=True)
 class Bucket:
-    """One graph: its sizes, its files, its interface in order, and its atc command.
+    """One graph: its sizes, its files, its interface in order, and its atc command, if atc has one.
 
     A bucket of kind `encode` takes S tokens and has no cache: its capacity is 0.
 
     A graph with `gears` leaves `seq` open in its shapes ("seq", "C + seq"); the gears are the
-    numbers that it may be, in ascending order, and the field `seq` is the largest of them.
+    numbers that it may be, in ascending order, and the field `seq` is the largest of them. One of
+    kind `open`, for ONNX Runtime, takes any number up to `seq`.
     """
 
     name: str
-    kind: Literal["prefill", "decode", "gears", "encode"]
+    kind: Literal["prefill", "decode", "gears", "encode", "open"]
     batch: int
     seq: int
     capacity: int
@@ -562,7 +563,7 @@ def _validate_bucket(where: str, bucket: Bucket, masks: tuple[MaskSpec, ...]) ->
             for axis, dim in enumerate(spec.shape):
                 if isinstance(dim, int):
                     positive(f"{where}.{kind}[{index}].shape[{axis}]", dim)
-                elif not bucket.gears:
+                elif not bucket.gears and bucket.kind != "open":
                     # A bucket is static: a symbol here is a bucket that was never bound.
                     raise wrong(f"{where}.{kind}[{index}].shape[{axis}]", f"is {dim!r}, no number")
                 elif not symbols(parse_dim(dim)) <= {"seq"}:

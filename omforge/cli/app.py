@@ -125,7 +125,7 @@ def compile_(
     context: Context = None,
     prefill: Prefill = "",
     batch: Batch = 1,
-    dtype: Dtype = "fp16",
+    dtype: Dtype = "auto",
     front: Front = "auto",
     facts: Facts = None,
     layout: Layout = "auto",

@@ -24,7 +24,11 @@ Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", callback=_verbose, help="Log to stderr what passes do.")
 ]
 Soc = Annotated[
-    str, typer.Option("--target", help="The SoC, as atc's --soc_version: Ascend310P3, ...")
+    str,
+    typer.Option(
+        "--target",
+        help="The SoC, as atc's --soc_version: Ascend310P3, ...; cpu: ONNX Runtime here.",
+    ),
 ]
 Task = Annotated[
     Literal["auto", "generate", "encode"],
@@ -33,8 +37,10 @@ Task = Annotated[
     ),
 ]
 Dtype = Annotated[
-    Literal["fp16", "bf16", "fp32"],
-    typer.Option(help="Dtype of the lowered graphs; bf16 on A2, A3 and 950."),
+    Literal["auto", "fp16", "bf16", "fp32"],
+    typer.Option(
+        help="Dtype of the lowered graphs; bf16 on A2, A3 and 950; auto: fp16, on the CPU fp32."
+    ),
 ]
 Context = Annotated[
     int | None,

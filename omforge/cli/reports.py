@@ -99,8 +99,9 @@ def show_compiled(result: CompileResult, source: Path, output: Path, remark: str
     lowered = [f"{name} {result.nodes[name]}" for name in buckets]
     show(f"nodes      {' -> '.join(stages)} -> {', '.join(lowered)}")
     show_coverage(result.coverage, result.events)
-    nodes = ", ".join(f"0 illegal of {result.nodes[name]} nodes in {name}" for name in buckets)
-    show(f"legality   {made.target}: {nodes}")
+    if made.front != "ort":
+        nodes = ", ".join(f"0 illegal of {result.nodes[name]} nodes in {name}" for name in buckets)
+        show(f"legality   {made.target}: {nodes}")
     show(f"task       {task_text(made)}")
     cache = "no" if made.task == "encode" else made.kv.layout
     place = ", which the graphs write in place" if made.kv.in_place else ""
@@ -115,7 +116,8 @@ def show_compiled(result: CompileResult, source: Path, output: Path, remark: str
     show(f"memory     {memory_text(made)}")
     show_nonfinite(result.nonfinite)
     show_budget(result)
-    show(f"atc        {_atc_hint(result, output)}")
+    if made.front != "ort":
+        show(f"atc        {_atc_hint(result, output)}")
     show(f"next       {next_commands(made, output)}")
 
 

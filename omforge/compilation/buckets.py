@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from omforge import ir
 from omforge.atc.command import atc_command
 from omforge.bundle import manifest as m
+from omforge.compilation.cpu import cpu_passes
 from omforge.compilation.export_interface import tensor_spec
 from omforge.compilation.footprint import check_budget
 from omforge.compilation.graph_plan import GraphPlan
@@ -16,7 +18,7 @@ from omforge.compilation.options import CompileOptions
 from omforge.compilation.serving import Canonical
 from omforge.compilation.trail import Trail
 from omforge.compilation.work import Work
-from omforge.ir.dims import evaluate, substitute
+from omforge.ir.dims import evaluate, parse_dim, substitute
 from omforge.ir.infer import infer_model
 from omforge.ir.values import dims, to_shape
 from omforge.lowering.air_legality import check_air
@@ -79,11 +81,13 @@ def lower(canonical: Canonical, work: Work) -> Lowered:
         name = plan.full_name(options)
         work.begin(f"lower {name}")
         graph = model.clone()
-        bound = work.run(graph, Pipeline((plan.bind(options),)))
-        legalize(graph, soc, options.front, gears=plan.symbols, forms=dict(options.forms))
+        passes = cpu_passes() if options.front == "ort" else (plan.bind(options),)
+        bound = work.run(graph, Pipeline(passes))
+        if options.front != "ort":
+            legalize(graph, soc, options.front, gears=plan.symbols, forms=dict(options.forms))
         if options.front == "air":
             require_legal_air(graph, soc, name, gears=bool(plan.gears))
-        else:
+        elif options.front == "onnx":
             for seq in plan.gears or (plan.seq,):
                 _require_legal(at_gear(graph, seq), soc, name)
         # Of the buckets, which all are bound in the same way, the last is the one that is told of.
@@ -147,7 +151,8 @@ def require_legal_air(model: ir.Model, soc: Target, name: str, *, gears: bool) -
 def _bucket(
     model: ir.Model, name: str, plan: GraphPlan, options: CompileOptions, soc: Target
 ) -> m.Bucket:
-    file = f"{name}.{options.front}"
+    on_cpu = options.front == "ort"
+    file = f"{name}.onnx" if on_cpu else f"{name}.{options.front}"
     shapes = {value.name or "": dims(value) or () for value in model.graph.inputs}
     open_dims = [dim for shape in shapes.values() for dim in shape if not isinstance(dim, int)]
     if plan.gears:
@@ -159,10 +164,12 @@ def _bucket(
         seq=plan.seq,
         capacity=0 if plan.kind == "encode" else options.context or 0,
         file=file,
-        inputs=tuple(tensor_spec(value) for value in model.graph.inputs),
-        outputs=tuple(tensor_spec(value) for value in model.graph.outputs),
+        inputs=_specs(model.graph.inputs, options),
+        outputs=_specs(model.graph.outputs, options),
         om=None,
-        command=atc_command(
+        command=()
+        if on_cpu
+        else atc_command(
             file,
             f"om/{name}",
             soc,
@@ -175,6 +182,21 @@ def _bucket(
             front=options.front,
         ),
         gears=plan.gears,
+    )
+
+
+def _specs(values: Sequence[ir.Value], options: CompileOptions) -> tuple[m.TensorSpec, ...]:
+    """What a graph takes or gives; one for ONNX Runtime leaves the bundle's sizes open, too."""
+    sizes = {"batch": options.batch, "rows": options.batch, "capacity": options.context or 0}
+    return tuple(
+        dataclasses.replace(
+            (spec := tensor_spec(value)),
+            shape=tuple(
+                dim if isinstance(dim, int) else str(dim)
+                for dim in (substitute(parse_dim(dim), sizes) for dim in spec.shape)
+            ),
+        )
+        for value in values
     )
 
 

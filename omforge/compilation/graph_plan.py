@@ -27,14 +27,14 @@ class GraphPlan:
         gears: The lengths that the graph, whose `seq` is open, can be run at; () where S is bound.
     """
 
-    kind: Literal["prefill", "decode", "gears", "encode"]
+    kind: Literal["prefill", "decode", "gears", "encode", "open"]
     name: str
     seq: int
     gears: tuple[int, ...] = ()
 
     @property
     def symbols(self) -> dict[str, tuple[int, ...]]:
-        """Symbols that stay open, and the numbers they may have, as `legalize` takes them."""
+        """Symbols that gears bind, and the numbers they may have, as `legalize` takes them."""
         return {"seq": self.gears} if self.gears else {}
 
     def bind(self, options: CompileOptions) -> BindShapes:
@@ -54,8 +54,19 @@ def plan_graphs(options: CompileOptions, task: m.Task = "generate") -> tuple[Gra
     Args:
         options: With `context` and `prefill` chosen.
         task: What the model is for.
+
+    Raises:
+        InputError: The CPU has no graphs for it.
     """
     lengths = options.prefill
+    if options.front == "ort":
+        if task == "encode":
+            raise ir.InputError(
+                "a model without a cache for --target cpu",
+                "the graphs for the CPU are those of models that generate",
+                "Compile for an Ascend SoC, and run it with --level canonical",
+            )
+        return (GraphPlan("open", "open", options.context or 0),)
     if task == "encode":
         if options.gears and len(lengths) > 1:
             return (GraphPlan("encode", "encode_gears", max(lengths), lengths),)

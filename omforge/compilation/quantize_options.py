@@ -29,7 +29,7 @@ from omforge.compilation.footprint import spec_bytes
 from omforge.ir.errors import InputError
 from omforge.lowering.legalize.choices import choices
 from omforge.lowering.legalize.quantized import LARGEST, OP, QUANTIZED_MATMUL
-from omforge.lowering.target import Target
+from omforge.lowering.target import CPU, Target
 from omforge.passes.quantize_kv import QuantizeKv
 from omforge.passes.quantize_weights import Method, QuantizeWeights
 from omforge.passes.turn_weights import TurnWeights
@@ -198,6 +198,8 @@ def check_stored(stored: Sequence[ir.Value], soc: Target, dtype: str) -> None:
     Raises:
         InputError: Names what the SoC has.
     """
+    if soc.family is CPU.family:
+        return
     count = sum(value.dtype == ir.DataType.INT4 for value in stored)
     what = f"the export has {count} int4 weights"
     if count and (soc.family.name == "310p" or not choices(QUANTIZED_MATMUL, soc.family.name)):
@@ -211,6 +213,8 @@ def check_stored(stored: Sequence[ir.Value], soc: Target, dtype: str) -> None:
 
 
 def _check_weights(weights: QuantizeOptions, soc: Target, dtype: str) -> None:
+    if soc.family is CPU.family:
+        return
     what = f"--quantize {weights} on {soc.soc_version}"
     if not choices(QUANTIZED_MATMUL, soc.family.name):
         raise InputError(
@@ -270,6 +274,7 @@ def weight_passes(
         options.method,
         keep=options.keep,
         budget=budget,
+        unsigned=soc.family is CPU.family,
         tokens=tokens or None,
         progress=progress,
         footprint=footprint,
@@ -279,7 +284,7 @@ def weight_passes(
 
 def turn_weights(soc: Target) -> TurnWeights:
     """Return the pass that stores weights as the SoC's kernel wants them."""
-    return TurnWeights(0 if soc.family.name == "310p" else LARGEST)
+    return TurnWeights(0 if soc.family.name in ("310p", "cpu") else LARGEST)
 
 
 def kv_passes(

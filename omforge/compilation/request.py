@@ -14,6 +14,7 @@ from omforge.atc.find import Atc, choose_atc
 from omforge.bundle.destination import destination_of
 from omforge.bundle.source import Source, find_source
 from omforge.compilation.activation_options import atc_for_int8
+from omforge.compilation.cpu import cpu_options
 from omforge.compilation.float_options import check_dtype
 from omforge.compilation.graph_plan import plan_graphs, with_sizes
 from omforge.compilation.options import CompileOptions
@@ -86,6 +87,7 @@ def read_request(request: Request, work: Work) -> Checked:
     given = request.source
     source = given if isinstance(given, Source) else find_source(given)
     soc = dataclasses.replace(target(options.soc), facts=options.facts)
+    options = cpu_options(options, soc)
     destination = destination_of(Path(request.output))
     config = read_config(source.folder)
     bounds = tuple(config_bounds(config))
@@ -106,7 +108,7 @@ def read_request(request: Request, work: Work) -> Checked:
     if scheme is not None and scheme.activations is not None:
         options = dataclasses.replace(options, atc=atc_for_int8(options.atc))
     tokens = read_calibration(options.calibration, source.folder)
-    atc = choose_atc(options.build.atc)
+    atc = None if options.front == "ort" else choose_atc(options.build.atc)
     if atc is not None:
         check_path("bundle", str(destination.resolve()))
     work.expect(len(plan_graphs(sized)))

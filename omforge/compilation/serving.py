@@ -163,7 +163,9 @@ def _cache_passes(raised: Raised, work: Work) -> tuple[Pass, ...]:
 
 def _in_place(raised: Raised) -> tuple[Pass, ...]:
     # ATC's ONNX parser has no operator that writes an input.
-    return (CacheInPlace(),) if raised.options.front == "air" and not _obstacle(raised) else ()
+    if raised.options.front == "onnx" or _obstacle(raised):
+        return ()
+    return (CacheInPlace(),)
 
 
 def _obstacle(raised: Raised) -> str:

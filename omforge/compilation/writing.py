@@ -72,10 +72,11 @@ def write(lowered: Lowered, work: Work) -> Written:
             if moved.is_file():  # a model of small weights has no file of them
                 with writing(destination / name):
                     os.replace(moved, folder / name)
-        with writing(destination / SCRIPT):
-            script = compile_script([graph.bucket.command for graph in lowered.graphs])
-            (folder / SCRIPT).write_text(script, encoding="utf-8")
-            (folder / SCRIPT).chmod(0o755)
+        commands = [graph.bucket.command for graph in lowered.graphs if graph.bucket.command]
+        if commands:
+            with writing(destination / SCRIPT):
+                (folder / SCRIPT).write_text(compile_script(commands), encoding="utf-8")
+                (folder / SCRIPT).chmod(0o755)
         _write_report(lowered, told, folder)
         manifest = _manifest(lowered, folder)
         manifest.save(folder / m.FILE_NAME)

@@ -25,8 +25,7 @@ from omforge.plugins import Registry
 # ATC's name for ONNX's default domain, in its operator keys `ai.onnx::<opset>::<op>`.
 DEFAULT_DOMAIN = "ai.onnx"
 
-# The GE type of an op whose plugin expands the node into a small subgraph (hicann/ge:parser, the
-# plugin's ParseOpToGraph). Such a node's inputs must all be there.
+# The GE type of an op whose plugin expands it into a small subgraph: all inputs must be there.
 EXPANDED = "PartitionedCall"
 
 _INPUT_SHAPE = "hicann/ge:docs/zh/user_guides/atc_tools/CLI_options (input_shape)"
@@ -205,6 +204,9 @@ _ROWS = (
     Target("Ascend910_95", FAMILY_950),
 )
 
+CPU = Target("cpu", Family("cpu", _INTEGERS | {"float32", "uint4", "int4"}, facts=()))
+"""This machine, by ONNX Runtime: no SoC, and no graph for it goes through atc."""
+
 TARGETS: Mapping[str, Target] = {row.soc_version: row for row in _ROWS}
 
 
@@ -223,8 +225,8 @@ def _as_target(name: str, made: object) -> Target:
     return made
 
 
-ALL_TARGETS: Registry[Target] = Registry(TARGETS, "omforge.targets", _as_target)
-"""The SoCs of plugins, too."""
+ALL_TARGETS: Registry[Target] = Registry({**TARGETS, "cpu": CPU}, "omforge.targets", _as_target)
+"""The SoCs of plugins, too, and the CPU."""
 
 
 def target(name: str) -> Target:

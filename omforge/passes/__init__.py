@@ -30,9 +30,11 @@ from omforge.passes.fuse_rms_norm import FuseRmsNorm
 from omforge.passes.fuse_rotary import FuseRotary
 from omforge.passes.fuse_swish import FuseSwish
 from omforge.passes.graphsurgeon_pass import GraphSurgeonPass
+from omforge.passes.group_query_attention import GroupQueryAttention
 from omforge.passes.grow_static_cache import GrowStaticCache
 from omforge.passes.inline_functions import InlineFunctions
 from omforge.passes.last_token_logits import LastTokenLogits
+from omforge.passes.matmul_nbits import MatmulNbits
 from omforge.passes.merge_slices import MergeSlices
 from omforge.passes.name_dims import NameDims
 from omforge.passes.one_hot_choices import OneHotChoices
@@ -104,9 +106,11 @@ PASSES: dict[str, type[Pass]] = {
         FuseRmsNorm,
         FuseRotary,
         FuseSwish,
+        GroupQueryAttention,
         GrowStaticCache,
         InlineFunctions,
         LastTokenLogits,
+        MatmulNbits,
         MergeSlices,
         NameDims,
         OneHotChoices,

@@ -29,7 +29,13 @@ from omforge.ir.infer import infer_model
 from omforge.quantization.blockwise import Clip, Quantizer, Scheme, quantize
 from omforge.quantization.budget import parse_size
 from omforge.quantization.calibrate import StoredWeight, calibrate
-from omforge.quantization.dequantize import Weight, dequantized, gathered_rows
+from omforge.quantization.dequantize import (
+    Weight,
+    dequantized,
+    gathered_rows,
+    half_range,
+    unsigned,
+)
 from omforge.quantization.hqq import quantize_hqq
 from omforge.quantization.linear import (
     Linear,
@@ -72,6 +78,8 @@ class QuantizeWeights(Pass):
         budget: Bytes that all constants of the graph may have, such as 3.9GiB. Layers that bear it
             least are then stored with more bits, int8 or their floats; a calibration text tells
             which these are far better than the weights alone.
+        unsigned: Integers without a sign, as ONNX Runtime's own products take them; NPUs' take
+            signed ones.
         progress: Told the bytes of weights done and in all.
     """
 
@@ -85,6 +93,7 @@ class QuantizeWeights(Pass):
     calibration: str = ""
     keep: tuple[str, ...] = ()
     budget: str = ""
+    unsigned: bool = False
     tokens: Sequence[Array] | None = field(default=None, compare=False)
     """Instead of a calibration file: token numbers [S] of each piece."""
     progress: Callable[[int, int], None] | None = field(default=None, compare=False)
@@ -212,8 +221,12 @@ class QuantizeWeights(Pass):
         assert tensor is not None
         scheme, dtype = weight.scheme, tensor.dtype
         parameters = [_scale(weight, dtype)]
+        if self.unsigned:
+            weight = unsigned(weight)
         if weight.zero_point is not None:
             parameters.append(weight.zero_point)
+        elif self.unsigned:
+            parameters.append(half_range(weight))
         stored = [weight.codes, *parameters]
         with Builder(model) as op:
             made = [op.constant(part, part.name or "") for part in stored]

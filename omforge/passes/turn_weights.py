@@ -73,15 +73,22 @@ class TurnWeights(Pass):
 
 
 def _is_plain(node: ir.Node) -> bool:
-    """Whether it gives a weight [K, N] to MatMul nodes, and to nothing else."""
+    """Whether it gives a weight [K, N] to products, and to nothing else."""
     if node.op_type != "DequantizeLinear" or node.domain or node.outputs[0].is_graph_output():
         return False
     constant = all(value is None or value.const_value is not None for value in node.inputs)
     return (
         constant
         and len(tensor_shape(_tensor(node, 0))) == 2
-        and all(use.node.op_type == "MatMul" and use.idx == 1 for use in node.outputs[0].uses())
+        and all(use.idx == 1 and _multiplies(use.node) for use in node.outputs[0].uses())
     )
+
+
+def _multiplies(node: ir.Node) -> bool:
+    """Whether it sums over the first axis of its second input."""
+    if node.op_type == "Gemm":
+        return not attribute(node, "transB", 0)
+    return node.op_type == "MatMul"
 
 
 def _tensor(node: ir.Node, index: int) -> ir.TensorProtocol:

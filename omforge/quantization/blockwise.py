@@ -322,8 +322,8 @@ Quantizer = Callable[[Array, int, Scheme], Quantized]
 
 
 def packed_integers(array: Array, dtype: ir.DataType, name: str) -> ir.TensorProtocol:
-    """Integers int8 of any shape as a tensor of INT8 or INT4."""
-    if dtype == ir.DataType.INT8:
+    """Integers of one byte and any shape as a tensor of 8 or of 4 bits an element."""
+    if dtype.bitwidth == 8:
         return ir.Tensor(array, name=name)
     data = np.frombuffer(pack(array, 4), np.uint8)
     return ir.PackedTensor(data, dtype, shape=ir.Shape(array.shape), name=name)

@@ -9,11 +9,36 @@ import numpy as np
 from omforge import ir
 from omforge.ir.streamed import ViewTensor
 from omforge.ir.values import dims, tensor_shape
+from omforge.quantization.blockwise import packed_integers
 from omforge.quantization.calibrate import StoredWeight
+from omforge.quantization.signed import UnsignedCodes
 from omforge.quantization.tensors import QuantizedWeight
 from omforge.rewriting.builder import Builder
 
 Weight = QuantizedWeight | StoredWeight
+
+
+def unsigned(weight: Weight) -> StoredWeight:
+    """The same numbers as integers without a sign, each more by half their range.
+
+    What has no zero points has none here: they all are half the range (`half_range`).
+    """
+    zero = weight.zero_point
+    return StoredWeight(
+        weight.shape,
+        weight.axis,
+        weight.scheme,
+        UnsignedCodes(weight.codes),
+        weight.scale,
+        None if zero is None else UnsignedCodes(zero),
+    )
+
+
+def half_range(weight: Weight) -> ir.TensorProtocol:
+    """The zero points of unsigned integers that stand for symmetric ones."""
+    codes, of_scale = weight.codes, tensor_shape(weight.scale)
+    half = np.full(of_scale, 1 << (weight.scheme.bits - 1), np.uint8)
+    return packed_integers(half, codes.dtype, f"{codes.name}_zero_point")
 
 
 def dequantized(op: Builder, weight: Weight, made: Sequence[ir.Value]) -> ir.Value:
@@ -58,6 +83,8 @@ def gathered_rows(op: Builder, ids: ir.Value, weight: Weight, made: Sequence[ir.
         # Gather takes no 4-bit integers.
         zero = op.constant(_floats(weight.zero_point, dtype), f"{weight.zero_point.name}_float")
         codes = op.Sub(codes, along_row(zero))
+    elif weight.codes.dtype in (ir.DataType.UINT4, ir.DataType.UINT8):
+        codes = op.Sub(codes, op.constant(np.array(1 << (weight.scheme.bits - 1), dtype.numpy())))
     return op.Mul(codes, along_row(made[1]))
 
 
@@ -80,10 +107,12 @@ def _unpacked(op: Builder, weight: Weight, ids: ir.Value, dtype: ir.DataType) ->
         op.Gather(op.constant(view, f"{weight.codes.name}_bytes"), ids, axis=0), to=int(dtype)
     )
     sixteen = op.constant(np.array(16, dtype.numpy()))
-    eight = op.constant(np.array(8, dtype.numpy()))
     second = op.Floor(op.Div(pairs, sixteen))
     first = op.Sub(pairs, op.Mul(second, sixteen))
     halves = op.Concat(op.Unsqueeze(first, [-1]), op.Unsqueeze(second, [-1]), axis=-1)
     flat = op.Reshape(halves, [*[0] * len(dims(ids) or (0, 0)), width])
+    if weight.codes.dtype == ir.DataType.UINT4:
+        return flat
     # Two's complement: 8 to 15 stand for -8 to -1.
+    eight = op.constant(np.array(8, dtype.numpy()))
     return op.Sub(flat, op.Mul(op.Floor(op.Div(flat, eight)), sixteen))

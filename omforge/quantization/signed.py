@@ -1,4 +1,4 @@
-"""Unsigned integers as signed ones: less by half their range, which turns one bit of each over."""
+"""Unsigned integers as signed ones, and back: half their range turns one bit of each over."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from omforge import ir
-from omforge.ir.streamed import StreamedTensor, ViewTensor
+from omforge.ir.streamed import StreamedTensor, ViewTensor, Write
 from omforge.ir.tensor_reader import TensorReader
 from omforge.ir.values import tensor_shape
 from omforge.rewriting.builder import Builder
@@ -17,6 +17,9 @@ _PIECE = 1 << 20
 
 _TURN: dict[int, int] = {8: 0x80, 4: 0x88}
 """The highest bit of each integer in a byte, by the bits of an integer."""
+
+
+_UNSIGNED = {ir.DataType.INT4: ir.DataType.UINT4, ir.DataType.INT8: ir.DataType.UINT8}
 
 
 class SignedCodes(StreamedTensor):
@@ -56,6 +59,44 @@ class SignedCodes(StreamedTensor):
                 stop = min(start + step, self._rows)
                 rows = reader.read(start * stored, stop * stored).reshape(-1, stored)
                 yield (rows[:, :used] ^ self._turn).tobytes()
+
+
+class UnsignedCodes(StreamedTensor):
+    """Signed integers as unsigned ones, each more by half their range.
+
+    Args:
+        source: INT8 or INT4.
+    """
+
+    def __init__(self, source: ir.TensorProtocol) -> None:
+        self.source = source
+        self._turn = np.uint8(_TURN[source.dtype.bitwidth])
+        super().__init__(_UNSIGNED[source.dtype], tensor_shape(source), source.name or "")
+
+    @property
+    def sources(self) -> tuple[ir.TensorProtocol, ...]:
+        """The signed integers."""
+        return (self.source,)
+
+    def pieces(self) -> Iterator[bytes]:
+        """The source's own pieces."""
+        if isinstance(self.source, StreamedTensor):
+            yield from map(self._turned, self.source.pieces())
+            return
+        with TensorReader(_as_bytes(self.source)) as reader:
+            for start in range(0, self.nbytes, _PIECE):
+                part = reader.read(start, min(start + _PIECE, self.nbytes))
+                yield (part.view(np.uint8) ^ self._turn).tobytes()
+
+    def store(self, write: Write) -> None:
+        """On the source's threads, if it computes on some."""
+        if isinstance(self.source, StreamedTensor):
+            self.source.store(lambda at, piece: write(at, self._turned(piece)))
+        else:
+            super().store(write)
+
+    def _turned(self, piece: bytes | memoryview) -> bytes:
+        return (np.frombuffer(piece, np.uint8) ^ self._turn).tobytes()
 
 
 def signed_initializer(

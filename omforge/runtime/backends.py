@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 from omforge.ir.errors import InputError
 from omforge.plugins import Registry
 from omforge.runtime.bundle import Bundle
+from omforge.runtime.cpu_session import CpuBackend, runs_in_place
 from omforge.runtime.encode import Encoder
 from omforge.runtime.fixed import Array
 from omforge.runtime.generate import Backend, LanguageModel, Level
@@ -82,7 +83,8 @@ def open_model(
         OmforgeError: A call of pyACL failed.
     """
     if backend == "cpu":
-        return LanguageModel(bundle, level, batch=batch)
+        own = CpuBackend(bundle, batch) if level == "lowered" and runs_in_place(bundle) else None
+        return LanguageModel(bundle, level, batch=batch, backend=own)
     device = _device(bundle, level, batch, backend, options)
     try:
         return LanguageModel(bundle, level, batch=batch, backend=device)

@@ -31,6 +31,9 @@ StopReason = Literal["eos", "length", "context"]
 KEY_POSITIONS = "key_positions"
 """The input of models that add a bias by the key's position to the scores (ALiBi)."""
 
+OPEN = ("open", 0)
+"""The key of a graph that takes any length."""
+
 CANONICAL_CHUNK = 512
 """The canonical graph takes any length; its masks and scores are S * (C+S) numbers a head."""
 
@@ -297,7 +300,7 @@ class LanguageModel:
         return pad if 0 <= pad < self.manifest.model.vocab_size else 0
 
     def _plan(self, length: int) -> list[tuple[int, int]]:
-        if self.level == "canonical":
+        if self.level == "canonical" or OPEN in self._buckets:
             return [(count, count) for count in self._chunks(length)]
         if self.manifest.states:
             return self._exact(length)
@@ -413,7 +416,8 @@ class LanguageModel:
             if "canonical" not in self._sessions:
                 self._sessions["canonical"] = self._open_canonical()
             return self._sessions["canonical"]
-        bucket = self._buckets.get(("decode", seq)) or self._buckets["prefill", seq]
+        bucket = self._buckets.get(OPEN) or self._buckets.get(("decode", seq))
+        bucket = bucket or self._buckets["prefill", seq]
         if bucket.name not in self._sessions:
             session = self._open_session(bucket)
             check_interface(bucket.name, "inputs", session.inputs, bucket.inputs)
@@ -580,7 +584,7 @@ def _buckets(bundle: Bundle, batch: int) -> dict[tuple[str, int], Bucket]:
         # One graph with gears stands for a bucket of each of its lengths.
         for seq in bucket.gears or (bucket.seq,):
             kind = bucket.kind if not bucket.gears else "decode" if seq == 1 else "prefill"
-            buckets.setdefault((kind, seq), bucket)
+            buckets.setdefault(OPEN if kind == "open" else (kind, seq), bucket)
     if not buckets:
         raise InputError(
             f"the bundle has no buckets of batch {batch}",

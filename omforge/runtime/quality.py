@@ -38,6 +38,9 @@ from omforge.runtime.twin import open_twin
 Array = npt.NDArray[Any]
 EXPORT = "exported"
 LOGITS_INDEX = "logits_index"
+ANY = "any_rows"
+"""How many logits are asked for: not `rows`, which a bundle binds to its batch."""
+
 
 PIECE = 256
 PIECES = 8
@@ -476,7 +479,7 @@ def with_every_row(model: ir.Model) -> ir.Model:
             "only the logits behind the last token can be asked of it",
             "Build the bundle again",
         )
-    index.shape = ir.Shape(["rows"])
+    index.shape = ir.Shape([ANY])
     behind = {index}
     for node in model.graph:
         if behind.intersection(value for value in node.inputs if value is not None):
@@ -485,7 +488,7 @@ def with_every_row(model: ir.Model) -> ir.Model:
                 output.shape = None
     for output in model.graph.outputs:
         if output in behind:
-            output.shape = ir.Shape(["rows", None])
+            output.shape = ir.Shape([ANY, None])
     return model
 
 

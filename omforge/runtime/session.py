@@ -6,8 +6,9 @@ into onnxruntime, which has no type stubs, are in this file.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -63,6 +64,8 @@ class OrtSession:
         threads: Of one operator; 0 lets ONNX Runtime choose.
         folder: Where the external data of a serialised model are.
         name: What to call it in messages.
+        tuned: For speed: every fusion that ONNX Runtime has, and weights in its kernels' layout,
+            which are a copy. Its numbers then differ from those of the graph by rounding.
 
     Raises:
         InputError: The graph cannot be read, or ONNX Runtime refuses it.
@@ -76,9 +79,10 @@ class OrtSession:
         threads: int = 0,
         folder: str | os.PathLike[str] | None = None,
         name: str = "the model",
+        tuned: bool = False,
     ) -> None:
         self.name = name if isinstance(source, ir.Model | bytes) else os.fspath(source)
-        options = session_options(threads)
+        options = session_options(threads, tuned=tuned)
         content: str | bytes
         folded = True
         if isinstance(source, bytes):
@@ -120,24 +124,46 @@ class OrtSession:
             OmforgeError: ONNX Runtime failed.
         """
         check_feeds(self.name, self._inputs, feeds)
+        names = [spec.name for spec in self._outputs]
+        with failing(self.name):
+            results = run_session(self.raw, names, feeds)
+        return dict(zip(names, results, strict=True))
+
+    @property
+    def raw(self) -> Any:
+        """The session of ONNX Runtime itself.
+
+        Raises:
+            InputError: It is closed.
+        """
         if self._session is None:
             raise InputError(f"{self.name}: the session is closed", next_step="Open a new one")
-        names = [spec.name for spec in self._outputs]
-        try:
-            results = run_session(self._session, names, feeds)
-        # onnxruntime's exceptions have no common base below Exception.
-        except Exception as error:
-            raise OmforgeError(
-                f"{self.name}: ONNX Runtime failed",
-                ort_cause(error),
-                "Where the export runs on the same text, omforge built this graph wrong: report "
-                "the command and the export",
-            ) from error
-        return dict(zip(names, results, strict=True))
+        return self._session
 
     def close(self) -> None:
         """Free the session."""
         self._session = None
+
+
+@contextlib.contextmanager
+def failing(name: str) -> Generator[None]:
+    """Say what was run where ONNX Runtime fails.
+
+    Raises:
+        OmforgeError: It did.
+    """
+    try:
+        yield
+    except OmforgeError:
+        raise
+    # onnxruntime's exceptions have no common base below Exception.
+    except Exception as error:
+        raise OmforgeError(
+            f"{name}: ONNX Runtime failed",
+            ort_cause(error),
+            "Where the export runs on the same text, omforge built this graph wrong: report "
+            "the command and the export",
+        ) from error
 
 
 def check_feeds(name: str, inputs: Sequence[TensorSpec], feeds: Mapping[str, Array]) -> None:
@@ -223,13 +249,18 @@ def _widens(node: ir.Node) -> bool:
     return node.op_type == "NPUWeightQuantBatchMatmulV2"
 
 
-def session_options(threads: int) -> Any:
-    """Return ONNX Runtime's options as every session has them."""
+def session_options(threads: int, *, tuned: bool = False) -> Any:
+    """Return ONNX Runtime's options as every session has them; tuned ones are for speed."""
     ort = _onnxruntime()
     options = ort.SessionOptions()
     options.log_severity_level = 4  # what it would print is in the exceptions
     options.intra_op_num_threads = threads
     options.use_deterministic_compute = True
+    if tuned:
+        # It fuses DequantizeLinear and MatMul itself, and rounds what is multiplied to int8 unless
+        # told not to (level 4).
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+        return options
     # The comparison is with what the graph says, so no lossy or layout-changing fusions.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     # Measured with ONNX Runtime 1.32 on 20 MatMuls of 2048x2048: prepacking copies every fp32

@@ -13,6 +13,7 @@ from omforge.air.files import read_air
 from omforge.air.reference import Reference, reference
 from omforge.bundle.manifest import Bucket, TensorSpec
 from omforge.runtime.bundle import Bundle
+from omforge.runtime.cpu_session import CpuSession
 from omforge.runtime.session import Array, OrtSession, Session, check_feeds
 from omforge.runtime.unrounded import without_rounding
 
@@ -38,6 +39,8 @@ def open_twin(
         InputError: The graph cannot be read, or ONNX Runtime refuses it.
     """
     file = bundle.graph(bucket)
+    if bundle.manifest.front == "ort":
+        return CpuSession(bundle, bucket, change=change)
     if bundle.manifest.front == "air":
         return AirSession(file, bucket, rounding=rounding, change=change)
     if rounding and change is None:
