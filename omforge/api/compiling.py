@@ -18,7 +18,7 @@ from omforge.atc.command import AtcOptions
 from omforge.bundle.source import Source
 from omforge.compilation.compare_feeds import make_feeds
 from omforge.compilation.compile import compile_bundle
-from omforge.compilation.cpu import is_cpu
+from omforge.compilation.cpu import is_cpu, require_device
 from omforge.compilation.insertion import parse_insertion
 from omforge.compilation.options import CompileOptions, TaskOption
 from omforge.compilation.quantize_options import KvDtype
@@ -119,6 +119,8 @@ def compile(
     if wanted is not None and wanted.steps and context is None:
         context = -(-wanted.longest // UNIT) * UNIT
     soc = target_with(target, facts)
+    if memory or plan:
+        require_device(soc, "--plan" if plan else "--memory")
     known = soc.facts
     build = BuildOptions(atc, atc_jobs) if atc_cache else BuildOptions(atc, atc_jobs, cache=None)
     options = CompileOptions(

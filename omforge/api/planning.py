@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from omforge.api.results import Result
+from omforge.compilation.cpu import require_device
 from omforge.compilation.options import CompileOptions, TaskOption
 from omforge.compilation.quantize_options import KvDtype
 from omforge.compilation.work import Progress
@@ -64,7 +65,7 @@ def plan(
     kv_dtype: KvDtype = "fp16",
     front: Front | Literal["auto"] = "auto",
     gears: bool = False,
-    dtype: FloatName = "fp16",
+    dtype: FloatName | Literal["auto"] = "auto",
     layout: Literal["auto", "stacked", "per-layer"] = "auto",
     task: TaskOption = "auto",
     encoder_length: int | None = None,
@@ -105,14 +106,16 @@ def plan(
     prompts = None if lengths is None else read_lengths(lengths)
     if prompts is not None and prompts.steps and context is None:
         context = -(-prompts.longest // UNIT) * UNIT
-    known = target_with(target, facts).facts
+    soc = target_with(target, facts)
+    require_device(soc, "a plan")
+    known = soc.facts
     options = CompileOptions(
         soc=target,
         task=task,
         context=context,
         prefill=tuple(prefill),
         batch=batch,
-        dtype=dtype,
+        dtype="fp16" if dtype == "auto" else dtype,
         layout=layout,
         gears=gears,
         front=known.front if front == "auto" else front,

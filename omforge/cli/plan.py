@@ -47,7 +47,7 @@ def plan(
     kv_dtype: KvDtype = "fp16",
     front: Front = "auto",
     gears: Gears = False,
-    dtype: Dtype = "fp16",
+    dtype: Dtype = "auto",
     layout: Layout = "auto",
     task: Task = "auto",
     encoder_length: EncoderLength = None,

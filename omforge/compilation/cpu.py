@@ -56,6 +56,18 @@ def cpu_options(options: CompileOptions, soc: Target) -> CompileOptions:
     return dataclasses.replace(options, front="ort", layout="per-layer")
 
 
+def require_device(soc: Target, what: str) -> None:
+    """Refuse what is of devices alone.
+
+    Raises:
+        InputError: The target is the CPU.
+    """
+    if is_cpu(soc):
+        raise InputError(
+            f"{what} for --target cpu", "what is planned is the memory of an NPU", _WITHOUT
+        )
+
+
 def cpu_passes() -> tuple[Pass, ...]:
     """What makes a canonical graph one for ONNX Runtime's CPU kernels."""
     return (MatmulNbits(), GroupQueryAttention(), RemoveNoOps())
