@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
@@ -39,6 +40,11 @@ class ElementwiseTensor(StreamedTensor):
 
     def pieces(self) -> Iterator[bytes]:
         """The result's bytes in order, a piece at a time: memory stays at a few pieces."""
+        if isinstance(self._source, StreamedTensor) and self._source.dtype.bitwidth >= 8:
+            dtype = self._source.dtype.numpy()
+            for piece in self._source.pieces():  # the whole is nowhere in memory
+                yield self._function(np.frombuffer(piece, dtype)).tobytes()
+            return
         flat = self._source.numpy().reshape(-1)
         for start in range(0, flat.size, _PIECE):
             yield self._function(flat[start : start + _PIECE]).tobytes()

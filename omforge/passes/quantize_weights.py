@@ -28,7 +28,12 @@ from omforge.ir.elementwise import ElementwiseTensor
 from omforge.ir.infer import infer_model
 from omforge.quantization.blockwise import Clip, Quantizer, Scheme, quantize
 from omforge.quantization.budget import parse_size
-from omforge.quantization.calibrate import StoredWeight, calibrate
+from omforge.quantization.calibrate import (
+    StoredWeight,
+    calibrate,
+    is_stacked,
+    rounded_weight,
+)
 from omforge.quantization.dequantize import (
     Weight,
     dequantized,
@@ -207,8 +212,14 @@ class QuantizeWeights(Pass):
                     )
                 )
             return made
-        found = calibrate(model, linears, schemes, self.method, self._tokens(), meter.add)
+        single = [linear for linear in linears if not is_stacked(linear)]
+        found = calibrate(model, single, schemes, self.method, self._tokens(), meter.add)
         divide_norms(model, found.scales)
+        for linear in filter(is_stacked, linears):
+            why = f"rounded to nearest: {self.method} takes one matrix, and these are of experts"
+            record(model, self.name, linear.weight, why)
+            found.weights[linear.name] = rounded_weight(linear, schemes[linear.name])
+            meter.add(linear.nbytes)
         return [found.weights[linear.name] for linear in linears]
 
     def _tokens(self) -> Sequence[Array]:

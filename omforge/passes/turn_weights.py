@@ -55,7 +55,9 @@ class TurnWeights(Pass):
         found = [node for node in model.graph if _is_plain(node) and self._wanted(node)]
         for node in found:
             with Builder(model) as op:
-                turned = op.Transpose(_turned(op, node), perm=[1, 0])
+                rank = _rank(_tensor(node, 0))
+                perm = [*range(rank - 2), rank - 1, rank - 2]
+                turned = op.Transpose(_turned(op, node), perm=perm)
                 splice(op, [node.outputs[0]], [turned], by=self.name, names=names)
         for node in found:
             for value in node.inputs:
@@ -67,19 +69,20 @@ class TurnWeights(Pass):
 
     def _wanted(self, node: ir.Node) -> bool:
         tensor = _tensor(node, 0)
-        inputs, outputs = tensor_shape(tensor)
+        inputs, outputs = tensor_shape(tensor)[-2:]
         odd = tensor.dtype == ir.DataType.INT4 and outputs % _PACKED and not inputs % _PACKED
         return outputs > self.wider_than or bool(odd)
 
 
 def _is_plain(node: ir.Node) -> bool:
-    """Whether it gives a weight [K, N] to products, and to nothing else."""
+    """Whether it gives a weight [K, N], or [E, K, N], to products, and to nothing else."""
     if node.op_type != "DequantizeLinear" or node.domain or node.outputs[0].is_graph_output():
         return False
     constant = all(value is None or value.const_value is not None for value in node.inputs)
     return (
         constant
-        and len(tensor_shape(_tensor(node, 0))) == 2
+        and _rank(_tensor(node, 0)) in (2, 3)
+        and _is_by_output(node)
         and all(use.idx == 1 and _multiplies(use.node) for use in node.outputs[0].uses())
     )
 
@@ -89,6 +92,12 @@ def _multiplies(node: ir.Node) -> bool:
     if node.op_type == "Gemm":
         return not attribute(node, "transB", 0)
     return node.op_type == "MatMul"
+
+
+def _is_by_output(node: ir.Node) -> bool:
+    """Whether its scales belong to outputs N of each matrix, or groups of inputs K of it."""
+    rank = _rank(_tensor(node, 0))
+    return rank == 2 or (_rank(_tensor(node, 1)) == 3 and attribute(node, "axis", 1) % 3 == 1)
 
 
 def _tensor(node: ir.Node, index: int) -> ir.TensorProtocol:
@@ -104,9 +113,10 @@ def _turned(op: Builder, node: ir.Node) -> ir.Value:
         if value is None or value.const_value is None:
             continue
         tensor = value.const_value
-        parts.append(op.constant(_turn(tensor), value.name or "") if _rank(tensor) == 2 else value)
+        parts.append(op.constant(_turn(tensor), value.name or "") if _rank(tensor) > 1 else value)
     options = {name: given.value for name, given in node.attributes.items()}
-    options["axis"] = 1 - attribute(node, "axis", 1) % 2
+    rank = _rank(_tensor(node, 0))
+    options["axis"] = 2 * rank - 3 - attribute(node, "axis", 1) % rank
     return op.node("DequantizeLinear", parts, options).outputs[0]
 
 
@@ -119,11 +129,11 @@ def _turn(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
 
 
 class _Turned(StreamedTensor):
-    """A matrix whose rows are the columns of another, computed when it is written."""
+    """Matrices whose rows are the columns of others, computed when they are written."""
 
     def __init__(self, source: ir.TensorProtocol) -> None:
-        rows, columns = tensor_shape(source)
-        super().__init__(source.dtype, (columns, rows), source.name or "")
+        *outer, rows, columns = tensor_shape(source)
+        super().__init__(source.dtype, (*outer, columns, rows), source.name or "")
         self._source = source
 
     @property
@@ -135,6 +145,7 @@ class _Turned(StreamedTensor):
         """All of the source is in memory meanwhile, one byte an element."""
         whole: Array = self._source.numpy()
         if self.dtype.bitwidth == 4:
-            yield pack(np.ascontiguousarray(whole.T).astype(np.int8), 4)
-        else:
-            yield np.ascontiguousarray(whole.T).tobytes()
+            yield pack(np.ascontiguousarray(np.swapaxes(whole, -1, -2)).astype(np.int8), 4)
+            return
+        for matrix in whole.reshape(-1, *whole.shape[-2:]):
+            yield np.ascontiguousarray(matrix.T).tobytes()

@@ -10,7 +10,7 @@ Before, with `rows` any arithmetic that works row by row, and the weights W, V o
 
 After::
 
-    up, down   = the same for each expert and every token, [E*T, ..]
+    up         = MatMul(x, all W [E, D, I])         [E, T, I], and so down
     y          = Gather(down, choices * T + token) * weight
 
 How many tokens choose an expert depends on the data, and such a size exists in no graph that ATC
@@ -41,6 +41,7 @@ from omforge.recognition.experts.sorted_rows import (
     rows_taken,
     sorted_values,
 )
+from omforge.recognition.experts.weights import find_stack
 from omforge.rewriting.base import Pass
 from omforge.rewriting.builder import Builder
 from omforge.rewriting.events import record
@@ -165,19 +166,33 @@ class _Rows:
         return op.Reshape(op.Expand(ids, shape), [-1])
 
     def _product(self, group: Grouped) -> ir.Value:
-        """Every expert's product with all tokens."""
+        """Every expert's product with all tokens, [E*T, ..]."""
         op, count = self.op, self._experts
         node = group.rows.producer()
         index = None if node is None else rows_taken(node)
-        if node is not None and index is not None and self._kind(index) == "token":
-            rows: Sequence[ir.Value | None] = [node.inputs[0]] * count
+        tokens = node is not None and index is not None and self._kind(index) == "token"
+        stack = None
+        if all(product.op_type == "MatMul" for product in group.products):
+            stack = find_stack([product.inputs[1] for product in group.products])
+        if stack is not None:
+            if tokens:
+                assert node is not None
+                rows = node.inputs[0]
+            else:
+                dense = self._row(group.rows, dense=True)
+                rows = op.Reshape(dense, np.array([count, -1, stack.shape[0]]))
+            product = op.MatMul(rows, stack.value(op))
+            return op.Reshape(product, np.array([-1, stack.shape[1]]))
+        if tokens:
+            assert node is not None
+            each: Sequence[ir.Value | None] = [node.inputs[0]] * count
         elif count == 1:
-            rows = [self._row(group.rows, dense=True)]
+            each = [self._row(group.rows, dense=True)]
         else:
             dense = self._row(group.rows, dense=True)
-            rows = op.Split(dense, axis=0, num_outputs=count, _outputs=count)
+            each = op.Split(dense, axis=0, num_outputs=count, _outputs=count)
         parts: list[ir.Value] = []
-        for own, product in zip(rows, group.products, strict=True):
+        for own, product in zip(each, group.products, strict=True):
             node = op.node(product.op_type, [own, *product.inputs[1:]], {})
             node.attributes.update(product.attributes)
             parts.append(node.outputs[0])

@@ -22,8 +22,10 @@ from omforge.quantization.blockwise import storable
 from omforge.quantization.calibrate import (
     StoredWeight,
     float_weight,
+    is_stacked,
     layer_groups,
     may_scale,
+    rounded_weight,
     stored_weight,
 )
 from omforge.quantization.linear import Linear
@@ -96,9 +98,12 @@ def choose_int8(
             "Give --calibration FILE: a text, or token numbers as .npy",
         )
     feeds = [token_feeds(model, np.asarray(piece)[None]) for piece in tokens]
-    groups = list(layer_groups(model, linears))
+    groups = list(layer_groups(model, [x for x in linears if not is_stacked(x)]))
     walk = Walk(model, feeds, [source for source, _ in groups])
     found = Int8Layers()
+    for linear in filter(is_stacked, linears):
+        found.weights[linear.name] = rounded_weight(linear, SCHEME)
+        found.floats[linear.name] = "the matrices of experts are stacked, and one step is of one"
     by_product = {product: linear for linear in linears for product in linear.products}
     replaced: dict[ir.Value, Array] = {}
     last: list[ir.Value] = []

@@ -24,6 +24,7 @@ from omforge.quantization.blockwise import Scheme, pack, widened
 from omforge.quantization.gptq import DAMPING, Codes, quantize_gptq
 from omforge.quantization.hessian import Hessian
 from omforge.quantization.linear import Linear
+from omforge.quantization.tensors import QuantizedWeight
 from omforge.recognition.feeds import token_feeds
 
 Array = npt.NDArray[Any]
@@ -52,6 +53,18 @@ class StoredWeight:
     def per_channel(self) -> bool:
         """Whether a column has one scale."""
         return self.scheme.groups(self.shape[self.axis]) == 1
+
+
+def rounded_weight(linear: Linear, scheme: Scheme) -> StoredWeight:
+    """A weight with the nearest integers, computed when they are read."""
+    assert linear.weight.const_value is not None
+    made = QuantizedWeight(linear.weight.const_value, linear.axis, scheme)
+    return StoredWeight(made.shape, made.axis, scheme, made.codes, made.scale, made.zero_point)
+
+
+def is_stacked(linear: Linear) -> bool:
+    """Whether it is the matrices of several experts: no text says what each of them reads."""
+    return len(linear.weight.const_value.shape) > 2  # pyright: ignore[reportOptionalMemberAccess]
 
 
 @dataclass(frozen=True)

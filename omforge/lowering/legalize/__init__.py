@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 from omforge import ir
 from omforge.ir.fronts import Front
@@ -27,6 +26,8 @@ from omforge.lowering.legalize.builder import (
 )
 from omforge.lowering.legalize.choice import DECOMPOSED, Choice
 from omforge.lowering.legalize.choices import CHOICES, forms_by_op
+from omforge.lowering.legalize.decision import Decision, Refusal
+from omforge.lowering.legalize.experts import EXPERTS, GATHERED, legalize_experts
 from omforge.lowering.legalize.fused_attention import (
     attention_prompt_flash,
     attention_scaled_masked_softmax,
@@ -121,36 +122,6 @@ LEGALIZATIONS: Mapping[str, Mapping[str, Legalization]] = {
 """By operator and form: the functions behind `choices.CHOICES`, which says where each is legal."""
 
 
-@dataclass(frozen=True)
-class Refusal:
-    """A form that was not chosen: why, and what it would have moved where it could be made."""
-
-    form: str
-    reason: str
-    traffic: tuple[Traffic, ...] = ()
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What was decided for one node.
-
-    Attributes:
-        op: The canonical operator.
-        name: Of the node.
-        form: The chosen form; "" where none is legal and the node stays.
-        reason: The table's.
-        traffic: The bytes that the form moves, at each gear (one entry for a static graph).
-        refused: The other forms of the table.
-    """
-
-    op: str
-    name: str
-    form: str
-    reason: str
-    traffic: tuple[Traffic, ...]
-    refused: tuple[Refusal, ...]
-
-
 def legalize(
     model: ir.Model,
     target: Target,
@@ -187,8 +158,13 @@ def legalize(
     graph = model.graph
     dialect.constants_to_initializers(graph)
     builder = Builder(graph, target, gears, front)
-    with_forms = {row.op for row in CHOICES if front in row.fronts} & set(LEGALIZATIONS)
     replaced = 0
+    of_experts = [row for row in CHOICES if row.op == EXPERTS and front in row.fronts]
+    for decision in legalize_experts(builder, model, forms.get(EXPERTS), of_experts):
+        replaced += decision.form == GATHERED
+        if told is not None:
+            told.append(decision)
+    with_forms = {row.op for row in CHOICES if front in row.fronts} & set(LEGALIZATIONS)
     for node in list(graph.all_nodes()):
         if node.domain not in ("", "ai.onnx"):
             continue

@@ -326,6 +326,27 @@ CHOICES: tuple[Choice, ...] = (
         "source",
     ),
     Choice(
+        "Experts",
+        "gathered",
+        ALL,
+        "a static graph; experts whose matrices are stacked, in floats or int8; T tokens that "
+        "choose k of E experts each",
+        "Gather reads the chosen experts' matrices and no others, and a product of T*k matrices "
+        "reads what it wrote: fewer bytes where T*k is below a third of E",
+        f"{_NN}:index/gather_v2/op_host; {_OPS_INFO}",
+        "source",
+    ),
+    Choice(
+        "Experts",
+        "dense",
+        ALL,
+        "always",
+        "each matrix is read once, whoever chose it: what many tokens are cheapest with, and all "
+        "that a graph with gears can have",
+        _STANDARD,
+        "parser",
+    ),
+    Choice(
         "cache",
         "per-layer",
         ALL,

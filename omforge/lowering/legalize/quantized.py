@@ -12,7 +12,8 @@ A weight that is stored [N, K], behind a Transpose or in a Gemm with transB, sta
 scales with it: GE absorbs a Transpose in front of the operator
 (WeightQuantBatchMatmulV2TransposeFusionPass). The integers are those of the canonical graph, byte
 for byte: eight int4 that ONNX packs are one little-endian int32. More outputs than a kernel takes
-are cut into blocks of rows of [N, K], which share the stored bytes as well.
+are cut into blocks of rows of [N, K], which share the stored bytes as well; stacked weights
+[E, K, N] of experts are cut into E, each with a product of its own.
 
 Sources: hicann/ops-nn:matmul/weight_quant_batch_matmul_v2, its docs/, op_graph/ and op_host/.
 Letters: K inputs, N outputs, g the group size, G = ceil(K/g) groups.
@@ -20,7 +21,7 @@ Letters: K inputs, N outputs, g the group size, G = ceil(K/g) groups.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -119,8 +120,35 @@ def weight_quant_int4(op: Builder, node: ir.Node) -> Results:
 
 
 def _product(op: Builder, node: ir.Node, *, packed: bool) -> Results:
-    weight = _weight(node)
     x = required_input(node, 0)
+    stacked = _stacked(op, node)
+    if not stacked:
+        y = _of_matrix(op, node, x, _weight(node), packed=packed)
+        if node.op_type == "Gemm":
+            y = op.mul(y, float_attribute(node, "alpha", 1.0))
+            c = optional_input(node, 2)
+            y = y if c is None else op.add(y, op.mul(c, float_attribute(node, "beta", 1.0)))
+        return (y,)
+    rows = [x] * len(stacked)
+    shape = dims(x)
+    if len(shape) == 3 and shape[0] == len(stacked):
+        ones = op.constant([1] * len(stacked), ir.DataType.INT64)
+        outputs = [(x.dtype, (1, *shape[1:]))] * len(stacked)
+        rows = list(op.record("Split", [x, ones], outputs, {"axis": 0}))
+    elif len(shape) == 3 and shape[0] != 1:
+        raise NotLegal(f"x is {list(map(str, shape))}, the weights are of {len(stacked)} experts")
+    made = dims(node.outputs[0])
+    parts = [
+        op.reshape(_of_matrix(op, node, own, weight, packed=packed), (1, *made[1:]))
+        for own, weight in zip(rows, stacked, strict=True)
+    ]
+    return (op.concat(parts, -3),)
+
+
+def _of_matrix(
+    op: Builder, node: ir.Node, x: ir.Value, weight: _Weight, *, packed: bool
+) -> ir.Value:
+    """The product of x with one matrix."""
     shape = dims(x)
     if x.dtype not in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
         raise NotLegal(f"x is {x.dtype}, the kernel takes float16 (bfloat16 on A2 and later)")
@@ -134,12 +162,55 @@ def _product(op: Builder, node: ir.Node, *, packed: bool) -> Results:
         raise NotLegal("Gemm with transA")
     parts = [_block(op, rows, weight, *bounds, packed=packed) for bounds in blocks(weight.outputs)]
     y = parts[0] if len(parts) == 1 else op.concat(parts, -1)
-    y = op.reshape(y, (*shape[:-1], weight.outputs))
-    if node.op_type == "Gemm":
-        y = op.mul(y, float_attribute(node, "alpha", 1.0))
-        c = optional_input(node, 2)
-        y = y if c is None else op.add(y, op.mul(c, float_attribute(node, "beta", 1.0)))
-    return (y,)
+    return op.reshape(y, (*shape[:-1], weight.outputs))
+
+
+def _stacked(op: Builder, node: ir.Node) -> list[_Weight]:
+    """The weights of each expert, which share the stored bytes; none where it is a matrix.
+
+    Raises:
+        NotLegal: Their scales are of no kind that the kernel has.
+    """
+    dequantize = dequantizer(node)
+    assert dequantize is not None
+    codes, scale = required_input(dequantize, 0), required_input(dequantize, 1)
+    zero = optional_input(dequantize, 2)
+    shape, of_scale = dims(codes), dims(scale)
+    if len(shape) != 3:
+        return []
+    if any(value is not None and value.const_value is None for value in (codes, scale, zero)):
+        raise NotLegal("the weights, their scales or zero points are no constants")
+    if codes.dtype not in _CODES:
+        raise NotLegal(f"the weights are {codes.dtype}, the kernel takes int8 and int4")
+    experts, *matrix = tensor_shape(codes.const_value)  # pyright: ignore[reportArgumentType]
+    turned = required_input(node, 1) is not dequantize.outputs[0]
+    axis = int_attribute(dequantize, "axis", 1) % 3
+    if len(of_scale) != 3 or axis != (2 if turned else 1):
+        raise NotLegal("its scales are neither one for each output nor one for a group of inputs")
+    group = 0 if of_scale[axis] == 1 else int_attribute(dequantize, "block_size", 0)
+    inputs, outputs = matrix[:: -1 if turned else 1]
+    return [
+        _Weight(
+            _row(op, codes, expert, matrix),
+            _row(op, scale, expert, [int(dim) for dim in of_scale[1:]] if group else [outputs]),  # pyright: ignore[reportArgumentType]
+            None
+            if zero is None
+            else _row(op, zero, expert, [int(dim) for dim in of_scale[1:]] if group else [outputs]),  # pyright: ignore[reportArgumentType]
+            turned,
+            inputs,
+            outputs,
+            group,
+        )
+        for expert in range(experts)
+    ]
+
+
+def _row(op: Builder, value: ir.Value, expert: int, shape: Sequence[int]) -> ir.Value:
+    """One expert's part [..] of a constant [E, ..]."""
+    bits = int(np.prod(shape, dtype=np.int64)) * value.dtype.bitwidth  # pyright: ignore[reportOptionalMemberAccess]
+    if bits % 8:
+        raise NotLegal("an expert's weights do not end on a byte")
+    return _view(op, value, value.dtype, tuple(shape), expert * bits // 8)
 
 
 def _weight(node: ir.Node) -> _Weight:
@@ -279,7 +350,7 @@ def _swaps(node: ir.Node) -> bool:
     return (
         node.op_type == "Transpose"
         and node.domain == ""
-        and (permutation is None or tuple(permutation.as_ints()) == (1, 0))
+        and (permutation is None or tuple(permutation.as_ints()) in ((1, 0), (0, 2, 1)))
     )
 
 

@@ -8,6 +8,7 @@ from omforge import ir
 from omforge.ir.ops import TARGET_OPS
 from omforge.lowering.legalize import LEGALIZATIONS, Decision, legalize
 from omforge.lowering.legalize.choices import CHOICES, choices, forms_by_op
+from omforge.lowering.legalize.experts import DENSE, EXPERTS, GATHERED
 from omforge.lowering.target import target
 
 SOCS = ["Ascend310P3", "Ascend910B4", "Ascend910_9391", "Ascend310B1", "Ascend910_95"]
@@ -21,6 +22,8 @@ NORM = """
 
 def test_every_row_that_may_be_chosen_has_its_function_and_the_other_way_round() -> None:
     functions = {(op, form) for op, forms in LEGALIZATIONS.items() for form in forms}
+    # These two are of several nodes, and one function decides between them.
+    functions |= {(EXPERTS, DENSE), (EXPERTS, GATHERED)}
     assert functions == {(op, form) for op, forms in forms_by_op().items() for form in forms}
 
 
