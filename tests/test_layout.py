@@ -139,6 +139,7 @@ LONG = {
     "lowering/emit/standard.py": "one function for each operator",
     "lowering/ge_shape_rules.py": "one rule for each operator",
     "lowering/legalize/builder.py": "one class, which every legalisation records with",
+    "lowering/legalize/quantized.py": "one operator: of matrices, of stacks, and of what is chosen",
     "passes/canonicalize_cache.py": "one pass",
     "passes/fuse_kv_io.py": "one pass",
     "passes/grow_static_cache.py": "one pass",

@@ -329,12 +329,13 @@ CHOICES: tuple[Choice, ...] = (
         "Experts",
         "gathered",
         ALL,
-        "a static graph; experts whose matrices are stacked, in floats or int8; T tokens that "
-        "choose k of E experts each",
+        "a static graph; experts whose matrices are stacked; T tokens that choose k of E experts "
+        "each; int8 anywhere, int4 on A2, A3 and 950",
         "Gather reads the chosen experts' matrices and no others, and a product of T*k matrices "
         "reads what it wrote: fewer bytes where T*k is below a third of E",
-        f"{_NN}:index/gather_v2/op_host; {_OPS_INFO}",
-        "source",
+        f"{_OPS_INFO}; {_NN}:matmul/weight_quant_batch_matmul_v2/docs/"
+        "aclnnWeightQuantBatchMatmulV2.md (its weight is a tensor like any other)",
+        "documented",
     ),
     Choice(
         "Experts",

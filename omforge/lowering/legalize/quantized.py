@@ -21,6 +21,7 @@ Letters: K inputs, N outputs, g the group size, G = ceil(K/g) groups.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -165,8 +166,8 @@ def _of_matrix(
     return op.reshape(y, (*shape[:-1], weight.outputs))
 
 
-def _stacked(op: Builder, node: ir.Node) -> list[_Weight]:
-    """The weights of each expert, which share the stored bytes; none where it is a matrix.
+def _stack(node: ir.Node) -> _Weight | None:
+    """The stacked weights of experts, all of them; None where it is one matrix.
 
     Raises:
         NotLegal: Their scales are of no kind that the kernel has.
@@ -175,34 +176,91 @@ def _stacked(op: Builder, node: ir.Node) -> list[_Weight]:
     assert dequantize is not None
     codes, scale = required_input(dequantize, 0), required_input(dequantize, 1)
     zero = optional_input(dequantize, 2)
-    shape, of_scale = dims(codes), dims(scale)
-    if len(shape) != 3:
-        return []
+    of_scale = dims(scale)
+    if len(dims(codes)) != 3:
+        return None
     if any(value is not None and value.const_value is None for value in (codes, scale, zero)):
         raise NotLegal("the weights, their scales or zero points are no constants")
     if codes.dtype not in _CODES:
         raise NotLegal(f"the weights are {codes.dtype}, the kernel takes int8 and int4")
-    experts, *matrix = tensor_shape(codes.const_value)  # pyright: ignore[reportArgumentType]
     turned = required_input(node, 1) is not dequantize.outputs[0]
     axis = int_attribute(dequantize, "axis", 1) % 3
     if len(of_scale) != 3 or axis != (2 if turned else 1):
         raise NotLegal("its scales are neither one for each output nor one for a group of inputs")
     group = 0 if of_scale[axis] == 1 else int_attribute(dequantize, "block_size", 0)
+    _, *matrix = tensor_shape(codes.const_value)  # pyright: ignore[reportArgumentType]
     inputs, outputs = matrix[:: -1 if turned else 1]
+    return _Weight(codes, scale, zero, turned, inputs, outputs, group)
+
+
+def _stacked(op: Builder, node: ir.Node) -> list[_Weight]:
+    """The weights of each expert, which share the stored bytes; none where it is one matrix."""
+    stack = _stack(node)
+    if stack is None:
+        return []
+    experts, *matrix = tensor_shape(stack.codes.const_value)  # pyright: ignore[reportArgumentType]
+    zero = stack.zero_point
+    of_scale = _scale_shape(stack)
     return [
-        _Weight(
-            _row(op, codes, expert, matrix),
-            _row(op, scale, expert, [int(dim) for dim in of_scale[1:]] if group else [outputs]),  # pyright: ignore[reportArgumentType]
-            None
-            if zero is None
-            else _row(op, zero, expert, [int(dim) for dim in of_scale[1:]] if group else [outputs]),  # pyright: ignore[reportArgumentType]
-            turned,
-            inputs,
-            outputs,
-            group,
+        dataclasses.replace(
+            stack,
+            codes=_row(op, stack.codes, expert, matrix),
+            scale=_row(op, stack.scale, expert, of_scale),
+            zero_point=None if zero is None else _row(op, zero, expert, of_scale),
         )
         for expert in range(experts)
     ]
+
+
+def _scale_shape(stack: _Weight) -> tuple[int, ...]:
+    """Of one expert's scales, as the kernel takes them."""
+    shape = tensor_shape(stack.scale.const_value)[1:]  # pyright: ignore[reportArgumentType]
+    return shape if stack.group else (stack.outputs,)
+
+
+def check_choosing(op: Builder, node: ir.Node) -> _Weight:
+    """The stacked weights of a product whose kernel takes them as a step gathers them.
+
+    Raises:
+        NotLegal: The kernel does not take the weights, or takes constants alone.
+    """
+    stack = _stack(node)
+    family = op.target.family.name
+    if stack is None:
+        raise NotLegal("the weight is one matrix")
+    if family not in ("910b", "910_93", "950"):
+        raise NotLegal(f"{family} has no kernel for integers that a step gathers")
+    dtype = required_input(node, 0).dtype
+    if dtype not in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16) or stack.scale.dtype != dtype:
+        raise NotLegal(f"x is {dtype}, its scales {stack.scale.dtype}")
+    _check(family, stack, packed=True)
+    if max(stack.inputs, stack.outputs) > LARGEST:
+        raise NotLegal(f"the kernel takes up to {LARGEST} inputs and outputs")
+    return stack
+
+
+def chosen_products(
+    op: Builder, stack: _Weight, rows: Sequence[ir.Value], choices: Sequence[ir.Value]
+) -> list[ir.Value]:
+    """[1, N] for each row [1, K] with the matrix that its choice [1] names, read as integers."""
+    experts, *matrix = tensor_shape(stack.codes.const_value)  # pyright: ignore[reportArgumentType]
+    codes = stack.codes
+    if codes.dtype == ir.DataType.INT4:
+        matrix = [matrix[0], matrix[1] // PACKED]
+        codes = _view(op, codes, ir.DataType.INT32, (experts, *matrix), 0)
+    parameters = [stack.scale]
+    if stack.zero_point is not None:
+        parameters.append(_offset(op, stack.zero_point, stack.scale))
+    settings = {"antiquant_group_size": stack.group} if stack.group else {}
+    made: list[ir.Value] = []
+    for row, choice in zip(rows, choices, strict=True):
+        own = op.reshape(op.gather(codes, choice), tuple(matrix))
+        scales = [op.reshape(op.gather(each, choice), _scale_shape(stack)) for each in parameters]
+        if stack.turned:
+            own = op.transpose(own, (1, 0))
+            scales = [op.transpose(x, (1, 0)) if len(dims(x)) == 2 else x for x in scales]
+        made.append(op.target_op(OP, row, own, *scales, **settings)[0])
+    return made
 
 
 def _row(op: Builder, value: ir.Value, expert: int, shape: Sequence[int]) -> ir.Value:
