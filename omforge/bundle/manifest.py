@@ -244,7 +244,8 @@ class Manifest:
     A bundle that encodes has no cache: the sizes of `kv` are 0, `context` is its longest bucket,
     and `outputs` are what a run gives, "batch" and "seq" standing for B and S. One that generates
     gives logits, and names no outputs. `facts` is the sha256 of the facts file that it was compiled
-    by; "" for none.
+    by; "" for none. `costs` are what chunks of a prompt take, by their tokens: seconds that a plan
+    reckoned, by which prompts are cut; none where nobody planned.
     """
 
     schema_version: int
@@ -272,6 +273,7 @@ class Manifest:
     embeddings: Embeddings | None = None
     front: Front = "onnx"
     facts: str = ""
+    costs: dict[str, float] = dataclasses.field(default_factory=dict[str, float])
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Manifest:
@@ -356,10 +358,9 @@ class Manifest:
                 del data["kv"]["layer_sizes"]
             if not self.kv.in_place:
                 del data["kv"]["in_place"]
-            if self.front == "onnx":
-                del data["front"]
-            if not self.facts:
-                del data["facts"]
+            for name in ("facts", "costs", *["front"] * (self.front == "onnx")):
+                if name == "front" or not data[name]:
+                    del data[name]
             plain = sealed(data)
             text = json.dumps(plain, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
         except (TypeError, ValueError) as error:
@@ -416,6 +417,9 @@ class Manifest:
             check_hash(f"files[{name!r}]", digest)
         if self.facts:
             check_hash("facts", self.facts)
+        for size, cost in self.costs.items():
+            if not size.isdecimal() or not 0 < cost < math.inf:
+                raise wrong(f"costs[{size!r}]", f"is {cost}, of so many tokens: both are above 0")
         self._validate_files()
         if len(self.export.states) != len(self.states):
             raise wrong(

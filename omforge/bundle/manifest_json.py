@@ -103,7 +103,7 @@ def _decode_dataclass(cls: type[object], data: object, where: str) -> object:
     optional = {
         field.name
         for field in dataclasses.fields(cast("Any", cls))
-        if field.default is not dataclasses.MISSING
+        if {field.default, field.default_factory} != {dataclasses.MISSING}
     }
     for name in hints:
         if name not in entries and name not in optional:

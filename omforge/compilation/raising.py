@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from omforge import ir
 from omforge.bundle.manifest import Task
@@ -65,6 +66,7 @@ class Raised:
         call: The most new tokens that the export takes at once, if there is such a limit.
         coverage: What was raised, of what there is.
         trail: What has been done.
+        costs: Seconds of a chunk by its tokens, where a plan reckoned them.
     """
 
     checked: Checked
@@ -77,6 +79,7 @@ class Raised:
     call: Bound | None
     coverage: Coverage
     trail: Trail
+    costs: Mapping[int, float] = field(default_factory=dict[int, float])
 
     @property
     def calibration(self) -> tuple[Array, ...]:

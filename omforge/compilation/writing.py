@@ -163,4 +163,5 @@ def _manifest(lowered: Lowered, folder: Path) -> m.Manifest:
         embeddings=facts.embeddings,
         front=options.front,
         facts=options.facts.sha256,
+        costs={str(size): float(f"{cost:.6g}") for size, cost in sorted(raised.costs.items())},
     )

@@ -1,10 +1,9 @@
 """Choose prefill lengths and cache capacities, for the least expected time.
 
-A prompt is covered by the cheapest sequence of chunks, which is an unbounded knapsack over tokens:
-`cover[n] = min over s of cost[s] + cover[n - s]`. Which lengths to have is searched exactly, by
-branch and bound: lengths are chosen from the longest to the shortest, and a choice is left aside
-when not even all shorter lengths together would make it better than the best so far. (The covers
-of a set are no sum over its members, so that no recursion over them is exact.)
+A prompt is covered by the cheapest sequence of chunks (`bundle.chunks`). Which lengths to have is
+searched exactly, by branch and bound: lengths are chosen from the longest to the shortest, and a
+choice is left aside when not even all shorter lengths together would make it better than the best
+so far. (The covers of a set are no sum over its members, so that no recursion over them is exact.)
 
 Capacities are a recursion: a step at n tokens runs at the least capacity that holds them, so that
 the capacities cut the range of lengths into segments, and each segment's cost is its own.
@@ -34,29 +33,6 @@ class Choice:
 
     sizes: tuple[int, ...]
     cost: float
-
-
-def cover(length: int, costs: Mapping[int, float]) -> tuple[int, ...]:
-    """Return the cheapest chunks that hold a prompt, the largest first.
-
-    Of equally cheap ones, those of the fewest tokens, then the fewest chunks.
-
-    Args:
-        length: Tokens of the prompt.
-        costs: Of each length that a chunk may have.
-    """
-    best: list[tuple[float, int, int, int]] = [(0.0, 0, 0, 0)]
-    for left in range(1, length + 1):
-        options: list[tuple[float, int, int, int]] = []
-        for size, cost in costs.items():
-            before = best[max(0, left - size)]
-            options.append((before[0] + cost, before[1] + size, before[2] + 1, size))
-        best.append(min(options))
-    chunks: list[int] = []
-    while length > 0:
-        chunks.append(best[length][3])
-        length -= chunks[-1]
-    return tuple(sorted(chunks, reverse=True))
 
 
 def choose_lengths(prompts: Mapping[int, int], costs: Mapping[int, float], most: int) -> Choice:

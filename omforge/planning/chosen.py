@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 
 from omforge import ir
+from omforge.bundle.chunks import cheapest_chunks
+from omforge.compilation.context import DEFAULT_PREFILL
 from omforge.compilation.graph_plan import GraphPlan
 from omforge.compilation.options import CompileOptions
 from omforge.lowering.devices import Device
-from omforge.planning.buckets import choose_capacities, choose_lengths, cover, padding
+from omforge.planning.buckets import choose_capacities, choose_lengths, padding
 from omforge.planning.lengths import Lengths
 from omforge.planning.steps import count_step
 from omforge.planning.subject import Subject
@@ -115,25 +117,23 @@ def measure_curve(subject: Subject, options: CompileOptions, device: Device, lon
         known.append(known[-1] * 4)
     known.append(longest)
     between = (known[-2] + longest) // 2 // UNIT * UNIT
-    seconds = {
-        size: _seconds(subject, options, device, size) for size in dict.fromkeys((*known, between))
-    }
+    sizes = tuple(dict.fromkeys((*known, between)))
+    kind = "encode" if subject.task == "encode" else "prefill"
+    graphs = subject.lower(options, tuple(GraphPlan(kind, f"{kind}_s{n}", n) for n in sizes))
+    seconds: dict[int, float] = {}
+    for size, graph in zip(sizes, graphs, strict=True):
+        modelled = count_step(graph, device).modelled
+        if modelled is None:
+            raise ir.CheckError(
+                f"lengths cannot be weighed for {device.soc}",
+                "no source gives its memory bandwidth, and no facts of one were found",
+                "Measure it with `omforge probe`, and give its --facts; or choose --prefill "
+                "yourself",
+            )
+        seconds[size] = modelled
     curve = Curve({size: seconds[size] for size in dict.fromkeys(known)}, 0.0, between)
     error = abs(curve(between) / seconds[between] - 1)
     return dataclasses.replace(curve, error=error)
-
-
-def _seconds(subject: Subject, options: CompileOptions, device: Device, size: int) -> float:
-    kind = "encode" if subject.task == "encode" else "prefill"
-    (graph,) = subject.lower(options, (GraphPlan(kind, f"{kind}_s{size}", size),))
-    seconds = count_step(graph, device).modelled
-    if seconds is None:
-        raise ir.CheckError(
-            f"lengths cannot be weighed for {device.soc}",
-            "no source gives its memory bandwidth, and no facts of one were found",
-            "Measure it with `omforge probe`, and give its --facts; or choose --prefill yourself",
-        )
-    return seconds
 
 
 def plan_lengths(
@@ -166,14 +166,14 @@ def plan_lengths(
     costs = {size: curve(size) for size in sizes}
     best = choose_lengths(lengths.prompts, costs, most)
     chosen = {size: costs[size] for size in best.sizes}
-    covers = {length: cover(length, chosen) for length in lengths.prompts}
+    covers = {length: _sizes(length, chosen) for length in lengths.prompts}
     usage = Usage("chosen", best.sizes, best.cost, padding(lengths.prompts, covers))
     return LengthPlan(
         lengths.count,
         lengths.tokens,
         unit,
         usage,
-        tuple(_others(lengths, curve, subject.longest)),
+        tuple(_others(lengths, curve, subject.longest, most)),
         curve,
         tuple(_capacities(subject, options, device, lengths)),
     )
@@ -196,18 +196,29 @@ def _check(lengths: Lengths, context: int, graphs: int, task: str) -> None:
         )
 
 
-def _others(lengths: Lengths, curve: Callable[[int], float], longest: int) -> list[Usage]:
+def _sizes(length: int, costs: Mapping[int, float]) -> tuple[int, ...]:
+    return tuple(size for size, _ in cheapest_chunks(length, costs))
+
+
+def _others(
+    lengths: Lengths, curve: Callable[[int], float], longest: int, most: int
+) -> list[Usage]:
+    """Powers of two, as many as there are and as many as were chosen, and what is the default."""
     powers = [UNIT]
     while powers[-1] < max(lengths.prompts):
         powers.append(min(2 * powers[-1], longest) if powers[-1] < longest else longest)
         if powers[-1] == longest:
             break
     single = {n: (min((p for p in powers if p >= n), default=powers[-1]),) for n in lengths.prompts}
-    default = min(128, longest)
+    best = choose_lengths(lengths.prompts, {size: curve(size) for size in powers}, most)
+    some = {size: curve(size) for size in best.sizes}
+    covers = {length: _sizes(length, some) for length in lengths.prompts}
+    default = min(DEFAULT_PREFILL, longest)
     repeated = {n: (default,) * -(-n // default) for n in lengths.prompts}
     return [
         _usage("the next power of two", tuple(powers), single, lengths, curve),
-        _usage("128 alone", (default,), repeated, lengths, curve),
+        _usage("the best powers of two", best.sizes, covers, lengths, curve),
+        _usage("the default", (default,), repeated, lengths, curve),
     ]
 
 

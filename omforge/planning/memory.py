@@ -15,6 +15,7 @@ from omforge import ir
 from omforge.bundle import manifest as m
 from omforge.compilation.buckets import LoweredGraph
 from omforge.compilation.footprint import spec_bytes
+from omforge.lowering.legalize.quantized import OP
 from omforge.lowering.target import dtype_name
 from omforge.planning.activations import peak_bytes
 from omforge.recognition.cache.states import PAST_STATE, renewed
@@ -36,7 +37,7 @@ class MemoryMap:
     """What a device holds for a bundle, in bytes.
 
     Attributes:
-        weights: Of one graph, by dtype.
+        weights: Of one graph, by dtype; eight int4 that atc takes as an int32 are int4.
         own: Constants that a graph alone has, of all but the one whose weights these are.
         cache: By tensor.
         states: Recurrent states, twice: what a step reads, and what it renews.
@@ -135,8 +136,9 @@ def memory_map(graphs: Sequence[LoweredGraph], fixed: Sequence[str] = ()) -> Mem
         if _key(name, tensor) not in held
     )
     weights: dict[str, int] = {}
-    for _, tensor in ir.all_tensors(last.model):
-        kind = dtype_name(tensor.dtype)
+    packed = set(_packed(last.model))
+    for name, tensor in ir.all_tensors(last.model):
+        kind = "int4" if name in packed else dtype_name(tensor.dtype)
         weights[kind] = weights.get(kind, 0) + tensor.nbytes
     bucket = last.bucket
     states = [spec for spec in bucket.inputs if spec.name.startswith(f"{PAST_STATE}.")]
@@ -152,6 +154,17 @@ def memory_map(graphs: Sequence[LoweredGraph], fixed: Sequence[str] = ()) -> Mem
         graphs=len(graphs),
         gears=bucket.gears,
     )
+
+
+def _packed(model: ir.Model) -> Iterator[str]:
+    """The names of weights that are int4, eight in an int32."""
+    for node in model.graph:
+        value = node.inputs[1] if node.op_type == OP else None
+        if value is None or value.dtype != ir.DataType.INT32:
+            continue
+        while (producer := value.producer()) is not None and producer.inputs[0] is not None:
+            value = producer.inputs[0]  # it is turned on its way
+        yield str(value.name)
 
 
 def _key(name: str, tensor: ir.TensorProtocol) -> tuple[object, ...]:

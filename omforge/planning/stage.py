@@ -74,6 +74,9 @@ class PlanRequest:
             subject = subject_of(raised, options)
             found = plan_lengths(subject, options, device(subject.soc), self.lengths, self.graphs)
             options = dataclasses.replace(options, prefill=found.chosen.lengths)
+            raised = dataclasses.replace(
+                raised, costs={size: found.curve(size) for size in options.prefill}
+            )
             record(
                 raised.model,
                 "plan",

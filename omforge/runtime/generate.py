@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from omforge.bundle.chunks import cheapest_chunks
 from omforge.bundle.manifest import Bucket, Manifest
 from omforge.bundle.manifest import KvCache as KvSpec
 from omforge.ir.errors import InputError
@@ -305,7 +306,11 @@ class LanguageModel:
         if self.manifest.states:
             return self._exact(length)
         prefill = [seq for kind, seq in self._buckets if kind == "prefill"]
-        chunks = plan_chunks(length, prefill or [seq for _, seq in self._buckets])
+        known = self.manifest.costs
+        costs = {seq: known[str(seq)] for seq in prefill if str(seq) in known}
+        sizes = prefill or [seq for _, seq in self._buckets]
+        planned = len(costs) == len(prefill) > 0
+        chunks = cheapest_chunks(length, costs) if planned else plan_chunks(length, sizes)
         if chunks[-1][1] == 1 and ("decode", 1) in self._buckets:
             chunks[-1] = (1, 1)
         if self.manifest.kv.in_place:

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from omforge.planning.buckets import choose_capacities, choose_lengths, cover, padding
+from omforge.planning.buckets import choose_capacities, choose_lengths, padding
 
 
 def cheapest(length: int, costs: dict[int, float]) -> float:
@@ -43,22 +43,6 @@ def test_more_lengths_are_never_slower() -> None:
     times = [choose_lengths(prompts, costs, most).cost for most in (1, 2, 3, 4)]
     assert times == sorted(times, reverse=True)
     assert times[3] < times[0]
-
-
-@pytest.mark.parametrize(
-    ("length", "chunks"), [(1, (8,)), (8, (8,)), (9, (8, 8)), (24, (32,)), (33, (32, 8))]
-)
-def test_a_prompt_is_covered_by_the_cheapest_chunks(length: int, chunks: tuple[int, ...]) -> None:
-    costs = {8: 10.0, 32: 25.0}
-    assert cover(length, costs) == chunks
-
-
-@pytest.mark.parametrize("length", range(1, 40))
-def test_no_cover_is_cheaper(length: int) -> None:
-    costs = {3: 4.0, 7: 6.5, 11: 12.0}
-    chunks = cover(length, costs)
-    assert sum(chunks) >= length
-    assert sum(costs[size] for size in chunks) == pytest.approx(cheapest(length, costs))
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -8,10 +8,12 @@ import pytest
 
 import omforge
 from omforge import ir
+from omforge.bundle.chunks import cheapest_chunks
 from omforge.compilation import serving
 from omforge.compilation.stages import STAGES
 from omforge.planning.lengths import Lengths
 from omforge.planning.stage import PlanRequest
+from omforge.runtime.generate import LanguageModel
 
 Exported = Callable[[str, str], Path]
 SOC = "Ascend910B4"
@@ -45,6 +47,15 @@ def test_lengths_are_the_plans(source: Path, tmp_path: Path) -> None:
     assert plan.plan.lengths is not None
     chosen = plan.plan.lengths.chosen.lengths
     assert [b.seq for b in bundle.manifest.buckets] == [*chosen, 1]
+    # The runtime cuts prompts by the plan's costs, and computes what it would otherwise.
+    costs = {size: plan.plan.lengths.curve(size) for size in chosen}
+    assert bundle.manifest.costs == pytest.approx({str(s): c for s, c in costs.items()}, rel=1e-5)
+    with bundle.session() as model:
+        assert isinstance(model, LanguageModel)
+        for tokens in (1, 20, 100):
+            expected = [count for _, count in cheapest_chunks(tokens, costs)]
+            assert model.chunk_sizes(tokens) == expected
+    assert bundle.verify(steps=1).ok
     assert bundle.compiled is not None
     told = [event for event in bundle.compiled.events if event.pass_name == "plan"]
     assert "for 51 prompts" in told[0].reason
