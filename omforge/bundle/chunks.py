@@ -1,9 +1,9 @@
-"""How a prompt is cut into chunks, where it is known what each takes."""
+"""How a prompt is cut into chunks: by what each takes where that is known, or by its tokens."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 
 def cheapest_chunks(length: int, costs: Mapping[int, float]) -> list[tuple[int, int]]:
@@ -34,4 +34,22 @@ def cheapest_chunks(length: int, costs: Mapping[int, float]) -> list[tuple[int, 
     for size in sorted(sizes, reverse=True):
         chunks.append((size, min(size, length)))
         length -= size
+    return chunks
+
+
+def plan_chunks(length: int, sizes: Sequence[int]) -> list[tuple[int, int]]:
+    """Cut `length` tokens into chunks: (the bucket's tokens, how many of them are real).
+
+    The largest bucket that fits, again and again; the rest goes into the smallest one that holds
+    it, as soon as that computes no more tokens than going on with smaller ones would.
+    """
+    chunks: list[tuple[int, int]] = []
+    while length > 0:
+        fitting = max((size for size in sizes if size <= length), default=0)
+        holding = min((size for size in sizes if size >= length), default=0)
+        going_on = -(-length // fitting) * fitting if fitting else holding
+        if holding and holding <= going_on:
+            return [*chunks, (holding, length)]
+        chunks.append((fitting, fitting))
+        length -= fitting
     return chunks

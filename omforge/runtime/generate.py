@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from omforge.bundle.chunks import cheapest_chunks
+from omforge.bundle.chunks import cheapest_chunks, plan_chunks
 from omforge.bundle.manifest import Bucket, Manifest
 from omforge.bundle.manifest import KvCache as KvSpec
 from omforge.ir.errors import InputError
@@ -531,24 +531,6 @@ class Generation(Iterator[int]):
                 return token
             self.reason = "eos"
         raise StopIteration
-
-
-def plan_chunks(length: int, sizes: Sequence[int]) -> list[tuple[int, int]]:
-    """Cut `length` tokens into chunks: (the bucket's tokens, how many of them are real).
-
-    The largest bucket that fits, again and again; the rest goes into the smallest one that holds
-    it, as soon as that computes no more tokens than going on with smaller ones would.
-    """
-    chunks: list[tuple[int, int]] = []
-    while length > 0:
-        fitting = max((size for size in sizes if size <= length), default=0)
-        holding = min((size for size in sizes if size >= length), default=0)
-        going_on = -(-length // fitting) * fitting if fitting else holding
-        if holding and holding <= going_on:
-            return [*chunks, (holding, length)]
-        chunks.append((fitting, fitting))
-        length -= fitting
-    return chunks
 
 
 def fit_chunks(

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from omforge.bundle.chunks import plan_chunks
 from omforge.ir.errors import CheckError, InputError
 from omforge.runtime import generate
 from omforge.runtime.bundle import Bundle
 from omforge.runtime.export import ExportModel
-from omforge.runtime.generate import LanguageModel, fit_chunks, plan_chunks
+from omforge.runtime.generate import LanguageModel, fit_chunks
 from omforge.runtime.sampling import Sampling
 from omforge.runtime.session import OrtSession
 from tests.runtime.tiny import EOS, Tiny, change_manifest, reference_logits
