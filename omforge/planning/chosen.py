@@ -19,6 +19,7 @@ from omforge.planning.buckets import choose_capacities, choose_lengths, padding
 from omforge.planning.lengths import Lengths
 from omforge.planning.steps import count_step
 from omforge.planning.subject import Subject
+from omforge.recognition.cache.states import PAST_STATE
 
 UNIT = 16
 """Lengths are multiples of it: the cubes multiply blocks of 16 by 16 by 16, so that others take as
@@ -110,6 +111,7 @@ def measure_curve(subject: Subject, options: CompileOptions, device: Device, lon
     """Lower a few lengths, and one between them to see how far a straight line is off.
 
     Raises:
+        InputError: The model has recurrent states, which take no padding.
         CheckError: Of the target no bandwidth is known, so that lengths cannot be weighed.
     """
     known = [UNIT]
@@ -120,6 +122,13 @@ def measure_curve(subject: Subject, options: CompileOptions, device: Device, lon
     sizes = tuple(dict.fromkeys((*known, between)))
     kind = "encode" if subject.task == "encode" else "prefill"
     graphs = subject.lower(options, tuple(GraphPlan(kind, f"{kind}_s{n}", n) for n in sizes))
+    states = [s.name for s in graphs[0].bucket.inputs if s.name.startswith(f"{PAST_STATE}.")]
+    if states:
+        raise ir.InputError(
+            "lengths cannot be chosen for a model with recurrent states",
+            f"padding would go into {states[0]}, so that what no chunk fills is decoded",
+            "Choose --prefill yourself: a few powers of two leave little to decode",
+        )
     seconds: dict[int, float] = {}
     for size, graph in zip(sizes, graphs, strict=True):
         modelled = count_step(graph, device).modelled

@@ -7,12 +7,16 @@ from typing import Any
 import pytest
 
 from omforge import ir
+from omforge.bundle.manifest import TensorSpec
+from omforge.compilation.footprint import spec_bytes
 from omforge.compilation.options import CompileOptions
 from omforge.planning.lengths import Lengths
 from omforge.planning.memory import memory_map
 from omforge.planning.plan import Plan, make_plan, require_fit
 from omforge.planning.report import lines
 from omforge.planning.subject import open_subject
+from omforge.testing import parse
+from tests.passes.recurrent import model as recurrent
 
 Exported = Callable[[str, str], Path]
 SIZES: dict[str, Any] = {"context": 256, "prefill": (64,)}
@@ -161,3 +165,20 @@ def test_an_encoder_has_no_cache_and_no_tokens_a_second(encoder: Exported) -> No
 def test_activations_in_int8_cannot_be_planned_without_their_text(source: Path) -> None:
     with pytest.raises(ir.InputError, match=r"w8a8 cannot be planned.*Plan with --quantize int8"):
         planned(source, quantize="w8a8", knobs=False)
+
+
+def test_recurrent_states_are_counted_twice_and_take_no_padding(tmp_path: Path) -> None:
+    ir.save(parse(recurrent()), tmp_path / "model.onnx")
+    options = CompileOptions("Ascend310P3", context=32, prefill=(4, 8))
+    plan = make_plan(tmp_path, options, knobs=False)
+    one = sum(spec_bytes(spec) for spec in states_of(tmp_path, options))
+    assert plan.memory.states == 2 * one > 0
+    with pytest.raises(ir.InputError, match=r"recurrent states: padding would go into past_state"):
+        make_plan(tmp_path, options, lengths=Lengths({9: 1}), knobs=False)
+
+
+def states_of(path: Path, options: CompileOptions) -> list[TensorSpec]:
+    """What a step reads of the states."""
+    subject = open_subject(path, options)
+    inputs = subject.lower(subject.options)[-1].bucket.inputs
+    return [spec for spec in inputs if spec.name.startswith("past_state")]
