@@ -22,7 +22,8 @@ import numpy as np
 
 from omforge import ir
 from omforge.ir.infer import infer_model
-from omforge.ir.values import attribute, constant
+from omforge.ir.values import attribute
+from omforge.recognition.experts.row_wise import is_zero
 from omforge.recognition.views import shape_of
 from omforge.rewriting.base import Pass
 from omforge.rewriting.builder import Builder
@@ -65,7 +66,7 @@ def _rewrite(model: ir.Model, node: ir.Node, names: Names) -> None:
         raise NoMatch("it does not scatter along a last axis of known size", node)
     if attribute(node, "reduction", "none") not in ("none", "add"):
         raise NoMatch(f"it reduces with {attribute(node, 'reduction')}", node)
-    if not _is_zero(data):
+    if not is_zero(data):
         raise NoMatch("it scatters into what is no zero", data)
     maker = choices.producer()
     if maker is None or maker.op_type != "TopK" or choices is not maker.outputs[1]:
@@ -84,17 +85,3 @@ def _rewrite(model: ir.Model, node: ir.Node, names: Names) -> None:
         parts = op.Mul(rows, op.Unsqueeze(updates, [-1]))
         y = op.ReduceSum(parts, [-2], keepdims=0)
         splice(op, [node.outputs[0]], [y], by=OneHotChoices.name, names=names)
-
-
-def _is_zero(value: ir.Value) -> bool:
-    array = constant(value)
-    if array is not None:
-        return not array.any()
-    node = value.producer()
-    if node is None or node.domain != "":
-        return False
-    if node.op_type == "ConstantOfShape":
-        fill: ir.TensorProtocol | None = attribute(node, "value")
-        return fill is None or not fill.numpy().any()
-    source = node.inputs[0] if node.op_type in ("Expand", "Reshape", "Cast") else None
-    return source is not None and _is_zero(source)

@@ -8,6 +8,8 @@ Before, with `rows` any arithmetic that works row by row, and the weights W, V o
     down       = Concat(MatMul(rows(up, bias[ids])[those of e], V_e) for each expert e)
     y          = Gather(down * weight[order], inverse of order)
 
+(or the rows are cut by Split, as many for each expert as chose it, and go back by ScatterND)
+
 After::
 
     up         = MatMul(x, all W [E, D, I])         [E, T, I], and so down
@@ -29,19 +31,23 @@ import numpy as np
 
 from omforge import ir
 from omforge.ir.infer import infer_model
+from omforge.ir.values import attribute
 from omforge.recognition.experts.row_wise import check_row_wise
 from omforge.recognition.experts.sorted_rows import (
     Array,
+    End,
     Grouped,
     Sort,
     find_ends,
     find_groups,
     may_sort,
     permutation,
+    reached,
     rows_taken,
     sorted_values,
 )
 from omforge.recognition.experts.weights import find_stack
+from omforge.recognition.views import shape_of
 from omforge.rewriting.base import Pass
 from omforge.rewriting.builder import Builder
 from omforge.rewriting.events import record
@@ -84,12 +90,33 @@ def _rewrite(sort: Sort, names: Names) -> int:
     if not groups:
         raise NoMatch("no products of sorted rows with each expert's weights follow", sort.node)
     ends = find_ends(sort, groups)
-    with Builder(sort.model) as op:
-        rows = _Rows(sort, groups, op, sorted_values(sort, ends))
-        new = [rows.by_token(end.inputs[0]) for end in ends]
-        old = [end.outputs[0] for end in ends]
-        splice(op, old, new, by=UngroupExperts.name, matched=ends, names=names)
+    made = sorted_values(sort, [end.node for end in ends])
+    # Rows may be sorted again further on, by the same sort, and depend on what was taken before:
+    # these are other nodes, which must lie behind it.
+    for together in _by_dependence(ends):
+        with Builder(sort.model) as op:
+            rows = _Rows(sort, groups, op, made)
+            new = [
+                rows.summed(end.rows) if end.summed else rows.by_token(end.rows) for end in together
+            ]
+            old = [end.node.outputs[0] for end in together]
+            nodes = [end.node for end in together]
+            splice(op, old, new, by=UngroupExperts.name, matched=nodes, names=names)
     return len(groups)
+
+
+def _by_dependence(ends: Sequence[End]) -> list[list[End]]:
+    """Ends that do not depend on each other, together; behind those that they depend on."""
+    if len(ends) == 1:
+        return [list(ends)]
+    nodes = {end.node for end in ends}
+    depth: dict[ir.Node, int] = {}
+    for end in ends:
+        behind = reached([end.node.outputs[0]])
+        for node in nodes & behind.keys():
+            depth[node] = depth.get(node, 0) + 1
+    levels = sorted({depth.get(node, 0) for node in nodes})
+    return [[end for end in ends if depth.get(end.node, 0) == level] for level in levels]
 
 
 @dataclass
@@ -115,7 +142,7 @@ class _Rows:
 
     def __post_init__(self) -> None:
         op, flat = self.op, self.sort.flat
-        self._experts = len(next(iter(self.groups.values())).which)
+        self._experts = len(next(iter(self.groups.values())).products)
         self._length = op.Squeeze(op.Shape(flat))
         self._tokens = op.Div(self._length, op.constant(np.array(self.sort.each, np.int64)))
         self._made = {}
@@ -124,6 +151,17 @@ class _Rows:
     def by_token(self, value: ir.Value | None) -> ir.Value:
         """[T*k, ..], in the order of the tokens."""
         return self._row(value, dense=False)
+
+    def summed(self, value: ir.Value) -> ir.Value:
+        """[T, ..], the k rows of each token added up."""
+        op = self.op
+        rows, width = self.by_token(value), shape_of(value)[1:]
+        shape = np.array(
+            [-1, self.sort.each, *(dim if isinstance(dim, int) else 0 for dim in width)]
+        )
+        if 0 in shape.tolist():
+            raise NoMatch("how wide the rows are is not known", value)
+        return op.ReduceSum(op.Reshape(rows, shape), [1], keepdims=0)
 
     def _row(self, value: ir.Value | None, *, dense: bool) -> ir.Value:
         """[T*k, ..] in the order of the tokens, or [E*T, ..] of each expert and every token."""
@@ -136,25 +174,44 @@ class _Rows:
             if value is self.sort.ids:
                 self._made[key] = self._all_ids() if dense else self.sort.flat
             elif value in self.groups:
-                product = self._product(self.groups[value]) if dense else None
-                self._made[key] = self._chosen(value) if product is None else product
+                group = self.groups[value]
+                source, kind = self._source(group)
+                if dense and kind == "choice":
+                    raise NoMatch(
+                        "each choice has a row of its own, which others do not read", node
+                    )
+                if dense:
+                    self._made[key] = self._product(group, source)
+                elif kind == "choice":
+                    self._made[key] = self._chosen(self._product(group, source), by_choice=True)
+                else:
+                    self._made[key] = self._chosen(self._row(value, dense=True))
             elif index is not None and node.inputs[0] not in self.rows:
                 self._made[key] = self._taken(node, index, dense=dense)
             else:
                 self._clone(node, dense=dense)
         return self._made[key]
 
-    def _chosen(self, value: ir.Value) -> ir.Value:
-        """Of all experts' rows, those that each token chose."""
+    def _chosen(self, rows: ir.Value, *, by_choice: bool = False) -> ir.Value:
+        """Of all experts' rows, one for each token or for each choice, those that were chosen."""
         op = self.op
         zero, one = (op.constant(np.array(number, np.int64)) for number in (0, 1))
-        choice = op.Range(zero, self._length, one)
-        token = op.Div(choice, op.constant(np.array(self.sort.each, np.int64)))
+        row, count = op.Range(zero, self._length, one), self._length
+        if not by_choice:
+            row = op.Div(row, op.constant(np.array(self.sort.each, np.int64)))
+            count = self._tokens
         flat = self.sort.flat
         ids = flat if flat.dtype == ir.DataType.INT64 else op.Cast(flat, to=int(ir.DataType.INT64))
-        return op.Gather(
-            self._row(value, dense=True), op.Add(op.Mul(ids, self._tokens), token), axis=0
-        )
+        return op.Gather(rows, op.Add(op.Mul(ids, count), row), axis=0)
+
+    def _source(self, group: Grouped) -> tuple[ir.Value | None, str]:
+        """What a group's rows are taken from, and what tells them; nothing where they are made."""
+        node = group.rows.producer()
+        index = None if node is None else rows_taken(node)
+        if node is None or index is None or node.inputs[0] in self.rows:
+            return None, ""
+        kind = self._kind(index)
+        return (node.inputs[0], kind) if kind in ("token", "choice") else (None, "")
 
     def _all_ids(self) -> ir.Value:
         """[E*T], each row's expert."""
@@ -165,27 +222,24 @@ class _Rows:
         )
         return op.Reshape(op.Expand(ids, shape), [-1])
 
-    def _product(self, group: Grouped) -> ir.Value:
-        """Every expert's product with all tokens, [E*T, ..]."""
+    def _product(self, group: Grouped, source: ir.Value | None) -> ir.Value:
+        """Every expert's product with all rows of a source, or with its own, [E*T, ..]."""
         op, count = self.op, self._experts
-        node = group.rows.producer()
-        index = None if node is None else rows_taken(node)
-        tokens = node is not None and index is not None and self._kind(index) == "token"
         stack = None
-        if all(product.op_type == "MatMul" for product in group.products):
-            stack = find_stack([product.inputs[1] for product in group.products])
+        turns = {_transposes(product) for product in group.products}
+        if len(turns) == 1 and None not in turns:
+            weights = [product.inputs[1] for product in group.products]
+            stack = find_stack(weights, transposed=turns == {True})
         if stack is not None:
-            if tokens:
-                assert node is not None
-                rows = node.inputs[0]
+            if source is not None:
+                rows = source
             else:
                 dense = self._row(group.rows, dense=True)
                 rows = op.Reshape(dense, np.array([count, -1, stack.shape[0]]))
             product = op.MatMul(rows, stack.value(op))
             return op.Reshape(product, np.array([-1, stack.shape[1]]))
-        if tokens:
-            assert node is not None
-            each: Sequence[ir.Value | None] = [node.inputs[0]] * count
+        if source is not None:
+            each: Sequence[ir.Value | None] = [source] * count
         elif count == 1:
             each = [self._row(group.rows, dense=True)]
         else:
@@ -246,3 +300,12 @@ class _Rows:
         for before, after in zip(node.outputs, made.outputs, strict=True):
             after.type = before.type
             self._made[dense, before] = after
+
+
+def _transposes(product: ir.Node) -> bool | None:
+    """Whether a product turns its weight; None where it does more than multiply."""
+    if product.op_type == "MatMul":
+        return False
+    scaled = any(attribute(product, name, 1.0) != 1.0 for name in ("alpha", "beta"))
+    added = len(product.inputs) > 2 and product.inputs[2] is not None
+    return None if scaled or added else bool(attribute(product, "transB", 0))

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from omforge import ir
-from omforge.ir.values import attribute, known_ints
+from omforge.ir.values import attribute, constant, known_ints
 from omforge.recognition.interface import is_weight
 from omforge.recognition.views import shape_of
 from omforge.rewriting.match import NoMatch
@@ -72,6 +72,9 @@ def _is_row_wise(node: ir.Node, long: Sequence[bool]) -> bool:
         case kind if kind in _REDUCTIONS:
             axes = known_ints(rest[0]) if rest else None
             return bool(axes) and all(axis % rank for axis in axes or ())
+        case "Expand":
+            target = known_ints(rest[0])
+            return target is not None and len(target) <= rank and set(target) <= {1}
         case "Reshape":
             return _keeps_rows(known_ints(rest[0]), shapes[0])
         case _:
@@ -84,3 +87,18 @@ def _keeps_rows(target: list[int] | None, shape: Sequence[object]) -> bool:
     if target is None or len(widths) != len(shape) - 1 or target[:1] != [-1]:
         return False
     return all(size > 0 for size in target[1:]) and math.prod(target[1:]) == math.prod(widths)
+
+
+def is_zero(value: ir.Value | None) -> bool:
+    """Whether all that a value holds is zero, as far as its makers tell."""
+    array = constant(value)
+    if array is not None:
+        return not array.any()
+    node = None if value is None else value.producer()
+    if node is None or node.domain != "":
+        return False
+    if node.op_type == "ConstantOfShape":
+        fill: ir.TensorProtocol | None = attribute(node, "value")
+        return fill is None or not fill.numpy().any()
+    source = node.inputs[0] if node.op_type in ("Expand", "Reshape", "Cast") else None
+    return source is not None and is_zero(source)

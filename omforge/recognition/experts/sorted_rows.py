@@ -18,7 +18,7 @@ from omforge.ir import dims as d
 from omforge.ir.dims import Dim
 from omforge.ir.evaluate import Cutout, EvaluationError
 from omforge.ir.values import attribute, known
-from omforge.recognition.experts.row_wise import check_row_wise
+from omforge.recognition.experts.row_wise import check_row_wise, is_zero
 from omforge.recognition.interface import is_weight
 from omforge.recognition.views import shape_of
 from omforge.rewriting.match import NoMatch
@@ -87,7 +87,7 @@ class Sort:
 
         Args:
             values: What is computed; all at once.
-            given: `flat`, `ids` or `order`.
+            given: `flat` or what it is made of, `ids` or `order`.
             make: Numbers of a given length for it.
             expected: From these numbers and the index of a value to what it should be.
         """
@@ -101,7 +101,9 @@ class Sort:
                 numbers = make(random, d.evaluate(length, bindings))
                 assert given.name is not None
                 assert given.dtype is not None
-                got = part.run({given.name: numbers.astype(given.dtype.numpy())}, bindings)
+                shape = [d.evaluate(dim, bindings) for dim in shape_of(given)]
+                fed = numbers.astype(given.dtype.numpy()).reshape(shape)
+                got = part.run({given.name: fed}, bindings)
                 for index, array in enumerate(got):
                     if not np.array_equal(array.ravel(), expected(numbers, index)):
                         return False
@@ -116,13 +118,16 @@ class Grouped:
 
     Attributes:
         rows: [T*k, D], sorted.
-        which: Of each expert, the integers that say which rows chose it.
+        which: Of each expert, the integers that say which rows chose it; none where the rows are
+            split by how many chose each.
         products: Of each expert, the MatMul or Gemm.
+        split: What splits them.
     """
 
     rows: ir.Value
     which: tuple[ir.Value, ...]
     products: tuple[ir.Node, ...]
+    split: ir.Node | None = None
 
 
 def find_groups(sort: Sort) -> dict[ir.Value, Grouped]:
@@ -146,9 +151,68 @@ def find_groups(sort: Sort) -> dict[ir.Value, Grouped]:
             lambda ids, expert: np.flatnonzero(np.sort(ids) == expert),
         ):
             raise NoMatch("an expert's product does not take the rows that chose it", which[0])
-    if len({len(group.which) for group in found.values()}) > 1:
+    found |= _split_groups(sort)
+    if len({len(group.products) for group in found.values()}) > 1:
         raise NoMatch("its products are those of different numbers of experts", sort.node)
     return found
+
+
+def _split_groups(sort: Sort) -> dict[ir.Value, Grouped]:
+    """The grouped products whose rows are cut by a Split, as many for each expert as chose it."""
+    found: dict[ir.Value, Grouped] = {}
+    splits = _splits_behind([sort.ids, sort.order])
+    while splits:
+        split = splits.pop(0)
+        sizes = split.inputs[1] if len(split.inputs) > 1 else None
+        if attribute(split, "axis", 0) != 0 or sizes is None:
+            continue
+        products = [_product_of(piece) for piece in split.outputs]
+        ends = {user for node in products if node for user in node.outputs[0].consumers()}
+        if known(sizes) is not None or None in products or len(ends) != 1:
+            continue
+        (join,) = ends
+        made = [node.outputs[0] for node in products if node]
+        if join.op_type != "Concat" or attribute(join, "axis", 0) != 0:
+            continue
+        if list(join.inputs) != made or not _counts_choices(sort, sizes, len(made)):
+            continue  # those of another sort further on, or none
+        assert split.inputs[0] is not None
+        each = tuple(node for node in products if node)
+        found[join.outputs[0]] = Grouped(split.inputs[0], (), each, split)
+        splits += _splits_behind(join.outputs)
+    return found
+
+
+def _splits_behind(values: Sequence[ir.Value]) -> list[ir.Node]:
+    """Splits that some values reach without a product."""
+    return [node for node in _behind(values, _is_product) if node.op_type == "Split"]
+
+
+def _product_of(piece: ir.Value) -> ir.Node | None:
+    """The product with a weight that alone reads some rows."""
+    users = list(piece.consumers())
+    if len(users) != 1 or not _is_product(users[0]) or users[0].inputs[0] is not piece:
+        return None
+    (product,) = users
+    weights = product.inputs[1:]
+    if not all(weight is None or is_weight(weight) for weight in weights):
+        return None
+    plain = len(shape_of(weights[0])) == 2 and not attribute(product, "transA", 0)
+    return product if plain else None
+
+
+def _counts_choices(sort: Sort, sizes: ir.Value, experts: int) -> bool:
+    """Whether sizes [E] are how many of all choices are each expert; a token's are distinct."""
+    maker = sort.flat.producer()
+    choices = None if maker is None else maker.inputs[0]
+    if choices is None or experts < sort.each:
+        return False
+
+    def drawn(random: np.random.Generator, length: int) -> Array:
+        rows = [random.permutation(experts)[: sort.each] for _ in range(length // sort.each)]
+        return np.concatenate(rows)
+
+    return sort.runs_as([sizes], choices, drawn, lambda ids, _: np.bincount(ids, minlength=experts))
 
 
 def _piece(value: ir.Value | None) -> tuple[ir.Value, ir.Value, ir.Node] | None:
@@ -190,20 +254,42 @@ def _behind(values: Iterable[ir.Value], stops: Callable[[ir.Node], bool]) -> dic
     return found
 
 
+def reached(values: Iterable[ir.Value]) -> dict[ir.Node, None]:
+    """Every node that some values reach."""
+    return _behind(values, lambda node: False)
+
+
 def _is_product(node: ir.Node) -> bool:
     return node.op_type in ("MatMul", "Gemm")
 
 
-def find_ends(sort: Sort, groups: Mapping[ir.Value, Grouped]) -> list[ir.Node]:
+@dataclass(frozen=True)
+class End:
+    """What takes sorted rows in the order of the tokens again.
+
+    Attributes:
+        node: A Gather by the inverse of the order, or a ScatterND of zeros by the order itself, or
+            by each choice's token.
+        rows: The sorted rows that it reads.
+        summed: Whether the rows of a token are added up.
+    """
+
+    node: ir.Node
+    rows: ir.Value
+    summed: bool = False
+
+
+def find_ends(sort: Sort, groups: Mapping[ir.Value, Grouped]) -> list[End]:
     """What takes the rows in the order of the tokens again."""
     inside = {which for group in groups.values() for which in group.which}
-    ends: dict[ir.Node, None] = {}
+    splits = {group.split for group in groups.values()}
+    ends: dict[ir.Node, End] = {}
 
     def stops(node: ir.Node) -> bool:
         index = rows_taken(node)
-        if index is not None and sort.runs_as([index], sort.order, permutation, _inverse):
-            ends[node] = None
-        return index in inside or node in ends
+        if node not in ends and (end := _end(sort, node, index)) is not None:
+            ends[node] = end
+        return (index is not None and index in inside) or node in ends or node in splits
 
     between = _behind(groups, stops)
     if not ends:
@@ -211,7 +297,24 @@ def find_ends(sort: Sort, groups: Mapping[ir.Value, Grouped]) -> list[ir.Node]:
     rows = sorted_values(sort, ends) | {output for node in between for output in node.outputs}
     for node in between:
         check_row_wise(node, [given in rows for given in node.inputs])
-    return list(ends)
+    return list(ends.values())
+
+
+def _end(sort: Sort, node: ir.Node, index: ir.Value | None) -> End | None:
+    """What a node is, if it takes rows in the order of the tokens; `index` as `rows_taken` says."""
+    if index is not None and sort.runs_as([index], sort.order, permutation, _inverse):
+        rows = node.inputs[0]
+        return None if rows is None else End(node, rows)
+    if node.op_type != "ScatterND" or node.domain or not is_zero(node.inputs[0]):
+        return None
+    _, index, rows = node.inputs
+    if index is None or rows is None or shape_of(index)[1:] != (1,):
+        return None
+    each, adds = sort.each, attribute(node, "reduction", "none") == "add"
+    if sort.runs_as([index], sort.order, permutation, lambda order, _: order):
+        return End(node, rows)  # no row is written twice
+    tokens = sort.runs_as([index], sort.order, permutation, lambda order, _: order // each)
+    return End(node, rows, summed=True) if tokens and adds else None
 
 
 def sorted_values(sort: Sort, ends: Collection[ir.Node]) -> set[ir.Value]:

@@ -48,8 +48,13 @@ class Stack:
         return op.Transpose(stored, perm=[0, 2, 1]) if self.turned else stored
 
 
-def find_stack(weights: Sequence[ir.Value | None]) -> Stack | None:
-    """What the matrices of E experts are stored as; None where they are no alike constants."""
+def find_stack(weights: Sequence[ir.Value | None], *, transposed: bool = False) -> Stack | None:
+    """What the matrices of E experts are stored as; None where they are no alike constants.
+
+    Args:
+        weights: As products read them.
+        transposed: Whether the products turn what they read.
+    """
     found = [_source(value) for value in weights if value is not None]
     if not found or len(found) != len(weights) or any(each is None for each in found):
         return None
@@ -60,11 +65,15 @@ def find_stack(weights: Sequence[ir.Value | None]) -> Stack | None:
     tensor = constant_tensor(first)
     assert tensor is not None
     if all(source is first and row == at for at, (source, row, _) in enumerate(sources)):
-        return Stack(first, (), turned) if tensor_shape(tensor)[0] == len(sources) else None
+        return (
+            Stack(first, (), turned != transposed)
+            if tensor_shape(tensor)[0] == len(sources)
+            else None
+        )
     kinds = {(t.dtype, tensor_shape(t)) for s, _, _ in sources if (t := constant_tensor(s))}
     if any(row is not None for _, row, _ in sources) or len(kinds) != 1:
         return None
-    return Stack(None, tuple(source for source, _, _ in sources), turned)
+    return Stack(None, tuple(source for source, _, _ in sources), turned != transposed)
 
 
 def _source(value: ir.Value) -> tuple[ir.Value, int | None, bool] | None:

@@ -31,7 +31,7 @@ def test_finds_both_products_and_the_way_back() -> None:
     groups = find_groups(sort)
     assert set(groups) == {values["up"], values["down"]}
     assert [len(group.which) for group in groups.values()] == [3, 3]
-    assert [end.outputs[0].name for end in find_ends(sort, groups)] == ["restored"]
+    assert [end.node.outputs[0].name for end in find_ends(sort, groups)] == ["restored"]
 
 
 @pytest.mark.parametrize(
