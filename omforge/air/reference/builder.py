@@ -120,6 +120,10 @@ class Twin:
         """Return x in another shape; one dim may be -1, and none 0 but in an empty tensor."""
         return self.op("Reshape", x, self.integers(shape), allowzero=int(0 in shape))
 
+    def is_constant(self, value: str) -> bool:
+        """Whether a value is a constant of the file."""
+        return any(tensor.name == value for tensor in self.constants)
+
     def respelled(self, call: Call, value: str, desc: Desc) -> str:
         """Return a constant of the file as another dtype and shape over the same bytes.
 

@@ -82,8 +82,17 @@ def _unpacked(twin: Twin, call: Call, name: str) -> tuple[str, tuple[int, ...]]:
     shape = call.shape(name)
     if desc.dtype != "int32":
         return value, shape
-    shape = (*shape[:-1], shape[-1] * _PACKED)
-    return twin.respelled(call, value, Desc(desc.name, "int4", shape)), shape
+    whole = (*shape[:-1], shape[-1] * _PACKED)
+    if twin.is_constant(value):
+        return twin.respelled(call, value, Desc(desc.name, "int4", whole)), whole
+    # Gathered by a step: two's complement of 4 bits, every step of which int32 holds exactly.
+    words = twin.reshape(value, (*shape, 1))
+    powers = twin.constant(np.array([16**at for at in range(_PACKED)]), "int32")
+    sixteen, eight = (twin.constant(np.array(number), "int32") for number in (16, 8))
+    above = twin.op("Sub", words, twin.op("Mod", words, powers))
+    nibbles = twin.op("Mod", twin.op("Div", above, powers), sixteen)
+    turned = twin.op("Mod", twin.op("Add", nibbles, eight), sixteen)
+    return twin.reshape(twin.op("Sub", turned, eight), whole), whole
 
 
 def _by_group(
