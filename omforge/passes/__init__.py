@@ -47,6 +47,7 @@ from omforge.passes.remove_no_ops import RemoveNoOps
 from omforge.passes.sign_weights import SignWeights
 from omforge.passes.tabulate_rotary import TabulateRotary
 from omforge.passes.take_branches import TakeBranches
+from omforge.passes.take_choices import TakeChoices
 from omforge.passes.text_positions import TextPositions
 from omforge.passes.turn_weights import TurnWeights
 from omforge.passes.uncrop_cache import UncropCache
@@ -123,6 +124,7 @@ PASSES: dict[str, type[Pass]] = {
         SignWeights,
         TabulateRotary,
         TakeBranches,
+        TakeChoices,
         TextPositions,
         TurnWeights,
         UncropCache,
@@ -169,6 +171,7 @@ PIPELINES: dict[str, str] = {
             "eliminate-common-subexpressions",
             "ungroup-experts",  # from here on: what works row by row is plain to see by now
             "dense-experts",
+            "take-choices",  # before the scatter that says what was chosen is written out
             "one-hot-choices",
         )
     ),

@@ -22,8 +22,7 @@ import numpy as np
 
 from omforge import ir
 from omforge.ir.infer import infer_model
-from omforge.ir.values import attribute
-from omforge.recognition.experts.row_wise import is_zero
+from omforge.recognition.experts.scattered import Scattered
 from omforge.recognition.views import shape_of
 from omforge.rewriting.base import Pass
 from omforge.rewriting.builder import Builder
@@ -57,24 +56,11 @@ class OneHotChoices(Pass):
 
 
 def _rewrite(model: ir.Model, node: ir.Node, names: Names) -> None:
-    data, choices, updates = node.inputs
+    scattered = Scattered.of(node)
+    choices, updates = scattered.choices, scattered.updates
+    data = node.inputs[0]
     assert data is not None
-    assert choices is not None
-    assert updates is not None
-    shape, rank = shape_of(data), len(shape_of(data))
-    if attribute(node, "axis", 0) not in (-1, rank - 1) or not isinstance(shape[-1], int):
-        raise NoMatch("it does not scatter along a last axis of known size", node)
-    if attribute(node, "reduction", "none") not in ("none", "add"):
-        raise NoMatch(f"it reduces with {attribute(node, 'reduction')}", node)
-    if not is_zero(data):
-        raise NoMatch("it scatters into what is no zero", data)
-    maker = choices.producer()
-    if maker is None or maker.op_type != "TopK" or choices is not maker.outputs[1]:
-        raise NoMatch("no TopK says where, so one place may be taken twice", choices)
-    if attribute(maker, "axis", -1) not in (-1, rank - 1):
-        raise NoMatch("the TopK chooses along another axis", maker)
-    if shape_of(choices)[:-1] != shape[:-1] or shape_of(updates) != shape_of(choices):
-        raise NoMatch("it scatters less than one row for each row of zeros", node)
+    shape = shape_of(data)
     dtype = data.dtype
     if dtype is None or dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16):
         raise NoMatch(f"it scatters {dtype}", node)

@@ -16,11 +16,16 @@ from omforge.recognition.attention.scores import DYNAMIC
 from omforge.recognition.attention.sinks import mask_of
 from omforge.recognition.attention.softmaxes import weighs_values
 from omforge.recognition.config import ModelConfig
+from omforge.recognition.experts.block import find_blocks
+from omforge.recognition.experts.routers import find_routers
 from omforge.recognition.interface import activations, find_interface, memory_of, states
 from omforge.recognition.rotary.operator import is_own
 from omforge.recognition.views import scalar
 from omforge.rewriting.events import Event, events, grouped
 from omforge.rewriting.match import NoMatch
+
+_OPTIONAL = ("experts",)
+"""Kinds that are right as they are exported, and only cost more: a mixture of experts."""
 
 _NORMS = ("RMSNormalization", "LayerNormalization")
 _NORM_LEFTOVERS = ("ReduceMean", "ReduceSumSquare", "ReduceL2")
@@ -53,7 +58,7 @@ class Coverage:
     """Blocks raised against blocks that the model has.
 
     Attributes:
-        kinds: By kind: attention, rotary, norm, mlp.
+        kinds: By kind: attention, rotary, norm, mlp, and experts where there are any.
         lost: Features that config.json promises and the graph does not have.
         unrecognised: Blocks of kinds that omforge does not know; they stay as they are, and are no
             failure.
@@ -65,8 +70,9 @@ class Coverage:
 
     @property
     def complete(self) -> bool:
-        """Whether every block of a known kind was raised and no feature is lost."""
-        return all(kind.complete for kind in self.kinds.values()) and not self.lost
+        """Whether every block of a kind that must be raised was, and no feature is lost."""
+        required = (kind for name, kind in self.kinds.items() if name not in _OPTIONAL)
+        return all(kind.complete for kind in required) and not self.lost
 
     def problems(self) -> list[str]:
         """Everything that is missing, one line each."""
@@ -138,6 +144,11 @@ def measure(model: ir.Model, config: ModelConfig | None) -> Coverage:
         ),
         "mlp": _covered(gates, gated, told, "fuse-swish", "fuse-gelu"),
     }
+    routers = find_routers(model)
+    if routers:
+        blocks = len(find_blocks(model))
+        passes = ("ungroup-experts", "take-choices", "dense-experts")
+        kinds["experts"] = _covered(blocks, max(blocks, len(routers)), told, *passes)
     unrecognised = _unrecognised(model, kinds, told, recurrent)
     return Coverage(kinds, tuple(_lost(model, config)), tuple(unrecognised))
 
