@@ -233,6 +233,8 @@ def check_choosing(op: Builder, node: ir.Node) -> _Weight:
     dtype = required_input(node, 0).dtype
     if dtype not in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16) or stack.scale.dtype != dtype:
         raise NotLegal(f"x is {dtype}, its scales {stack.scale.dtype}")
+    if stack.turned and stack.codes.dtype == ir.DataType.INT4:
+        raise NotLegal("eight int4 in an int32 along K cannot be turned behind a Gather")
     _check(family, stack, packed=True)
     if max(stack.inputs, stack.outputs) > LARGEST:
         raise NotLegal(f"the kernel takes up to {LARGEST} inputs and outputs")

@@ -1,5 +1,6 @@
 """Mixtures of experts: the chosen experts' weights are read, where that is less than all."""
 
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -11,6 +12,7 @@ from omforge.ir.numerics import run as run_model
 from omforge.ir.numerics import tolerance, within
 from omforge.ir.ops import reference_model
 from omforge.ir.values import dims, to_shape
+from omforge.lowering.air_legality import check_air
 from omforge.lowering.legalize import Decision, legalize
 from omforge.lowering.legalize.experts import DENSE, EXPERTS, GATHERED
 from omforge.lowering.target import target
@@ -19,6 +21,7 @@ from omforge.passes.quantize_weights import QuantizeWeights
 from omforge.passes.turn_weights import TurnWeights
 from omforge.passes.ungroup_experts import UngroupExperts
 from omforge.testing import parse
+from tests.lowering.emit.twins import computed, emitted
 from tests.passes.test_ungroup_experts import TEXT
 
 SOCS = ("Ascend310P3", "Ascend910B4", "Ascend310B4")
@@ -178,4 +181,30 @@ def test_every_expert_has_a_product_of_its_own_where_all_are_computed(
     kinds = [node.op_type for node in model.graph]
     assert kinds.count("NPUWeightQuantBatchMatmulV2") == 4
     got = run(model, fed)["y"].astype(np.float32)
+    assert within(got, expected, tolerance("float16"))
+
+
+@pytest.mark.parametrize("bits", [16, 8, 4])
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("soc", SOCS)
+def test_ge_graphs_gather_the_same(bits: int, turned: bool, soc: str) -> None:
+    """The law for .air files takes them, and their twin gives the same numbers."""
+    model = many(64, 2)
+    if bits < 16:
+        (QuantizeWeights(8) if bits == 8 else QuantizeWeights(4, 32)).run(model)
+        if turned:
+            assert TurnWeights().run(model) == 1
+    fed = fed_to(2, 64)
+    expected = run(model, fed)["y"].astype(np.float32)
+    told: list[Decision] = []
+    legalize(model, target(soc), "air", told=told)
+    if bits == 4 and (turned or soc != "Ascend910B4"):
+        assert told[0].form == DENSE
+        return
+    assert told[0].form == GATHERED
+    air, names = emitted(model)
+    found = check_air(air, target(soc), path=Path("experts.air"))
+    assert [item for item in found if item.level == "error"] == []
+    narrow = {"x": fed["x"], "choices": fed["choices"].astype(np.int32)}
+    got = computed(air, narrow, names)["y"].astype(np.float32)
     assert within(got, expected, tolerance("float16"))
