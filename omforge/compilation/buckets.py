@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from omforge.compilation.options import CompileOptions
 from omforge.compilation.serving import Canonical
 from omforge.compilation.trail import Trail
 from omforge.compilation.work import Work
-from omforge.ir.dims import evaluate, parse_dim, substitute
+from omforge.ir.dims import evaluate, substitute
 from omforge.ir.infer import infer_model
 from omforge.ir.values import dims, to_shape
 from omforge.lowering.air_legality import check_air
@@ -27,6 +26,7 @@ from omforge.lowering.legality import check_legal
 from omforge.lowering.legality.subject import Offence
 from omforge.lowering.legalize import legalize
 from omforge.lowering.target import Target
+from omforge.passes.bind_shapes import BindShapes
 from omforge.passes.convert_precision import ConvertPrecision
 from omforge.recognition.feeds import weight_bytes
 from omforge.rewriting.pipeline import Pipeline
@@ -93,7 +93,9 @@ def lower(canonical: Canonical, work: Work) -> Lowered:
         # Of the buckets, which all are bound in the same way, the last is the one that is told of.
         told = bound if plan is canonical.raised.plans[-1] else ()
         trail = trail.and_then(told, **{name: graph.graph.num_nodes()})
-        graphs.append(LoweredGraph(graph, _bucket(graph, name, plan, options, soc)))
+        # What ONNX Runtime's own operators make is not inferred, and need not be.
+        told_by = _bound(model, options) if options.front == "ort" else graph.graph
+        graphs.append(LoweredGraph(graph, _bucket(told_by, name, plan, options, soc)))
     graph_bytes = weight_bytes(graphs[-1].model)
     check_budget(options.budget, graph_bytes, graphs[-1].bucket.name)
     return Lowered(canonical, model, tuple(graphs), graph_bytes, trail)
@@ -149,14 +151,14 @@ def require_legal_air(model: ir.Model, soc: Target, name: str, *, gears: bool) -
 
 
 def _bucket(
-    model: ir.Model, name: str, plan: GraphPlan, options: CompileOptions, soc: Target
+    graph: ir.Graph, name: str, plan: GraphPlan, options: CompileOptions, soc: Target
 ) -> m.Bucket:
     on_cpu = options.front == "ort"
     file = f"{name}.onnx" if on_cpu else f"{name}.{options.front}"
-    shapes = {value.name or "": dims(value) or () for value in model.graph.inputs}
+    shapes = {value.name or "": dims(value) or () for value in graph.inputs}
     open_dims = [dim for shape in shapes.values() for dim in shape if not isinstance(dim, int)]
     if plan.gears:
-        _refuse_quantised(model)
+        _refuse_quantised(graph)
     return m.Bucket(
         name=name,
         kind=plan.kind,
@@ -164,8 +166,8 @@ def _bucket(
         seq=plan.seq,
         capacity=0 if plan.kind == "encode" else options.context or 0,
         file=file,
-        inputs=_specs(model.graph.inputs, options),
-        outputs=_specs(model.graph.outputs, options),
+        inputs=tuple(tensor_spec(value) for value in graph.inputs),
+        outputs=tuple(tensor_spec(value) for value in graph.outputs),
         om=None,
         command=()
         if on_cpu
@@ -185,31 +187,23 @@ def _bucket(
     )
 
 
-def _specs(values: Sequence[ir.Value], options: CompileOptions) -> tuple[m.TensorSpec, ...]:
-    """What a graph takes or gives; one for ONNX Runtime leaves the bundle's sizes open, too."""
-    sizes = {"batch": options.batch, "rows": options.batch, "capacity": options.context or 0}
-    return tuple(
-        dataclasses.replace(
-            (spec := tensor_spec(value)),
-            shape=tuple(
-                dim if isinstance(dim, int) else str(dim)
-                for dim in (substitute(parse_dim(dim), sizes) for dim in spec.shape)
-            ),
-        )
-        for value in values
-    )
+def _bound(model: ir.Model, options: CompileOptions) -> ir.Graph:
+    """The inputs and outputs of a graph whose sizes stay open, with the bundle's in their place."""
+    bound = model.clone()
+    BindShapes(options.batch, 0, options.context or 0).run(bound)
+    return bound.graph
 
 
 _QUANTISED = ("AscendQuant", "AscendDequant", "NPUAscendQuantV2", "NPUQuantize", "QuantBatchMatMul")
 
 
-def _refuse_quantised(model: ir.Model) -> None:
+def _refuse_quantised(graph: ir.Graph) -> None:
     """Refuse gears for int8 activations.
 
     Source: hicann/ge:docs/zh/user_guides/atc_tools (general_restrictions.md): models quantised with
     int8 inputs cannot use the options for dynamic shapes.
     """
-    for node in model.graph:
+    for node in graph:
         if node.op_type in _QUANTISED:
             raise ir.InputError(
                 "a model with quantised activations cannot have gears",

@@ -55,8 +55,9 @@ class CpuSession:
         source = file if change is None else change(ir.load(file))
         self._session = OrtSession(source, name=self._name, tuned=True)
         sizes = {"batch": bucket.batch, "rows": bucket.batch, "capacity": bucket.capacity}
-        self.inputs = tuple(_bound(spec, sizes) for spec in self._session.inputs)
-        self.outputs = tuple(_bound(spec, sizes) for spec in self._session.outputs)
+        told = {spec.name: spec for spec in (*bucket.inputs, *bucket.outputs)}
+        self.inputs = tuple(_bound(spec, sizes, told) for spec in self._session.inputs)
+        self.outputs = tuple(_bound(spec, sizes, told) for spec in self._session.outputs)
         self._batch = bucket.batch
         names = {spec.name for spec in self.inputs}
         self._tokens = next(name for name in ("input_ids", "inputs_embeds") if name in names)
@@ -76,9 +77,9 @@ class CpuSession:
             OmforgeError: ONNX Runtime failed.
         """
         check_feeds(self._name, self._fed, feeds)
-        behind = feeds["write_indices"]
+        behind = feeds.get("write_indices")  # none where the cache is not written in place
         seq = feeds[self._tokens].shape[1]
-        if self._batch == 1 or seq == 1 or not behind.any():
+        if self._batch == 1 or seq == 1 or behind is None or not behind.any():
             return self._run(feeds, None)
         rows = [self._run_row(feeds, row, seq) for row in range(self._batch)]
         return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
@@ -212,7 +213,21 @@ class CpuBackend:
         self._sessions.clear()
 
 
-def _bound(spec: TensorSpec, sizes: Mapping[str, int]) -> TensorSpec:
-    bound = (substitute(parse_dim(dim), sizes) for dim in spec.shape)
-    shape = tuple(dim if isinstance(dim, int) else str(dim) for dim in bound)
-    return dataclasses.replace(spec, shape=shape)
+def _bound(
+    spec: TensorSpec, sizes: Mapping[str, int], told: Mapping[str, TensorSpec]
+) -> TensorSpec:
+    """A tensor with the bundle's sizes; what ONNX Runtime does not know is as the manifest says."""
+    shape = [_numbered(dim, sizes) for dim in spec.shape]
+    other = told.get(spec.name)
+    if other is not None and len(other.shape) == len(shape):
+        known = {"seq", *(dim for dim in other.shape if isinstance(dim, str))}
+        shape = [
+            theirs if isinstance(ours, str) and ours not in known else ours
+            for ours, theirs in zip(shape, other.shape, strict=True)
+        ]
+    return dataclasses.replace(spec, shape=tuple(shape))
+
+
+def _numbered(dim: int | str, sizes: Mapping[str, int]) -> int | str:
+    bound = dim if dim == "?" else substitute(parse_dim(dim), sizes)
+    return bound if isinstance(bound, int) else str(bound)

@@ -1,5 +1,6 @@
 """--target cpu: one graph of any length for ONNX Runtime, its weights stored once, verified."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from omforge import ir
 from omforge.compilation.compile import compile_bundle
 from omforge.compilation.options import CompileOptions
 from omforge.ir.errors import CheckError, InputError
+from omforge.rewriting.builder import Builder
+from omforge.rewriting.splice import insert
 from omforge.runtime.bundle import Bundle
 from omforge.runtime.compare import verify_bundle
 from omforge.runtime.cpu_session import CpuBackend, runs_in_place
@@ -35,9 +38,7 @@ def test_a_bundle_is_verified_and_runs_in_place(
     exported: Exported, tmp_path: Path, route: str, family: str, quantize: str
 ) -> None:
     source = exported(route, family)
-    result = compile_bundle(
-        source, tmp_path / "b", CompileOptions(**{**vars(CPU), "quantize": quantize})
-    )
+    result = compile_bundle(source, tmp_path / "b", dataclasses.replace(CPU, quantize=quantize))
     made = result.manifest
     assert (made.target, made.front, made.kv.in_place) == ("cpu", "ort", True)
     (bucket,) = made.buckets
@@ -58,6 +59,31 @@ def test_a_bundle_is_verified_and_runs_in_place(
         more = [model.extend([[9, 8, 7], [4, 3, 2]]) for model in (fed, bound)]
         np.testing.assert_array_equal(*more)
         np.testing.assert_array_equal(*(model.decode([1, 2]) for model in (fed, bound)))
+
+
+def test_attention_that_was_not_raised_keeps_its_cache_outside(
+    exported: Exported, tmp_path: Path
+) -> None:
+    """Then the runtime copies it at every step, and nothing is bound."""
+    model = ir.load(exported("optimum", "llama_gqa"))
+    old = next(node for node in model.graph if node.op_type == "Softmax").outputs[0]
+    users = list(old.uses())
+    with Builder(model) as op:
+        # Heads that are weighed behind their softmax: `Attention` has no place for it.
+        new = op.Mul(old, np.linspace(0.5, 1.5, 4, dtype=np.float32).reshape(4, 1, 1))
+        insert(op, users[0].node, by="test")
+    for use in users:
+        use.node.replace_input_with(use.idx, new)
+    (tmp_path / "export").mkdir()
+    ir.save(model, tmp_path / "export" / "model.onnx")
+    options = dataclasses.replace(CPU, allow_partial=True)
+    result = compile_bundle(tmp_path / "export", tmp_path / "b", options)
+    assert not result.manifest.kv.in_place
+    assert any("it is not written in place" in event.reason for event in result.events)
+    bundle = Bundle.open(tmp_path / "b")
+    assert not runs_in_place(bundle)
+    report = verify_bundle(bundle, steps=4)
+    assert report.ok, report.failures
 
 
 def test_integers_are_stored_once(exported: Exported, tmp_path: Path) -> None:
@@ -96,7 +122,7 @@ def test_what_is_for_npus_alone_is_refused(
         compile_bundle(
             exported("optimum", "llama_gqa"),
             tmp_path / "b",
-            CompileOptions(**{**vars(CPU), **options}),
+            dataclasses.replace(CPU, **options),
         )
     assert not (tmp_path / "b").exists()
 
