@@ -5,9 +5,12 @@ A value of every expert and token, [E, T, ..], becomes one of the choices, [T*k,
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from omforge import ir
 from omforge.ir.values import attribute, constant, constant_tensor
@@ -25,6 +28,7 @@ from omforge.lowering.legalize.builder import (
 )
 from omforge.lowering.legalize.quantized import check_choosing, chosen_products, dequantizer
 from omforge.recognition.experts.block import Block
+from omforge.recognition.views import is_same_movement, trace
 
 _ELEMENTWISE = frozenset(
     (
@@ -221,6 +225,20 @@ class Region:
         index = np.arange(self.rows) // self.block.each
         return self.op.gather(value, self.op.constant(index, ir.DataType.INT64))
 
+    def _repeated(self, value: ir.Value) -> ir.Value:
+        """The tokens [T, ..] that a value [E, T, ..] repeats for each expert; else the value."""
+        shape = dims(value)
+        if len(shape) != 3 or shape[0] != self.block.experts:
+            return value
+
+        def repeat(index: npt.NDArray[Any], _: Mapping[str, int]) -> npt.NDArray[Any] | None:
+            whole = tuple(dim for dim in shape if isinstance(dim, int))
+            fits = index.size == self.tokens * whole[-1]
+            return np.broadcast_to(index.reshape(1, *whole[1:]), whole) if fits else None
+
+        chains = trace(value).prefixes()
+        return next((c.source for c in chains if is_same_movement(c, repeat)), value)
+
     def _product(self, node: ir.Node) -> ir.Value:
         """[T*k, 1, I], each row with the weights of its expert."""
         op = self.op
@@ -229,6 +247,7 @@ class Region:
         if self.is_dense(x):
             rows = op.reshape(self.chosen(x), (self.rows, 1, width))
         else:
+            x = self._repeated(x)
             if product(dims(x)) != self.tokens * width:
                 raise NotLegal(f"a product reads {shape_text(dims(x))}, which is not of the tokens")
             flat = self.of_tokens(op.reshape(x, (self.tokens, width)))

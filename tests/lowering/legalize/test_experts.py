@@ -18,10 +18,12 @@ from omforge.lowering.legalize.experts import DENSE, EXPERTS, GATHERED
 from omforge.lowering.target import target
 from omforge.passes import make_pipeline
 from omforge.passes.quantize_weights import QuantizeWeights
+from omforge.passes.take_choices import TakeChoices
 from omforge.passes.turn_weights import TurnWeights
 from omforge.passes.ungroup_experts import UngroupExperts
 from omforge.testing import parse
 from tests.lowering.emit.twins import computed, emitted
+from tests.passes.test_take_choices import TEXT as BATCHED
 from tests.passes.test_ungroup_experts import TEXT
 
 SOCS = ("Ascend310P3", "Ascend910B4", "Ascend310B4")
@@ -208,3 +210,19 @@ def test_ge_graphs_gather_the_same(bits: int, turned: bool, soc: str) -> None:
     narrow = {"x": fed["x"], "choices": fed["choices"].astype(np.int32)}
     got = computed(air, narrow, names)["y"].astype(np.float32)
     assert within(got, expected, tolerance("float16"))
+
+
+def test_tokens_that_are_copied_for_each_expert_are_read_once() -> None:
+    text = BATCHED.replace("float[b, s, 2]", "float[1, 2, 2]").replace("float[n, 3]", "float[2, 3]")
+    before, model = parse(text), parse(text)
+    TakeChoices().run(model)
+    make_pipeline("fold-constants,remove-no-ops").run(model)
+    infer_model(model)
+    assert decided(model, **{EXPERTS: GATHERED}).form == GATHERED
+    assert "Tile" not in {node.op_type for node in model.graph}
+    random = np.random.default_rng(0)
+    fed = {
+        "x": random.standard_normal((1, 2, 2)).astype(np.float32),
+        "scores": random.standard_normal((2, 3)).astype(np.float32),
+    }
+    assert within(run(model, fed)["y"], run(before, fed)["y"], tolerance("float32"))
