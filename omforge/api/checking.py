@@ -12,6 +12,7 @@ from typing import Any
 from omforge import ir
 from omforge.api.models import ModelLike, load
 from omforge.api.results import Result
+from omforge.compilation.cpu import require_device
 from omforge.lowering.air_legality import check_air_file, is_air
 from omforge.lowering.facts_file import target_with
 from omforge.lowering.legality import report
@@ -74,6 +75,7 @@ def check(
             rule.
     """
     soc = target_with(target, facts)
+    require_device(soc, "check", "it is ATC's law that is checked, and atc has no part there")
     if isinstance(model, str | os.PathLike):
         file = Path(os.fspath(model))
         if is_air(file):

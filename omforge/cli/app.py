@@ -446,9 +446,11 @@ def check(
 
     known = chosen_facts(facts, target)
     if why:
+        from omforge.compilation.cpu import require_device
         from omforge.compilation.why import explain_choices
 
         soc = target_with(target, known)
+        require_device(soc, "check --why", "forms and bytes are those of NPU operators")
         graphs = explain_choices(model, soc, forms=dict(forms(form)), front=front)
         if as_json:
             console.show_json({"graphs": [graph.to_json() for graph in graphs]})

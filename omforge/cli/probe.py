@@ -66,6 +66,7 @@ def probe(
     verbose: Verbose = False,
 ) -> None:
     """Ask CANN and a device what the tables can only infer, and write facts for --facts."""
+    from omforge.compilation.cpu import require_device
     from omforge.ir.errors import InputError
     from omforge.lowering.target import target as find_target
     from omforge.probe.kit import write_kit
@@ -89,6 +90,7 @@ def probe(
             "Give --target SOC, or one of --read, --bench and --list",
         )
     soc = find_target(target)
+    require_device(soc, "probe", "its questions are those of CANN and a device")
     if export is not None:
         with console.progress() as bar:
             write_kit(export.absolute(), soc, bar)

@@ -56,16 +56,16 @@ def cpu_options(options: CompileOptions, soc: Target) -> CompileOptions:
     return dataclasses.replace(options, front="ort", layout="per-layer")
 
 
-def require_device(soc: Target, what: str) -> None:
-    """Refuse what is of devices alone.
+def require_device(
+    soc: Target, what: str, why: str = "what is planned is the memory of an NPU"
+) -> None:
+    """Refuse what is of devices alone; `what` and `why` are the error's.
 
     Raises:
         InputError: The target is the CPU.
     """
     if is_cpu(soc):
-        raise InputError(
-            f"{what} for --target cpu", "what is planned is the memory of an NPU", _WITHOUT
-        )
+        raise InputError(f"{what} for --target cpu", why, "Name an Ascend SoC")
 
 
 def cpu_passes() -> tuple[Pass, ...]:

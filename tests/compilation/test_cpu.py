@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 import omforge
 from omforge import ir
+from omforge.cli.app import app
 from omforge.compilation.compile import compile_bundle
 from omforge.compilation.options import CompileOptions
 from omforge.ir.errors import CheckError, InputError
@@ -140,3 +142,20 @@ def test_atc_has_no_part_in_it(exported: Exported, tmp_path: Path) -> None:
     omforge.compile(exported("optimum", "llama_gqa"), target="cpu", output=tmp_path / "b")
     with pytest.raises((InputError, CheckError), match="for the CPU"):
         build_bundle(tmp_path / "b", BuildOptions(atc="sim", cache=None))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("check", "MODEL", "--target", "cpu"),
+        ("check", "MODEL", "--target", "cpu", "--why"),
+        ("plan", "MODEL", "--target", "cpu"),
+        ("probe", "--target", "cpu"),
+    ],
+)
+def test_commands_of_npus_refuse_it(exported: Exported, words: tuple[str, ...]) -> None:
+    source = str(exported("optimum", "llama_gqa"))
+    result = CliRunner().invoke(app, [source if word == "MODEL" else word for word in words])
+    assert result.exit_code == 2
+    assert "for --target cpu" in result.output
+    assert "Name an Ascend SoC" in result.output
